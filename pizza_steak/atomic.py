@@ -1,0 +1,43 @@
+"""Files and folders that are there whole or not at all, and are made by one process at a time."""
+
+import contextlib
+import os
+import pathlib
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+
+import filelock
+
+
+@contextlib.contextmanager
+def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives a temporary path beside `path`, renamed to it when the block ends well.
+
+    What the block wrote there is removed when it fails.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def lock(path: pathlib.Path) -> filelock.BaseFileLock:
+    """What holds the other processes that would make `path` until this one has made it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return filelock.FileLock(path.with_name(f".{path.name}.lock"))
+
+
+def make_once(path: pathlib.Path, make: Callable[[pathlib.Path], None]) -> None:
+    """Calls `make` with a temporary path to write, unless `path` is there already."""
+    if path.exists():
+        return
+    with lock(path):
+        if not path.exists():  # Another process may have made it meanwhile.
+            with atomic_path(path) as temporary:
+                make(temporary)

@@ -1,0 +1,113 @@
+"""Batches of pictures, each a pure function of (seed, epoch, step).
+
+No shuffle buffer and no state: any batch of any epoch can be asked for first, so that a run that
+goes on where another was killed sees what that one would have seen.
+"""
+
+import math
+
+import numpy as np
+import tensorflow as tf
+
+from pizza_steak.decoded import Pictures
+from pizza_steak.errors import UserError
+
+CLASS_MODES = ("binary", "categorical", "sparse", "none")
+
+
+def choose_class_mode(class_mode: str | None, num_classes: int) -> str:
+    """The class mode that was asked for; without one "binary" for two classes, else "sparse".
+
+    Raises:
+      UserError: "binary" for another number of classes than two.
+    """
+    if class_mode is None:
+        return "binary" if num_classes == 2 else "sparse"
+    if class_mode == "binary" and num_classes != 2:
+        raise UserError(
+            f"class_mode 'binary': the pictures have {num_classes} classes, expected two; "
+            "use 'sparse' or 'categorical'"
+        )
+    return class_mode
+
+
+def encode_labels(labels: np.ndarray, class_mode: str, num_classes: int) -> np.ndarray:
+    """Labels as `flow_from_directory` gives them.
+
+    Args:
+      labels: int array of shape (N,), class indices.
+      class_mode: One of `CLASS_MODES`, but not "none".
+      num_classes: The number of classes C.
+
+    Returns:
+      "binary": float32 of shape (N,); "categorical": float32 of shape (N, C), one-hot; "sparse":
+      int32 of shape (N,).
+    """
+    if class_mode == "categorical":
+        return np.eye(num_classes, dtype=np.float32)[labels]
+    return labels.astype(np.float32 if class_mode == "binary" else np.int32)
+
+
+def batch_rows(
+    step: tf.Tensor, rows: tf.Tensor, batch_size: int, *, seed: int, shuffle: bool
+) -> tf.Tensor:
+    """The rows of one batch, counted in steps from the first of epoch 0.
+
+    Epoch e visits the rows in the permutation that `index_shuffle` draws from (seed, e); the last
+    batch of an epoch holds what is left.
+
+    Args:
+      step: int64 scalar.
+      rows: int64 of shape (N,), what an epoch visits.
+
+    Returns:
+      int64 of shape (B,), B the batch size or, at the end of an epoch, less.
+    """
+    count = tf.size(rows, out_type=tf.int64)
+    steps = -(-count // batch_size)
+    epoch, step = step // steps, step % steps
+    positions = tf.range(step * batch_size, tf.minimum((step + 1) * batch_size, count))
+    if shuffle:
+        # index_shuffle reads eight bits of each word of its seed: once would give 256 epochs.
+        words = tf.stack([tf.constant(seed, tf.int64), epoch])
+        for pair in tf.unstack(tf.random.stateless_uniform([3, 2], words, 0, 256, tf.int32)):
+            positions = tf.random.experimental.index_shuffle(positions, pair, count - 1)
+    return tf.gather(rows, positions)
+
+
+def batches(
+    pictures: Pictures,
+    rows: np.ndarray,
+    labels: np.ndarray | None,
+    batch_size: int,
+    *,
+    seed: int = 0,
+    shuffle: bool = False,
+    first_epoch: int = 0,
+    epochs: int = 1,
+) -> tf.data.Dataset:
+    """The batches of the epochs from `first_epoch` up to, not including, `epochs`.
+
+    Args:
+      pictures: What `decoded.decode` gave for N records.
+      rows: int64 array, the rows that an epoch visits, such as `Records.rows` gives.
+      labels: Encoded labels of all N records, or None for pictures alone.
+      batch_size: Pictures a batch; the last one of an epoch may hold fewer.
+      seed: Draws the order, together with the epoch's number.
+      shuffle: Whether each epoch has an order of its own; else it is that of `rows`.
+
+    Returns:
+      Dataset of (images, labels), or of images: uint8 of shape (B, height, width, 3).
+    """
+    steps = math.ceil(len(rows) / batch_size)
+
+    def load(step):
+        batch = batch_rows(step, rows, batch_size, seed=seed, shuffle=shuffle)
+        images = pictures.gather(batch)
+        return images if labels is None else (images, tf.gather(labels, batch))
+
+    return (
+        tf.data.Dataset.range(first_epoch * steps, epochs * steps)
+        .map(load, num_parallel_calls=pictures.parallel_calls)
+        .prefetch(tf.data.AUTOTUNE)
+    )

@@ -1,0 +1,237 @@
+"""The prepared records: pictures as TFDS wrote them, found by row.
+
+TFDS reads its records from front to back. Training needs them in the order of a permutation, so
+the index made here knows where the bytes of each picture lie.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import os
+import pathlib
+import struct
+import sys
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from absl import logging
+
+from pizza_steak.archive import read_archive
+from pizza_steak.atomic import lock, make_once
+from pizza_steak.errors import UserError
+from pizza_steak.pizza_steak_dataset_builder import ArchiveConfig, Builder
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """A prepared dataset, N encoded pictures; a row is an index from 0 to N - 1.
+
+    Rows number the examples of all splits, split after split by name, in the records' order, which
+    TFDS shuffled by a hash of the filenames: any slice of a split is a fair sample of it.
+
+    Attributes:
+      builder: The TFDS builder that wrote them.
+      labels: int64 array of shape (N,), indices into `classes`.
+      filenames: Array of shape (N,), paths below the archive's root.
+    """
+
+    builder: tfds.core.DatasetBuilder
+    labels: np.ndarray
+    filenames: np.ndarray
+    _shards: np.ndarray
+    _offsets: np.ndarray
+    _lengths: np.ndarray
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names, in the labels' order."""
+        return tuple(self.builder.info.features["label"].names)
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """Where the records lie, and what is derived from them."""
+        return pathlib.Path(self.builder.data_dir)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hexadecimal digest of every record's label, filename, place and length."""
+        digest = hashlib.sha256(self.builder.info.full_name.encode())
+        for column in (self.labels, self.filenames, self._shards, self._offsets, self._lengths):
+            digest.update(np.ascontiguousarray(column))
+        return digest.hexdigest()[:12]
+
+    def rows(self, split: str) -> np.ndarray:
+        """The rows of a TFDS split string such as `train`, `train[:80%]` or `train+test`.
+
+        Returns:
+          int64 array, in the records' order.
+
+        Raises:
+          UserError: There is no such split, it cannot be read as a split string, or it is empty.
+        """
+        splits = self.builder.info.splits
+        try:
+            instructions = splits[split].file_instructions
+        except (KeyError, ValueError, AssertionError) as error:
+            counts = ", ".join(f"{name}: {splits[name].num_examples:,}" for name in sorted(splits))
+            raise UserError(
+                f"split {split!r}: not in {self.builder.info.full_name} ({counts}); "
+                "expected one of these or a slice of it, such as 'train[:80%]'"
+            ) from error
+        files = _files(self.builder)
+        starts = dict(zip(files, np.cumsum([0, *files.values()]), strict=False))
+        parts = []
+        for part in instructions:
+            path = os.fspath(part.filename)
+            count = files[path] - part.skip if part.take == -1 else part.take
+            parts.append(starts[path] + part.skip + np.arange(count, dtype=np.int64))
+        if not parts:
+            raise UserError(f"split {split!r}: holds no pictures; expected at least one")
+        return np.concatenate(parts)
+
+    def read(self, rows: tf.Tensor) -> tf.Tensor:
+        """The encoded pictures at `rows`, as a string tensor of the same shape, (B,)."""
+        encoded = tf.numpy_function(self._read, [rows], tf.string, stateful=False)
+        return tf.ensure_shape(encoded, rows.shape)
+
+    def _read(self, rows: np.ndarray) -> np.ndarray:
+        return np.array([self._encoded(row) for row in rows], dtype=object)
+
+    def _encoded(self, row: int) -> bytes:
+        # Not through a map of the file: its pages would count as memory of the process.
+        with open(self._paths[self._shards[row]], "rb", buffering=0) as file:
+            file.seek(self._offsets[row])
+            return file.read(self._lengths[row])
+
+    @functools.cached_property
+    def _paths(self) -> list[str]:
+        return list(_files(self.builder))
+
+
+def prepare(
+    dataset: str = "pizza_steak/photos",
+    *,
+    archive: str | os.PathLike[str] | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
+) -> Records:
+    """Builds the records where they are not there yet, and opens them.
+
+    Args:
+      dataset: `pizza_steak/photos` (downloaded) or `pizza_steak/sample` (rendered).
+      archive: A zip or folder of class folders to use in place of `dataset`.
+      data_dir: Where TFDS keeps its datasets; by default `~/tensorflow_datasets`.
+
+    Raises:
+      UserError: The dataset is unknown, cannot be downloaded, or `data_dir` cannot be written.
+      ArchiveError: The archive is refused; nothing was written.
+    """
+    config = ArchiveConfig.of(read_archive(archive)) if archive else _config_named(dataset)
+    try:
+        with _quiet_tfds():
+            builder = _prepared_builder(config, data_dir)
+        return Records(builder, **_index(builder))
+    except OSError as error:
+        where = error.filename or data_dir
+        raise UserError(f"data_dir: {where}: {error.strerror}; pass another --data_dir") from error
+
+
+def _prepared_builder(
+    config: str | ArchiveConfig, data_dir: str | os.PathLike[str] | None
+) -> tfds.core.DatasetBuilder:
+    folder = pathlib.Path(Builder(data_dir=data_dir, config=config).data_dir)
+    with lock(folder.parent), _no_empty_folders(folder):
+        # Anew, because a builder only knows the records that were there when it was made.
+        builder = Builder(data_dir=data_dir, config=config)
+        builder.download_and_prepare()
+    return builder
+
+
+@contextlib.contextmanager
+def _quiet_tfds() -> Iterator[None]:
+    """Without what TFDS tells about each step; its progress bars stay, on a terminal."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(None):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+@contextlib.contextmanager
+def _no_empty_folders(folder: pathlib.Path) -> Iterator[None]:
+    """Removes what TFDS leaves around `folder` and its downloads when a build fails."""
+    try:
+        yield
+    except BaseException:
+        root = folder.parents[2]
+        for empty in (*root.glob("downloads/**/*.tmp.*"), folder.parent, folder.parents[1]):
+            with contextlib.suppress(OSError):  # It is not there, or holds something.
+                empty.rmdir()
+        raise
+
+
+def _config_named(dataset: str) -> str:
+    name, _, config = dataset.partition("/")
+    if name != Builder.name or config not in Builder.builder_configs:
+        known = ", ".join(f"{Builder.name}/{config}" for config in Builder.builder_configs)
+        raise UserError(
+            f"dataset {dataset!r}: unknown; expected one of {known}, or your own with --archive"
+        )
+    return config
+
+
+def _files(builder: tfds.core.DatasetBuilder) -> dict[str, int]:
+    """The record files in the rows' order, each with its number of examples."""
+    splits = builder.info.splits
+    return {
+        os.fspath(path): count
+        for name in sorted(splits)
+        for path, count in zip(splits[name].filepaths, splits[name].shard_lengths, strict=True)
+    }
+
+
+def _index(builder: tfds.core.DatasetBuilder) -> dict[str, np.ndarray]:
+    """The columns of `Records`, read once from the records and then from a file beside them."""
+    path = pathlib.Path(builder.data_dir, "index.npz")
+
+    def write(temporary: pathlib.Path) -> None:
+        with temporary.open("wb") as file:
+            np.savez(file, **_scan(list(_files(builder))))
+
+    make_once(path, write)
+    with np.load(path) as columns:
+        return dict(columns)
+
+
+def _scan(paths: Sequence[str]) -> dict[str, np.ndarray]:
+    columns = collections.defaultdict(list)
+    for shard, path in enumerate(paths):
+        for offset, record in _frames(path):
+            feature = tf.train.Example.FromString(record).features.feature
+            (encoded,) = feature["image"].bytes_list.value
+            columns["labels"].append(feature["label"].int64_list.value[0])
+            columns["filenames"].append(feature["filename"].bytes_list.value[0].decode())
+            columns["_shards"].append(shard)
+            columns["_offsets"].append(offset + record.index(encoded))
+            columns["_lengths"].append(len(encoded))
+    return {name: np.array(column) for name, column in columns.items()}
+
+
+def _frames(path: str) -> Iterator[tuple[int, bytes]]:
+    """The records of a TFRecord file, each with its offset.
+
+    A record is framed by its length (8 bytes), the length's checksum (4) and its own (4):
+    https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details
+    """
+    with open(path, "rb") as file:
+        while frame := file.read(12):
+            (length,) = struct.unpack_from("<Q", frame)
+            yield file.tell(), file.read(length)
+            file.seek(4, os.SEEK_CUR)

@@ -1,0 +1,157 @@
+"""Small generated pictures, and archives and records of them."""
+
+import io
+import os
+import pathlib
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+import pytest
+from PIL import Image
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+_REPOSITORY = pathlib.Path(__file__).parents[1]
+
+Layout = Mapping[str, bytes] | Iterable[str]
+
+
+def _picture(seed: int, width: int, height: int) -> Image.Image:
+    """Coarse noise, enlarged: smooth enough for a JPEG, no two alike."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _jpeg(seed: int = 0, width: int = 24, height: int = 20) -> bytes:
+    file = io.BytesIO()
+    _picture(seed, width, height).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def _write_folder(folder: pathlib.Path, files: Mapping[str, bytes]) -> pathlib.Path:
+    folder.mkdir()
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return folder
+
+
+def _write_zip(path: pathlib.Path, files: Mapping[str, bytes]) -> pathlib.Path:
+    with zipfile.ZipFile(path, "w") as zip_file:
+        for name, content in files.items():
+            zip_file.writestr(name, content)
+    return path
+
+
+@pytest.fixture(scope="session")
+def picture() -> Callable[..., Image.Image]:
+    """`picture(seed, width, height)`: an RGB picture of Pillow's, another one for every seed."""
+    return _picture
+
+
+@pytest.fixture(scope="session")
+def jpeg() -> Callable[..., bytes]:
+    """`jpeg(seed=0, width=24, height=20)`: a JPEG file, another one for every seed."""
+    return _jpeg
+
+
+@pytest.fixture(scope="session")
+def make_archive(tmp_path_factory) -> Callable[..., pathlib.Path]:
+    """`make_archive(layout, name="food", as_zip=True)`: a zip, or else a folder, in a new place.
+
+    `layout` maps paths to contents, or lists paths, each of which gets a JPEG of its own.
+    """
+
+    def make(layout: Layout, name: str = "food", as_zip: bool = True) -> pathlib.Path:
+        if not isinstance(layout, Mapping):
+            layout = {path: _jpeg(seed) for seed, path in enumerate(layout)}
+        parent = tmp_path_factory.mktemp("archive")
+        if as_zip:
+            return _write_zip(parent / f"{name}.zip", layout)
+        return _write_folder(parent / name, layout)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_records(make_archive, tmp_path_factory) -> Callable[..., object]:
+    """`make_records(layout)`: the `Records` of such an archive, in a data_dir of their own."""
+
+    def make(layout: Layout):
+        from pizza_steak import records
+
+        return records.prepare(
+            archive=make_archive(layout), data_dir=tmp_path_factory.mktemp("data_dir")
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def sample_records(tmp_path_factory):
+    """The `Records` of pizza_steak/sample: 240 pictures to train on, 80 to test on."""
+    from pizza_steak import records
+
+    return records.prepare("pizza_steak/sample", data_dir=tmp_path_factory.mktemp("sample"))
+
+
+@pytest.fixture
+def start_python():
+    """`start_python(code, *arguments)`: a `Popen` of it, with pipes; ended with the test."""
+    processes = []
+
+    def start(code: str, *arguments) -> subprocess.Popen:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            cwd=_REPOSITORY,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def run_at_once(start_python) -> Callable[..., list[str]]:
+    """`run_at_once(count, code, *arguments)`: what each of so many processes prints.
+
+    They wait for each other where `code` calls `wait()`.
+    """
+    wait = "def wait():\n    print(flush=True)\n    input()\n"
+
+    def run(count: int, code: str, *arguments) -> list[str]:
+        processes = [start_python(wait + code, *arguments) for _ in range(count)]
+        for process in processes:
+            process.stdout.readline()
+        for process in processes:
+            process.stdin.write("\n")
+            process.stdin.flush()
+        results = [process.communicate() for process in processes]
+        assert not any(process.returncode for process in processes), results
+        return [output for output, _ in results]
+
+    return run
+
+
+@pytest.fixture
+def run_python(start_python) -> Callable[..., str]:
+    """`run_python(code, *arguments)`: what it prints; fails with its errors where it fails."""
+
+    def run(code: str, *arguments) -> str:
+        process = start_python(code, *arguments)
+        output, errors = process.communicate()
+        assert process.returncode == 0, errors
+        return output
+
+    return run

@@ -1,0 +1,56 @@
+"""README.md says what is there."""
+
+import dataclasses
+import importlib.util
+import pathlib
+import re
+
+import pytest
+
+from trainers import config as configs
+
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else ""
+
+FLAGS = {
+    field.name
+    for concern in vars(configs).values()
+    if dataclasses.is_dataclass(concern)
+    for field in dataclasses.fields(concern)
+}
+
+
+def test_the_test_command_is_that_of_continuous_integration():
+    (command,) = re.findall(r"^pip install .*pytest.*$", (ROOT / ".ci/run").read_text(), re.M)
+    assert command in README
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "pip install -e . && "
+        "python -m trainers.fit --flagfile=tinyvgg.flags --dataset=pizza_steak/sample",
+        "pip install -e '.[test]' && pytest",
+    ],
+)
+def test_the_commands_to_start_with_are_there(command):
+    assert command in README
+
+
+def test_every_flag_for_fit_exists():
+    commands = re.findall(r"-m trainers\.fit((?:.*\\\n)*.*)", README)
+    named = re.findall(r"--(?:no)?([a-z_]+)", "\n".join(commands))
+    named += re.findall(r"`--(?:no)?([a-z_]+)[^`]*`", README)
+    assert commands
+    assert {*named} - FLAGS - {"help", "flagfile"} == set()
+
+
+def test_every_module_that_is_run_exists():
+    modules = set(re.findall(r"python3? -m ([\w.]+)", README))
+    assert "trainers.fit" in modules
+    assert [name for name in sorted(modules) if importlib.util.find_spec(name) is None] == []
+
+
+def test_every_file_it_links_to_exists():
+    links = re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", README)
+    assert [link for link in links if not (ROOT / link).exists()] == []

@@ -1,0 +1,88 @@
+"""Pictures that are told apart in a second, and `trainers.fit` on them."""
+
+import io
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from absl import flags
+from PIL import Image
+
+from trainers import config as configs
+from trainers.config import FitConfig
+
+ROOT = pathlib.Path(__file__).parents[2]
+SIZE = 32
+SHADES = {"dark": (0, 60), "light": (190, 250), "middle": (100, 150)}
+
+
+def parse_flags(*argv: str) -> FitConfig:
+    """What `trainers.fit` reads from its command line."""
+    values = flags.FlagValues()
+    configs.define_flags(FitConfig, values)
+    values(["fit", *argv])
+    return configs.from_flags(FitConfig, values)
+
+
+def fit(*argv: str):
+    """The result of `trainers.fit`, in this process."""
+    from trainers import training
+
+    return training.fit(parse_flags(*argv))
+
+
+def start_command(*argv: str, python: Iterable[str] = ()) -> subprocess.Popen:
+    """`python -m trainers.fit` in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, *python, "-m", "trainers.fit", *argv],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run_command(*argv: str, python: Iterable[str] = ()) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr of `python -m trainers.fit`."""
+    process = start_command(*argv, python=python)
+    stdout, stderr = process.communicate()
+    return process.returncode, stdout, stderr
+
+
+def snapshot(folder: pathlib.Path) -> dict[str, bytes | None]:
+    """Everything under a folder, with its content."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+def pictures(folder: str, count: int) -> np.ndarray:
+    """The `count` pictures of a folder such as train/dark: noise within the limits of its shade."""
+    low, high = SHADES[pathlib.PurePath(folder).name]
+    rng = np.random.default_rng(list(folder.encode()))
+    return rng.integers(low, high, (count, SIZE, SIZE, 3), dtype=np.uint8)
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """An array as a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def layout(counts: Mapping[str, int]) -> dict[str, bytes]:
+    """The files of an archive with so many pictures in each folder."""
+    return {
+        f"{folder}/{number:02}.png": png(pixels)
+        for folder, count in counts.items()
+        for number, pixels in enumerate(pictures(folder, count))
+    }
+
+
+def train_and_test(*classes: str) -> dict[str, int]:
+    """12 pictures of each class to train on, 6 to test on."""
+    return {f"train/{name}": 12 for name in classes} | {f"test/{name}": 6 for name in classes}

@@ -1,0 +1,172 @@
+"""`python -m trainers.fit`: what it answers to wrong flags and wrong input."""
+
+import pytest
+from small_runs import fit, layout, parse_flags, run_command, snapshot, train_and_test
+
+from pizza_steak.errors import UserError
+from trainers import config as configs
+from trainers import runs
+
+
+@pytest.mark.slow
+def test_help_lists_the_flags_without_waiting_for_tensorflow():
+    status, stdout, imports = run_command("--help", python=["-X", "importtime"])
+    assert status == 0
+    assert "trainers.config" in imports
+    assert "tensorflow" not in imports
+    assert "keras" not in imports
+    for _, field in configs.fields(configs.FitConfig):
+        assert f"--{field.name}" in stdout or f"--[no]{field.name}" in stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "argument, named",
+    [
+        ("--epochs=many", "epochs"),
+        ("--class_mode=multilabel", "class_mode"),
+        ("--learnig_rate=1", "learnig_rate"),
+        ("--flagfile=/nowhere/tinyvgg.flags", "/nowhere/tinyvgg.flags"),
+        ("food.zip", "food.zip"),
+    ],
+)
+def test_wrong_flags_exit_with_status_2_and_one_line(argument, named):
+    status, stdout, stderr = run_command(argument)
+    (line,) = stderr.splitlines()
+    assert (status, stdout) == (2, "")
+    assert line.startswith("error: ")
+    assert named in line
+
+
+# Flags, and what the message has to name. "{run}", "{archive}" and the like are filled in.
+BAD_INPUT = {
+    "no such archive": ("--archive=/nowhere/food.zip", "/nowhere/food.zip: no such file"),
+    "archive is no zip": ("--archive={no_zip}", "not a zip"),
+    "archive is truncated": ("--archive={truncated}", "truncated"),
+    "no class folders": ("--archive={flat}", "no class folders"),
+    "one class only": ("--archive={one_class}", "one class only, 'dark'"),
+    "class missing in test": ("--archive={no_light_test}", "'light' is in train/ but not in test/"),
+    "no test split": ("--archive={no_test}", "split 'test'"),
+    "bad pictures": ("--archive={bad}", "train/dark/a.jpg"),
+    "nothing but bad pictures": ("--archive={bad_test} --on_bad_image=skip", "test"),
+    "unknown split": ("--train_split=training", "'training'"),
+    "malformed split": ("--validation_split=test[:50%", "'test[:50%'"),
+    "empty split": ("--train_split=train[:0]", "holds no pictures"),
+    "backward split": ("--train_split=train[5:2]", "train[5:2]"),
+    "unknown model": ("--model=vgg", "'vgg'"),
+    "unknown precision": ("--precision=float8", "'float8'"),
+    "unknown optimizer": ("--optimizer=adamant", "'adamant'"),
+    "abstract optimizer": ("--optimizer=optimizer", "'optimizer'"),
+    "optimizer around another": ("--optimizer=LossScaleOptimizer", "'LossScaleOptimizer'"),
+    "binary of three classes": ("--archive={three} --class_mode=binary", "3 classes"),
+    "labels of no kind": ("--class_mode=none", "'none'"),
+    "pictures too small": ("--image_size=4", "4 x 4"),
+    "archive with too long a name": (f"--archive={'x' * 300}", "xxx"),
+    "run_dir with too long a name": (f"--run_dir={'x' * 300}", "xxx"),
+    "run_dir under a file": ("--run_dir={here}/file/run", "{here}/file"),
+    "run_dir is a file": ("--run_dir={here}/file", "is a file"),
+    "run_dir holds a run": ("--run_dir={here}/run", "--overwrite"),
+    "run_dir holds other files": ("--run_dir={here}/files", "no run"),
+    "run_dir to overwrite is no run": ("--run_dir={here}/files --overwrite", "no run"),
+    "nothing to resume": ("--resume", "no run to resume"),
+    "resumed with another flag": ("--run_dir={here}/run --resume --epochs=9", "--epochs=9"),
+    "resumed with one flag less": ("--run_dir={here}/weighted --resume", "class_weight"),
+}
+IN_PROCESSES_OF_THEIR_OWN = (
+    "no such archive",
+    "bad pictures",
+    "unknown precision",
+    "run_dir holds a run",
+)
+
+
+@pytest.fixture(scope="module")
+def archives(make_archive, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("no_archives")
+    dark_and_light = train_and_test("dark", "light")
+    sound = layout(dark_and_light)
+    no_picture = {f"{name}/a.jpg": b"no picture" for name in dark_and_light}
+    train = {name: file for name, file in sound.items() if name.startswith("train")}
+    (folder / "no_zip").write_bytes(b"no zip")
+    (folder / "truncated").write_bytes(make_archive(sound).read_bytes()[:-100])
+    return {
+        "no_zip": folder / "no_zip",
+        "truncated": folder / "truncated",
+        "flat": make_archive({"a.png": sound["train/dark/00.png"]}),
+        "one_class": make_archive({name: file for name, file in sound.items() if "dark" in name}),
+        "no_light_test": make_archive(train | {"test/dark/a.png": sound["test/dark/00.png"]}),
+        "no_test": make_archive(train),
+        "bad": make_archive(sound | no_picture),
+        "bad_test": make_archive(
+            train | {name: file for name, file in no_picture.items() if name.startswith("test")}
+        ),
+        "three": make_archive(layout(train_and_test("dark", "light", "middle"))),
+    }
+
+
+@pytest.fixture
+def bad_input(request, archives, small_flags, tmp_path):
+    """Flags that cannot be followed in `tmp_path`, and what the message has to say."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "thesis.tex").write_text("")
+    for name, flag in (("run", "--epochs=4"), ("weighted", "--class_weight=balanced")):
+        runs.plan(parse_flags(*small_flags, f"--run_dir={tmp_path}/{name}", flag)).create("", {})
+    argv, message = (text.format(here=tmp_path, **archives) for text in BAD_INPUT[request.param])
+    return [*small_flags, f"--run_dir={tmp_path}/new", *argv.split()], message
+
+
+@pytest.mark.parametrize("bad_input", BAD_INPUT, indirect=True)
+def test_bad_input_is_one_line_and_leaves_nothing(bad_input, tmp_path):
+    argv, message = bad_input
+    before = snapshot(tmp_path)
+    with pytest.raises(UserError) as caught:
+        fit(*argv)
+    assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bad_input", IN_PROCESSES_OF_THEIR_OWN, indirect=True)
+def test_bad_input_exits_with_status_1_and_one_line(bad_input, tmp_path):
+    argv, message = bad_input
+    before = snapshot(tmp_path)
+    status, _, stderr = run_command(*argv)
+    (line,) = stderr.splitlines()
+    assert status == 1
+    assert line.startswith("error: ")
+    assert message in line
+    assert snapshot(tmp_path) == before
+
+
+def test_an_unknown_dataset_is_named_beside_the_known(tmp_path):
+    with pytest.raises(UserError, match=r"'pizza_steak/chips': unknown; .*pizza_steak/sample"):
+        fit("--dataset=pizza_steak/chips", f"--run_dir={tmp_path}/run")
+    assert snapshot(tmp_path) == {}
+
+
+def test_every_bad_picture_is_named(archives, small_flags, tmp_path):
+    with pytest.raises(UserError) as caught:
+        fit(*small_flags, f"--archive={archives['bad']}", f"--run_dir={tmp_path}/run")
+    for folder in train_and_test("dark", "light"):
+        assert f"{folder}/a.jpg" in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_no_number_names_its_epoch_and_step(small_flags, tmp_path):
+    status, _, stderr = run_command(
+        *small_flags, f"--run_dir={tmp_path}/run", "--optimizer=sgd", "--learning_rate=1e30"
+    )
+    (line,) = stderr.splitlines()
+    assert status == 1
+    assert line.startswith("error: loss became nan in epoch 1, step 2; ")
+    assert "--learning_rate" in line
+    assert not (tmp_path / "run" / "model.keras").exists()
+
+
+def test_a_validation_loss_that_is_no_number_ends_the_run(small_flags, tmp_path):
+    one_step = ["--batch_size=64", "--epochs=1", "--optimizer=sgd", "--learning_rate=1e38"]
+    with pytest.raises(UserError, match="loss became nan in epoch 1"):
+        fit(*small_flags, f"--run_dir={tmp_path}/run", "--class_mode=sparse", *one_step)
+    assert not (tmp_path / "run" / "model.keras").exists()

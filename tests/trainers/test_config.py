@@ -1,0 +1,121 @@
+"""Flags and dataclasses say the same, both ways."""
+
+import collections
+import re
+
+import pytest
+from absl import flags
+from small_runs import ROOT, parse_flags
+
+from pizza_steak import decoded, input_pipeline
+from trainers import config as configs
+from trainers.config import (
+    DataConfig,
+    DevicesConfig,
+    FitConfig,
+    ModelConfig,
+    OptimisationConfig,
+    RunConfig,
+)
+
+FIELDS = {field.name: field for _, field in configs.fields(FitConfig)}
+
+
+def test_names_are_unique_across_concerns():
+    counts = collections.Counter(field.name for _, field in configs.fields(FitConfig))
+    assert set(counts.values()) == {1}
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_field_is_a_flag_with_its_help_and_default(name):
+    values = flags.FlagValues()
+    configs.define_flags(FitConfig, values)
+    assert values[name].default == FIELDS[name].default
+    assert re.fullmatch(r"(?s)\S.{10,}\.", values[name].help)
+
+
+def test_no_flags_give_the_defaults():
+    assert parse_flags() == FitConfig()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        FitConfig(),
+        FitConfig(
+            data=DataConfig(
+                archive="~/my food = 'pizza', #2.zip",
+                data_dir="",
+                train_split="train[:80%] + test",
+                test_split="test[50%:]",
+                class_mode="none",
+            )
+        ),
+        FitConfig(model=ModelConfig(filters=1, kernel_size=7)),
+        FitConfig(
+            optimisation=OptimisationConfig(
+                learning_rate=1e-05,
+                class_weight="balanced",
+                early_stopping_patience=0,
+                reduce_lr_patience=3,
+                seed=0,
+            )
+        ),
+        FitConfig(optimisation=OptimisationConfig(learning_rate=0.1 + 0.2)),
+        FitConfig(devices=DevicesConfig(precision="mixed_float16", jit_compile="off")),
+        FitConfig(run=RunConfig(run_dir="a run", overwrite=True, resume=True, tensorboard=False)),
+    ],
+)
+def test_a_flagfile_of_a_configuration_gives_it_back(config, tmp_path):
+    flagfile = tmp_path / "run.flags"
+    flagfile.write_text(configs.to_flags(config))
+    assert parse_flags(f"--flagfile={flagfile}") == config
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--batch_size=0",
+        "--class_mode=multilabel",
+        "--epochs=0",
+        "--filters=ten",
+        "--image_size=-1",
+        "--learning_rate=-0.1",
+        "--seed=-1",
+    ],
+)
+def test_values_that_cannot_be_meant_are_refused(flag):
+    with pytest.raises(flags.Error, match=flag.split("=")[0].strip("-")):
+        parse_flags(flag)
+
+
+@pytest.mark.parametrize(
+    "name, implemented",
+    [
+        ("decoded_cache", decoded.CACHES),
+        ("interpolation", decoded.INTERPOLATIONS),
+        ("class_mode", input_pipeline.CLASS_MODES),
+    ],
+)
+def test_choices_are_what_the_library_implements(name, implemented):
+    assert set(FIELDS[name].metadata["choices"]) == set(implemented)
+
+
+def test_tinyvgg_flags_are_the_settings_of_the_chapter():
+    config = parse_flags(f"--flagfile={ROOT / 'tinyvgg.flags'}")
+    assert config == FitConfig(
+        data=DataConfig(
+            dataset="pizza_steak/photos",
+            train_split="train",
+            validation_split="test",
+            image_size=224,
+            batch_size=32,
+        ),
+        model=ModelConfig("tinyvgg", 10, blocks=2, convolutions=2, kernel_size=3, pool_size=2),
+        optimisation=OptimisationConfig(epochs=5, optimizer="adam", learning_rate=0.001, seed=42),
+    )
+
+
+def test_every_flag_of_tinyvgg_flags_stands_under_a_comment():
+    paragraphs = (ROOT / "tinyvgg.flags").read_text().strip().split("\n\n")
+    assert [text for text in paragraphs if not text.startswith("# ")] == []

@@ -1,0 +1,117 @@
+"""The networks: what they are made of, and what goes in and comes out."""
+
+import keras
+import numpy as np
+import pytest
+
+from pizza_steak.errors import UserError
+from trainers import models
+from trainers.config import ModelConfig
+
+SHAPE = (32, 40, 3)
+
+
+@pytest.fixture
+def images():
+    return np.random.default_rng(0).integers(0, 256, (5, *SHAPE), dtype=np.uint8)
+
+
+@pytest.fixture
+def dtype_policy():
+    """Sets Keras's policy for one test."""
+    before = keras.config.dtype_policy()
+    yield keras.config.set_dtype_policy
+    keras.config.set_dtype_policy(before)
+
+
+def build(class_mode="binary", num_classes=2, shape=SHAPE, **sizes) -> keras.Model:
+    return models.build(ModelConfig(**sizes), shape, num_classes, class_mode)
+
+
+def test_tinyvgg_is_the_network_of_the_chapter():
+    model = build(shape=(224, 224, 3))
+    assert model.count_params() == 31_101
+    assert [type(layer).__name__ for layer in model.layers] == [
+        "InputLayer",
+        "Rescaling",
+        *["Conv2D", "Conv2D", "MaxPooling2D"] * 2,
+        "Flatten",
+        "Dense",
+    ]
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Conv2D):
+            assert layer.get_config().items() >= {"filters": 10, "activation": "relu"}.items()
+
+
+def test_arguments_change_what_they_name():
+    model = build(filters=6, blocks=1, convolutions=3, kernel_size=5, pool_size=4)
+    convolutions = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
+    (pooling,) = (layer for layer in model.layers if isinstance(layer, keras.layers.MaxPooling2D))
+    assert [(layer.filters, layer.kernel_size) for layer in convolutions] == [(6, (5, 5))] * 3
+    assert pooling.pool_size == (4, 4)
+    assert pooling.output.shape == (None, (32 - 3 * 4) // 4, (40 - 3 * 4) // 4, 6)
+
+
+@pytest.mark.parametrize(
+    "class_mode, num_classes, labels, units",
+    [
+        ("binary", 2, np.float32([0, 1, 1, 0, 1]), 1),
+        ("sparse", 2, np.int32([0, 1, 1, 0, 1]), 2),
+        ("sparse", 4, np.int32([0, 1, 2, 3, 3]), 4),
+        ("categorical", 4, np.eye(4, dtype=np.float32)[[0, 1, 2, 3, 3]], 4),
+    ],
+)
+def test_head_and_loss_fit_the_labels(images, class_mode, num_classes, labels, units):
+    model = build(class_mode, num_classes, filters=2)
+    probabilities = model.predict(images, verbose=0)
+    assert probabilities.shape == (5, units)
+    assert np.all((probabilities > 0) & (probabilities < 1))
+    if units > 1:
+        np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-6)
+        of_truth = probabilities[range(5), labels.argmax(1) if labels.ndim == 2 else labels]
+    else:
+        of_truth = np.where(labels == 1, probabilities[:, 0], 1 - probabilities[:, 0])
+    model.compile(loss=models.loss_for(class_mode))
+    loss = model.evaluate(images, labels, verbose=0)
+    assert loss == pytest.approx(-np.log(of_truth).mean(), rel=1e-5)
+
+
+def test_raw_pictures_give_the_same_as_uint8_and_as_float(images):
+    model = build(filters=2)
+    np.testing.assert_array_equal(model(images).numpy(), model(images.astype(np.float32)).numpy())
+
+
+def test_a_saved_model_gives_the_same_outputs(images, tmp_path):
+    model = build("sparse", 3, filters=2)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded(images).numpy(), model(images).numpy())
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_half_precision_ends_before_the_probabilities(images, policy, dtype_policy):
+    dtype_policy(policy)
+    model = build("sparse", 3, filters=2)
+    *hidden, head = model.layers
+    assert hidden[-1].compute_dtype == policy.removeprefix("mixed_")
+    assert head.compute_dtype == model(images).dtype == "float32"
+
+
+def test_an_unknown_name_is_the_users_to_mend():
+    with pytest.raises(UserError, match=r"model 'vgg': unknown; expected one of .*tinyvgg"):
+        build(model="vgg")
+
+
+@pytest.mark.parametrize(
+    "height, width, sizes",
+    [
+        (12, 40, {}),
+        (40, 12, {}),
+        (5, 5, {"blocks": 1}),
+        (8, 8, {"kernel_size": 9, "blocks": 1}),
+    ],
+)
+def test_pictures_too_small_for_the_layers_are_the_users_to_mend(height, width, sizes):
+    with pytest.raises(UserError, match=rf"{height} x {width} pixels .*--image_size") as caught:
+        build(shape=(height, width, 3), **sizes)
+    assert "Exception encountered" not in str(caught.value)

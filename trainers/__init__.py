@@ -1,0 +1,1 @@
+"""Training, evaluation and prediction, as commands over a library."""

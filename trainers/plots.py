@@ -1,0 +1,61 @@
+"""The figures of a run directory."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+# Okabe and Ito's blue and vermilion, which colour-blind people tell apart.
+_TRAIN, _VALIDATION = "#0072B2", "#D55E00"
+
+
+def curves(history: Mapping[str, Sequence[float]], path: pathlib.Path) -> None:
+    """Draws loss and accuracy by epoch, for training and validation, the best epoch marked.
+
+    Args:
+      history: Lists of one number an epoch, by Keras's names.
+      path: The PNG to write.
+    """
+    epochs = np.arange(1, len(history["loss"]) + 1)
+    best = int(np.argmin(history["val_loss"]))
+    marker = "o" if len(epochs) <= 30 else None
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    for axes, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        for name, color, label in (
+            (metric, _TRAIN, "training"),
+            (f"val_{metric}", _VALIDATION, "validation"),
+        ):
+            axes.plot(epochs, history[name], color=color, label=label, marker=marker, markersize=4)
+        axes.axvline(epochs[best], color="0.5", linestyle=":", label=f"best epoch ({epochs[best]})")
+        axes.set(title=metric.capitalize(), xlabel="epoch", xlim=(0.5, len(epochs) + 0.5))
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+        axes.grid(color="0.9")
+        axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], path: pathlib.Path) -> None:
+    """Draws how often each true class (row) was taken for each class (column).
+
+    Args:
+      matrix: int array of shape (C, C), pictures.
+      classes: C names.
+      path: The PNG to write.
+    """
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    side = min(4 + 0.35 * len(classes), 24)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    ticks = range(len(classes))
+    classes = [name.replace("$", r"\$") for name in classes]  # Else Matplotlib reads a formula.
+    rotation = 0 if len(classes) <= 3 else 90
+    axes.set_xticks(ticks, classes, rotation=rotation)
+    axes.set_yticks(ticks, classes)
+    axes.set(title="Confusion matrix (pictures)", xlabel="predicted", ylabel="true")
+    if len(classes) <= 20:  # Numbers of more cells could not be read.
+        for (row, column), count in np.ndenumerate(matrix):
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, f"{count:,}", ha="center", va="center", color=color)
+    figure.savefig(path, dpi=120)
