@@ -1,8 +1,9 @@
 """Archives of class folders: a zip or a folder, read through its directory and never unpacked.
 
-The layouts that are understood, with or without one root folder around them:
+The layouts that are understood, with or without folders around the whole of them:
 
-    train/<class>/<picture>   beside test/ and one of val/, valid/, validation/
+    train/<class>/<picture>   beside test/ and one of val/, valid/, validation/; or training/,
+                              testing/
     <class>/<picture>         everything is the split "train", to be cut by split strings
 
 Nothing of an archive is trusted: a member that leaves it, is a link, is encrypted, stands twice or
@@ -15,11 +16,12 @@ import hashlib
 import lzma
 import os
 import pathlib
+import posixpath
 import re
 import stat
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from pizza_steak.errors import ArchiveError
 
@@ -29,7 +31,9 @@ SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"})
 
 _SPLITS = {
     "train": "train",
+    "training": "train",
     "test": "test",
+    "testing": "test",
     "val": "validation",
     "valid": "validation",
     "validation": "validation",
@@ -87,7 +91,8 @@ class Archive:
     def name(self) -> str:
         """A name for what was read: the file's own and a part of the fingerprint."""
         stem = self.path.stem if self.path.is_file() else self.path.name
-        return f"{re.sub(r'[^A-Za-z0-9_]+', '_', stem).strip('_')}-{self.fingerprint[:12]}"
+        name = re.sub(r"[^A-Za-z0-9_]+", "_", stem).strip("_") or "archive"
+        return f"{name}-{self.fingerprint[:12]}"
 
     def read(self, split: str) -> Iterator[tuple[Picture, bytes]]:
         """Yields each picture of `split` with its bytes as they are in the archive.
@@ -116,8 +121,12 @@ class Archive:
         )
 
 
-def read_archive(path: str | os.PathLike[str]) -> Archive:
+def read_archive(path: str | os.PathLike[str], *, follow_links: bool = False) -> Archive:
     """Lists the archive at `path`: a zip file or a folder; `~` is the home folder.
+
+    Args:
+      path: Where it is.
+      follow_links: Whether links to folders are followed; else they are refused.
 
     Raises:
       ArchiveError: There is no archive there, it has no class folders or only one class, its splits
@@ -128,10 +137,10 @@ def read_archive(path: str | os.PathLike[str]) -> Archive:
         kind = stat.S_IFMT(path.stat().st_mode)
     except OSError as error:
         raise ArchiveError(
-            f"archive {path}: {error.strerror.lower()}; expected a zip file or a folder"
+            f"archive {path}: {_told(error).lower()}; expected a zip file or a folder"
         ) from error
     if kind == stat.S_IFDIR:
-        members = _folder_members(path)
+        members = _folder_members(path, follow_links)
     elif kind == stat.S_IFREG:
         members = _zip_members(path)
     else:
@@ -139,31 +148,32 @@ def read_archive(path: str | os.PathLike[str]) -> Archive:
 
     left_out: collections.Counter[str] = collections.Counter()
     pictures = {}
-    for member, content in members:
-        kind = _kind_left_out(member)
+    for name, member, content in members:
+        kind = _kind_left_out(name)
         if kind is None:
-            pictures[member] = content
+            pictures[name] = member, content
         else:
             left_out[kind] += 1
 
     splits = collections.defaultdict(list)
     digest = hashlib.sha256()
-    root = _root(pictures)
-    filenames = {
-        member: member[len(root) :]
-        for member in sorted(pictures)
-        if member.lower().startswith(root)
-    }
+    root = _root(path, pictures)
+    filenames = [name.removeprefix(root) for name in sorted(pictures) if name.startswith(root)]
     left_out["outside the class folders"] = len(pictures) - len(filenames)
-    has_splits = any(name.split("/")[0].lower() in _SPLITS for name in filenames.values())
-    for member, filename in filenames.items():
+    paths = [filename.split("/") for filename in filenames]
+    # A class may be called train, beside others; nothing but train/ and test/ are no classes.
+    has_splits = any(map(_in_split, paths)) or all(
+        parts[0].lower() in _SPLITS for parts in paths if len(parts) > 1
+    )
+    for filename in filenames:
         placed = _place(filename, has_splits)
         if placed is None:
             left_out["outside the class folders"] += 1
             continue
         split, label = placed
+        member, content = pictures[root + filename]
         splits[split].append(Picture(filename, label, member))
-        digest.update(f"{filename}\0{pictures[member]}\n".encode())
+        digest.update(f"{filename}\0{content}\n".encode())
 
     classes = _common_classes(path, splits, sum(left_out.values()))
     for split in splits.values():
@@ -177,46 +187,57 @@ def read_archive(path: str | os.PathLike[str]) -> Archive:
     )
 
 
-def _folder_members(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
-    def fail(error: OSError):
-        raise ArchiveError(f"archive {folder}: {error.filename} cannot be read ({error.strerror})")
+def _folder_members(folder: pathlib.Path, follow_links: bool) -> Iterator[tuple[str, str, str]]:
+    """The (name, member, what stands for its content) of every file."""
 
-    for directory, folders, names in os.walk(folder, onerror=fail):
+    def fail(error: OSError):
+        raise ArchiveError(f"archive {folder}: {error.filename} cannot be read ({_told(error)})")
+
+    for directory, folders, names in os.walk(folder, onerror=fail, followlinks=follow_links):
         for name in (*folders, *names):
             file = pathlib.Path(directory, name)
-            try:
-                name.encode()
-            except UnicodeEncodeError as error:
-                raise ArchiveError(
-                    f"archive {folder}: the name {name!r} is no text; rename it"
-                ) from error
+            if fault := _fault_of_name(name):
+                raise ArchiveError(f"archive {folder}: the name {name!r} {fault}; rename it")
             if name in folders:
-                if file.is_symlink():
+                if file.is_symlink() and not follow_links:
                     raise ArchiveError(
                         f"archive {folder}: {file.name} is a link to a folder, which is not "
-                        "followed; put the folder itself there"
+                        "followed; put the folder itself there, or pass --follow_links"
+                    )
+                if file.is_symlink() and pathlib.Path(directory).resolve().is_relative_to(
+                    file.resolve()
+                ):
+                    raise ArchiveError(
+                        f"archive {folder}: {file.name} is a link to a folder around it; remove it"
                     )
                 continue
             try:
                 status = file.stat()
             except OSError as error:
                 fail(error)
-            yield file.relative_to(folder).as_posix(), f"{status.st_size} {status.st_mtime_ns}"
+            name = file.relative_to(folder).as_posix()
+            yield name, name, f"{status.st_size} {status.st_mtime_ns}"
 
 
-def _zip_members(path: pathlib.Path) -> Iterator[tuple[str, str]]:
+def _zip_members(path: pathlib.Path) -> Iterator[tuple[str, str, str]]:
+    """The (name, member, what stands for its content) of every file.
+
+    The name is the member's with what some packers write tidied: `./` in front, backslashes.
+    """
     with _open_zip(path) as zip_file:
         seen = set()
         for info in zip_file.infolist():
-            if info.is_dir():
+            name = info.filename.replace("\\", "/")
+            if name.endswith("/"):
                 continue
-            fault = _fault(info) or ("stands twice" if info.filename in seen else None)
+            name = posixpath.normpath(name) if name else ""
+            fault = _fault(info) or ("stands twice" if name in seen else None)
             if fault:
                 raise ArchiveError(
                     f"archive {path}: refused, {info.filename!r} {fault}; pack the folders anew"
                 )
-            seen.add(info.filename)
-            yield info.filename, f"{info.file_size} {info.CRC:08x}"
+            seen.add(name)
+            yield name, info.filename, f"{info.file_size} {info.CRC:08x}"
 
 
 def _open_zip(path: pathlib.Path) -> zipfile.ZipFile:
@@ -230,7 +251,7 @@ def _open_zip(path: pathlib.Path) -> zipfile.ZipFile:
             f"archive {path}: {what}; expected a zip of class folders, or the folder itself"
         ) from error
     except OSError as error:
-        raise ArchiveError(f"archive {path}: cannot be read ({error.strerror})") from error
+        raise ArchiveError(f"archive {path}: cannot be read ({_told(error)})") from error
 
 
 def _fault(info: zipfile.ZipInfo) -> str | None:
@@ -243,7 +264,23 @@ def _fault(info: zipfile.ZipInfo) -> str | None:
         return "is encrypted"
     if info.file_size > _MOST_BYTES:
         return f"claims {info.file_size:,} bytes, more than a picture's {_MOST_BYTES:,}"
+    return _fault_of_name(info.filename)
+
+
+def _fault_of_name(name: str) -> str | None:
+    if not name:
+        return "is no name"
+    if re.search(r"[\x00-\x1f\x7f]", name):
+        return "has a control character"
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return "is no text"
     return None
+
+
+def _told(error: OSError) -> str:
+    return error.strerror or str(error)
 
 
 def _kind_left_out(member: str) -> str | None:
@@ -259,28 +296,40 @@ def _kind_left_out(member: str) -> str | None:
     return None if suffix in SUFFIXES else suffix or "without suffix"
 
 
-def _root(members: Iterable[str]) -> str:
-    """The one folder around everything, with its slash, or "" where there is none."""
-    paths = [member.lower().split("/") for member in members]
-    if any(parts[0] in _SPLITS for parts in paths):
-        return ""
-    tops = {parts[0] for parts in paths}
-    around_splits = {parts[0] for parts in paths if parts[1:2] and parts[1] in _SPLITS}
-    if len(around_splits) == 1:
-        tops = around_splits
-    if len(tops) != 1 or max(map(len, paths)) < 3:
-        return ""
-    return f"{tops.pop()}/"
+def _root(path: pathlib.Path, names: Iterable[str]) -> str:
+    """The folders around everything, with a slash behind each, or "" where there are none."""
+    paths = [name.split("/") for name in names]
+    around_splits = set()
+    for parts in paths:
+        depths = (depth for depth in range(len(parts)) if _in_split(parts[depth:]))
+        if (depth := next(depths, None)) is not None:
+            around_splits.add("".join(f"{part}/" for part in parts[:depth]))
+    if len(around_splits) > 1:
+        first, second, *_ = sorted(around_splits)
+        raise ArchiveError(
+            f"archive {path}: {first or './'} and {second} both hold train/ or test/; "
+            "expected one folder that does: pack it alone"
+        )
+    if around_splits:
+        return around_splits.pop()
+    root = ""
+    while len({parts[0] for parts in paths}) == 1 and max(map(len, paths)) > 2:
+        root += f"{paths[0][0]}/"
+        paths = [parts[1:] for parts in paths if len(parts) > 1]
+    return root
+
+
+def _in_split(parts: Sequence[str]) -> bool:
+    """Whether a path, cut at its slashes, is that of a picture in a class folder of a split."""
+    return len(parts) > 2 and parts[0].lower() in _SPLITS
 
 
 def _place(filename: str, has_splits: bool) -> tuple[str, str] | None:
     """The (split, class) of a file, or None where it is in no class folder."""
-    *folders, _ = filename.split("/")
+    parts = filename.split("/")
     if not has_splits:
-        folders.insert(0, "train")
-    if len(folders) < 2 or folders[0].lower() not in _SPLITS:
-        return None
-    return _SPLITS[folders[0].lower()], folders[1]
+        return ("train", parts[0]) if len(parts) > 1 else None
+    return (_SPLITS[parts[0].lower()], parts[1]) if _in_split(parts) else None
 
 
 def _common_classes(

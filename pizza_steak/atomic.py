@@ -1,6 +1,7 @@
 """Files and folders that are there whole or not at all, and are made by one process at a time."""
 
 import contextlib
+import glob
 import os
 import pathlib
 import shutil
@@ -14,17 +15,15 @@ import filelock
 def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Gives a temporary path beside `path`, renamed to it when the block ends well.
 
-    What the block wrote there is removed when it fails.
+    Its name ends with that of `path`, suffixes and all. What the block wrote there is removed when
+    it fails.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
+        remove(temporary)
 
 
 def lock(path: pathlib.Path) -> filelock.BaseFileLock:
@@ -38,6 +37,16 @@ def make_once(path: pathlib.Path, make: Callable[[pathlib.Path], None]) -> None:
     if path.exists():
         return
     with lock(path):
+        for left in path.parent.glob(f".{'?' * 32}.{glob.escape(path.name)}"):
+            remove(left)  # By a process that was killed: who makes it holds the lock.
         if not path.exists():  # Another process may have made it meanwhile.
             with atomic_path(path) as temporary:
                 make(temporary)
+
+
+def remove(path: pathlib.Path) -> None:
+    """Removes a file or a folder with all that is in it; there may be none."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,8 +1,10 @@
 """Pictures decoded: once into an array that is memory-mapped, or each time they are asked for."""
 
 import dataclasses
+import io
 import json
 import math
+import os
 import pathlib
 import re
 import shutil
@@ -13,9 +15,10 @@ import numpy as np
 import tensorflow as tf
 import tqdm
 from absl import logging
+from PIL import Image
 
 from pizza_steak.atomic import make_once
-from pizza_steak.errors import BadImageError
+from pizza_steak.errors import BadImageError, UserError
 from pizza_steak.records import Records
 
 CACHES = ("disk", "memory", "none")
@@ -29,10 +32,46 @@ INTERPOLATIONS = (
     "gaussian",
     "mitchellcubic",
 )
+ASPECT_RATIOS = ("stretch", "crop", "pad")
+# By ImageDataGenerator's names.
+CHANNELS = {"rgb": 3, "grayscale": 1, "rgba": 4}
 
 # Part of what names a decoded array: to be raised when `decode_image` gives other pixels.
-_DECODER_VERSION = 2
+_DECODER_VERSION = 3
 _RECORDS_READ_AT_ONCE = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """The form that every picture is brought into: all that, with its bytes, gives its pixels.
+
+    Attributes:
+      size: Height and width, in pixels.
+      interpolation: One of `INTERPOLATIONS`: the methods of `tf.image.resize`, without antialias;
+        "nearest" takes Pillow's pixels, as ImageDataGenerator does.
+      aspect_ratio: One of `ASPECT_RATIOS`: what becomes of pictures of another one than `size`.
+        "crop" keeps the largest part of the middle, as ImageDataGenerator's keep_aspect_ratio does;
+        "pad" puts black bars on two sides, as pad_to_aspect_ratio of image_dataset_from_directory.
+      color_mode: A key of `CHANNELS`. "grayscale" weighs the colours as Pillow does (ITU-R 601-2);
+        "rgba" is opaque where the picture has no alpha, which "rgb" and "grayscale" drop.
+    """
+
+    size: tuple[int, int]
+    interpolation: str = "bilinear"
+    aspect_ratio: str = "stretch"
+    color_mode: str = "rgb"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one picture: (height, width, channels)."""
+        return *self.size, CHANNELS[self.color_mode]
+
+    @property
+    def name(self) -> str:
+        """For the name of a file: another one for every format."""
+        height, width = self.size
+        parts = (f"{height}x{width}", self.interpolation, self.aspect_ratio, self.color_mode)
+        return "-".join((*parts, f"v{_DECODER_VERSION}"))
 
 
 class Pictures(Protocol):
@@ -47,12 +86,12 @@ class Pictures(Protocol):
     parallel_calls: int
 
     def gather(self, rows: tf.Tensor) -> tf.Tensor:
-        """The pictures at `rows`, int64 of shape (B,): uint8 of shape (B, height, width, 3)."""
+        """The pictures at `rows`, int64 of shape (B,): uint8 of (B, height, width, channels)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DecodedPictures:
-    """Pictures in an array of shape (N, height, width, 3), uint8; zeros where one is bad."""
+    """Pictures in an array of shape (N, height, width, channels), uint8; zeros where one is bad."""
 
     array: np.ndarray
     bad: Mapping[int, str]
@@ -69,62 +108,100 @@ class StreamedPictures:
     """Pictures decoded from the records each time they are gathered."""
 
     records: Records
-    size: tuple[int, int]
-    interpolation: str
+    format: Format
     bad: Mapping[int, str]
     parallel_calls: int = tf.data.AUTOTUNE
 
     def gather(self, rows: tf.Tensor) -> tf.Tensor:
         return tf.map_fn(
-            lambda encoded: decode_image(encoded, self.size, self.interpolation),
+            lambda encoded: decode_image(encoded, self.format),
             self.records.read(rows),
-            fn_output_signature=tf.TensorSpec((*self.size, 3), tf.uint8),
+            fn_output_signature=tf.TensorSpec(self.format.shape, tf.uint8),
         )
 
 
-def decode_image(encoded: tf.Tensor, size: tuple[int, int], interpolation: str) -> tf.Tensor:
-    """Decodes one picture and resizes it.
+def decode_image(encoded: tf.Tensor, format: Format) -> tf.Tensor:
+    """Decodes one picture and brings it into a format.
 
-    The pixels of a JPEG are Pillow's, to the last bit (dct_method), and "nearest" takes Pillow's
-    pixels, where `tf.image.resize` takes others. Alpha is dropped, grey repeated; of an animation
-    it is the first frame.
+    Before it is resized the pixels are Pillow's, to the last bit. Of an animation it is the first
+    frame.
 
     Args:
       encoded: Scalar string: a JPEG, PNG, BMP, GIF or WebP file, whatever its name says.
-      size: Height and width of the result, in pixels.
-      interpolation: One of `INTERPOLATIONS`: the methods of `tf.image.resize`, without antialias.
+      format: Its size, colours and so on.
 
     Returns:
-      uint8 tensor of shape (height, width, 3), values 0 to 255.
+      uint8 tensor of shape `format.shape`, values 0 to 255.
 
     Raises:
-      tf.errors.InvalidArgumentError: These bytes are no picture, or not a whole one.
+      tf.errors.OpError: These bytes are no picture, or not a whole one.
     """
+    with_alpha = format.color_mode == "rgba"
     image = tf.case(
         [
-            (tf.io.is_jpeg(encoded), lambda: _decode_jpeg(encoded)),
-            (tf.strings.substr(encoded, 0, 2) == b"BM", lambda: _decode_bmp(encoded)),
+            (tf.io.is_jpeg(encoded), lambda: _decode_jpeg(encoded, with_alpha)),
+            (_is_for_pillow(encoded), lambda: _decode_by_pillow(encoded, with_alpha)),
         ],
-        default=lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False),
+        default=lambda: tf.io.decode_image(
+            encoded, channels=4 if with_alpha else 3, expand_animations=False
+        ),
     )
-    image = tf.ensure_shape(image, (None, None, 3))
-    if interpolation == "nearest":
-        return _resize_nearest(image, size)
-    image = tf.image.resize(image, size, method=interpolation)
-    if interpolation in ("bilinear", "area"):  # Means of pixels stay between 0 and 255.
+    image = tf.ensure_shape(image, (None, None, 4 if with_alpha else 3))
+    if format.color_mode == "grayscale":
+        # Pillow's weights (ITU-R 601-2), in its fixed point, so that its rounding is the same.
+        weighted = tf.cast(image, tf.int32) * tf.constant([19595, 38470, 7471])
+        total = tf.reduce_sum(weighted, axis=-1, keepdims=True) + 0x8000
+        image = tf.cast(tf.bitwise.right_shift(total, 16), tf.uint8)
+    if format.aspect_ratio == "crop":
+        image = _crop(image, format.size)
+    elif format.aspect_ratio == "pad":
+        image = _pad(image, format.size)
+    if format.interpolation == "nearest":
+        return _resize_nearest(image, format.size)
+    image = tf.image.resize(image, format.size, method=format.interpolation)
+    if format.interpolation in ("bilinear", "area"):  # Means of pixels stay between 0 and 255.
         return tf.cast(image + 0.5, tf.uint8)
     return tf.saturate_cast(tf.round(image), tf.uint8)
 
 
-def _decode_jpeg(encoded: tf.Tensor) -> tf.Tensor:
-    return tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")
+def _decode_jpeg(encoded: tf.Tensor, with_alpha: bool) -> tf.Tensor:
+    image = tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")
+    return tf.pad(image, [[0, 0], [0, 0], [0, 1]], constant_values=255) if with_alpha else image
 
 
-def _decode_bmp(encoded: tf.Tensor) -> tf.Tensor:
-    # TensorFlow refuses to turn the one or four channels of a BMP into three.
-    image = tf.io.decode_bmp(encoded)
-    channels = tf.shape(image)[-1]
-    return tf.gather(image, tf.minimum([0, 1, 2], channels - 1), axis=-1)
+def _is_for_pillow(encoded: tf.Tensor) -> tf.Tensor:
+    head = tf.strings.substr(encoded, 0, 12)
+    return tf.strings.regex_full_match(head, r"(BM|GIF8)\C*|RIFF\C{4}WEBP")
+
+
+def _decode_by_pillow(encoded: tf.Tensor, with_alpha: bool) -> tf.Tensor:
+    # TensorFlow 2.21 ignores the palette of a BMP, gives a GIF no alpha, refuses a WebP's for three
+    # channels, and writes past its buffer for an animated WebP.
+    def pixels(encoded: tf.Tensor) -> np.ndarray:
+        with Image.open(io.BytesIO(encoded.numpy()), formats=("BMP", "GIF", "WEBP")) as image:
+            return np.asarray(image.convert("RGBA" if with_alpha else "RGB"))
+
+    return tf.py_function(pixels, [encoded], tf.uint8)
+
+
+def _crop(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+    """The largest part of the middle with the aspect ratio of `size`."""
+    (target_height, target_width), shape = size, tf.shape(image)
+    height = tf.minimum(shape[0], shape[1] * target_height // target_width)
+    width = tf.minimum(shape[1], shape[0] * target_width // target_height)
+    height, width = tf.maximum(height, 1), tf.maximum(width, 1)
+    top, left = (shape[0] - height) // 2, (shape[1] - width) // 2
+    return image[top : top + height, left : left + width]
+
+
+def _pad(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+    """The picture in the middle of black, with the aspect ratio of `size`."""
+    (target_height, target_width), shape = size, tf.shape(image)
+    below = tf.maximum(shape[1] * target_height // target_width - shape[0], 0)
+    beside = tf.maximum(shape[0] * target_width // target_height - shape[1], 0)
+    return tf.pad(
+        image, [[below // 2, below - below // 2], [beside // 2, beside - beside // 2], [0, 0]]
+    )
 
 
 def _resize_nearest(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
@@ -139,18 +216,16 @@ def _resize_nearest(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
 
 def decode(
     records: Records,
-    size: int | tuple[int, int],
+    format: Format | int,
     *,
-    interpolation: str = "bilinear",
     cache: str = "disk",
     on_bad_image: str = "fail",
 ) -> Pictures:
-    """Decodes and resizes every picture of `records`, once.
+    """Decodes every picture of `records` into a format, once.
 
     Args:
       records: The prepared dataset, N encoded pictures of any height and width.
-      size: Height and width of the result, in pixels; one number for both.
-      interpolation: One of `INTERPOLATIONS`.
+      format: The form of the result, or its height and width in pixels, with a format's defaults.
       cache: "disk" keeps the array beside the records, for every later run and process; "memory"
         keeps it for this process; "none" keeps nothing and decodes a picture whenever it is used.
         Where the disk has no room for the array, "disk" is taken as "none", with a warning.
@@ -158,23 +233,28 @@ def decode(
 
     Raises:
       BadImageError: With "fail": pictures cannot be decoded; names each of them.
+      UserError: With "disk": the array cannot be written.
     """
-    size = (size, size) if isinstance(size, int) else tuple(size)
-    if cache == "disk" and not _fits(records, size, interpolation):
+    if isinstance(format, int):
+        format = Format((format, format))
+    if cache == "disk" and not _fits(records, format):
         logging.warning("no room on the disk for the decoded array: decoding as pictures are used")
         cache = "none"
     if cache == "memory":
-        array = np.zeros((len(records.labels), *size, 3), np.uint8)
-        bad = _decode_all(records, size, interpolation, array.__setitem__)
+        array = np.zeros((len(records.labels), *format.shape), np.uint8)
+        bad = _decode_all(records, format, array.__setitem__)
         pictures = DecodedPictures(array, bad)
+    elif cache == "none" and not os.access(records.folder, os.W_OK):
+        bad = _decode_all(records, format, lambda row, image: None)
+        pictures = StreamedPictures(records, format, bad)
     else:
-        folder = _cached(records, size, interpolation, keep_array=cache == "disk")
+        folder = _cached(records, format, keep_array=cache == "disk")
         bad = {int(row): reason for row, reason in json.loads((folder / "bad.json").read_text())}
         if cache == "disk":
             array = np.asarray(np.load(folder / "images.npy", mmap_mode="r"))
             pictures = DecodedPictures(array, bad)
         else:
-            pictures = StreamedPictures(records, size, interpolation, bad)
+            pictures = StreamedPictures(records, format, bad)
     failures = [(str(records.filenames[row]), bad[row]) for row in sorted(bad)]
     if failures and on_bad_image == "fail":
         raise BadImageError(failures)
@@ -183,47 +263,45 @@ def decode(
     return pictures
 
 
-def _fits(records: Records, size: tuple[int, int], interpolation: str) -> bool:
-    if _folder(records, size, interpolation, keep_array=True).exists():
+def _fits(records: Records, format: Format) -> bool:
+    if _folder(records, format, keep_array=True).exists():
         return True
-    needed = len(records.labels) * size[0] * size[1] * 3
+    needed = len(records.labels) * math.prod(format.shape)
     return needed < shutil.disk_usage(records.folder).free
 
 
-def _folder(
-    records: Records, size: tuple[int, int], interpolation: str, *, keep_array: bool
-) -> pathlib.Path:
+def _folder(records: Records, format: Format, *, keep_array: bool) -> pathlib.Path:
     """Where the result of decoding lies, named by all that determines it."""
     kind = "decoded" if keep_array else "checked"
-    name = f"{kind}-{size[0]}x{size[1]}-{interpolation}-rgb-v{_DECODER_VERSION}"
-    return records.folder / f"{name}-{records.fingerprint}"
+    return records.folder / f"{kind}-{format.name}-{records.fingerprint}"
 
 
-def _cached(
-    records: Records, size: tuple[int, int], interpolation: str, *, keep_array: bool
-) -> pathlib.Path:
+def _cached(records: Records, format: Format, *, keep_array: bool) -> pathlib.Path:
     """The folder of `bad.json` and, where it is kept, `images.npy`; made where there is none."""
-    folder = _folder(records, size, interpolation, keep_array=keep_array)
+    folder = _folder(records, format, keep_array=keep_array)
 
     def write(temporary: pathlib.Path) -> None:
         temporary.mkdir()
         if keep_array:
-            shape = (len(records.labels), *size, 3)
+            shape = (len(records.labels), *format.shape)
             with _NpyWriter(temporary / "images.npy", shape) as writer:
-                bad = _decode_all(records, size, interpolation, writer.write)
+                bad = _decode_all(records, format, writer.write)
         else:
-            bad = _decode_all(records, size, interpolation, lambda row, image: None)
+            bad = _decode_all(records, format, lambda row, image: None)
         (temporary / "bad.json").write_text(json.dumps(sorted(bad.items())))
 
-    make_once(folder, write)
+    try:
+        make_once(folder, write)
+    except OSError as error:
+        raise UserError(
+            f"decoded pictures {folder}: {error.strerror or error}; make room, pass another "
+            "--data_dir, or --decoded_cache=memory or none"
+        ) from error
     return folder
 
 
 def _decode_all(
-    records: Records,
-    size: tuple[int, int],
-    interpolation: str,
-    write: Callable[[int, np.ndarray], None],
+    records: Records, format: Format, write: Callable[[int, np.ndarray], None]
 ) -> dict[int, str]:
     """Decodes every row in parallel and hands each picture to `write`; returns the bad ones."""
     missing = np.ones(len(records.labels), bool)
@@ -233,7 +311,7 @@ def _decode_all(
         .map(lambda rows: (rows, records.read(rows)))
         .unbatch()
         .map(
-            lambda row, encoded: (row, decode_image(encoded, size, interpolation)),
+            lambda row, encoded: (row, decode_image(encoded, format)),
             num_parallel_calls=tf.data.AUTOTUNE,
         )
         .ignore_errors()  # Whichever row does not arrive is bad.
@@ -246,15 +324,16 @@ def _decode_all(
                 write(row, image)
             missing[rows] = False
             progress.update(len(rows))
-    return {int(row): _reason(records, row, size) for row in np.flatnonzero(missing)}
+    return {int(row): _reason(records, row, format) for row in np.flatnonzero(missing)}
 
 
-def _reason(records: Records, row: int, size: tuple[int, int]) -> str:
-    """Why a row cannot be decoded, in TensorFlow's words."""
+def _reason(records: Records, row: int, format: Format) -> str:
+    """Why a row cannot be decoded, in the decoder's words."""
     try:
-        decode_image(records.read(tf.constant([row]))[0], size, "nearest")
-    except tf.errors.OpError as error:
-        return re.sub(r"^\{\{.*?\}\} | \[Op:.*$", "", error.message, flags=re.DOTALL)
+        decode_image(records.read(tf.constant([row]))[0], format)
+    except Exception as error:  # TensorFlow's, or eagerly Pillow's own.
+        message = getattr(error, "message", None) or str(error)
+        return re.sub(r"^\{\{.*?\}\} | \[Op:.*$| <_io\..*?>|\n.*", "", message, flags=re.DOTALL)
     raise RuntimeError(f"row {row} was not decoded in the pipeline, but is sound")
 
 

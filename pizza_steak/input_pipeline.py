@@ -5,6 +5,7 @@ goes on where another was killed sees what that one would have seen.
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -19,10 +20,14 @@ def choose_class_mode(class_mode: str | None, num_classes: int) -> str:
     """The class mode that was asked for; without one "binary" for two classes, else "sparse".
 
     Raises:
-      UserError: "binary" for another number of classes than two.
+      UserError: It is none of `CLASS_MODES`, or "binary" for another number of classes than two.
     """
     if class_mode is None:
         return "binary" if num_classes == 2 else "sparse"
+    if class_mode not in CLASS_MODES:
+        raise UserError(
+            f"class_mode {class_mode!r}: unknown; expected one of {', '.join(CLASS_MODES)}"
+        )
     if class_mode == "binary" and num_classes != 2:
         raise UserError(
             f"class_mode 'binary': the pictures have {num_classes} classes, expected two; "
@@ -40,12 +45,11 @@ def encode_labels(labels: np.ndarray, class_mode: str, num_classes: int) -> np.n
       num_classes: The number of classes C.
 
     Returns:
-      "binary": float32 of shape (N,); "categorical": float32 of shape (N, C), one-hot; "sparse":
-      int32 of shape (N,).
+      float32 of shape (N,) for "binary" and "sparse"; of shape (N, C), one-hot, for "categorical".
     """
     if class_mode == "categorical":
         return np.eye(num_classes, dtype=np.float32)[labels]
-    return labels.astype(np.float32 if class_mode == "binary" else np.int32)
+    return labels.astype(np.float32)
 
 
 def batch_rows(
@@ -75,6 +79,22 @@ def batch_rows(
     return tf.gather(rows, positions)
 
 
+def example_seeds(seed: int, epoch: int | tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+    """One seed an example and epoch, whatever the batch it comes in.
+
+    Args:
+      seed: The run's seed, a signed integer of 32 bits.
+      epoch: Scalar, 0 to 2**32 - 1.
+      rows: Integers of shape (B,), the examples' rows in the data set.
+
+    Returns:
+      int64 of shape (B, 2), no two alike for different (seed, epoch, row).
+    """
+    rows = tf.cast(rows, tf.int64)
+    run = tf.constant(seed, tf.int64) * 2**32 + tf.cast(epoch, tf.int64)
+    return tf.stack([tf.fill(tf.shape(rows), run), rows], axis=-1)
+
+
 def batches(
     pictures: Pictures,
     rows: np.ndarray,
@@ -85,6 +105,7 @@ def batches(
     shuffle: bool = False,
     first_epoch: int = 0,
     epochs: int = 1,
+    augment: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None,
 ) -> tf.data.Dataset:
     """The batches of the epochs from `first_epoch` up to, not including, `epochs`.
 
@@ -95,15 +116,19 @@ def batches(
       batch_size: Pictures a batch; the last one of an epoch may hold fewer.
       seed: Draws the order, together with the epoch's number.
       shuffle: Whether each epoch has an order of its own; else it is that of `rows`.
+      augment: Called with the images of a batch and their `example_seeds`, such as
+        `augmentation.RandomAffine.augment`.
 
     Returns:
-      Dataset of (images, labels), or of images: uint8 of shape (B, height, width, 3).
+      Dataset of (images, labels), or of images: uint8 of shape (B, height, width, channels).
     """
     steps = math.ceil(len(rows) / batch_size)
 
     def load(step):
         batch = batch_rows(step, rows, batch_size, seed=seed, shuffle=shuffle)
         images = pictures.gather(batch)
+        if augment is not None:
+            images = augment(images, example_seeds(seed, step // steps, batch))
         return images if labels is None else (images, tf.gather(labels, batch))
 
     return (

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import os
 import pathlib
+import shutil
 import struct
 import sys
 from collections.abc import Iterator, Sequence
@@ -89,7 +90,7 @@ class Records:
             path = os.fspath(part.filename)
             count = files[path] - part.skip if part.take == -1 else part.take
             parts.append(starts[path] + part.skip + np.arange(count, dtype=np.int64))
-        if not parts:
+        if not sum(map(len, parts)):
             raise UserError(f"split {split!r}: holds no pictures; expected at least one")
         return np.concatenate(parts)
 
@@ -117,6 +118,7 @@ def prepare(
     *,
     archive: str | os.PathLike[str] | None = None,
     data_dir: str | os.PathLike[str] | None = None,
+    follow_links: bool = False,
 ) -> Records:
     """Builds the records where they are not there yet, and opens them.
 
@@ -124,26 +126,37 @@ def prepare(
       dataset: `pizza_steak/photos` (downloaded) or `pizza_steak/sample` (rendered).
       archive: A zip or folder of class folders to use in place of `dataset`.
       data_dir: Where TFDS keeps its datasets; by default `~/tensorflow_datasets`.
+      follow_links: Whether links to folders in an archive that is a folder are followed.
 
     Raises:
       UserError: The dataset is unknown, cannot be downloaded, or `data_dir` cannot be written.
       ArchiveError: The archive is refused; nothing was written.
     """
-    config = ArchiveConfig.of(read_archive(archive)) if archive else _config_named(dataset)
+    if archive:
+        config = ArchiveConfig.of(read_archive(archive, follow_links=follow_links))
+    else:
+        config = _config_named(dataset)
     try:
         with _quiet_tfds():
             builder = _prepared_builder(config, data_dir)
         return Records(builder, **_index(builder))
     except OSError as error:
         where = error.filename or data_dir
-        raise UserError(f"data_dir: {where}: {error.strerror}; pass another --data_dir") from error
+        raise UserError(
+            f"data_dir: {where}: {error.strerror or error}; pass another --data_dir"
+        ) from error
 
 
 def _prepared_builder(
     config: str | ArchiveConfig, data_dir: str | os.PathLike[str] | None
 ) -> tfds.core.DatasetBuilder:
-    folder = pathlib.Path(Builder(data_dir=data_dir, config=config).data_dir)
+    builder = Builder(data_dir=data_dir, config=config)
+    if builder.is_prepared():
+        return builder
+    folder = pathlib.Path(builder.data_dir)
     with lock(folder.parent), _no_empty_folders(folder):
+        for left in folder.parent.glob("incomplete.*"):  # By a process that was killed.
+            shutil.rmtree(left)
         # Anew, because a builder only knows the records that were there when it was made.
         builder = Builder(data_dir=data_dir, config=config)
         builder.download_and_prepare()

@@ -4,12 +4,17 @@ Each field stands once, with its default and its help; `define_flags` makes an a
 `from_flags` reads it back. Nothing here imports TensorFlow, so that --help answers at once.
 """
 
+import csv
 import dataclasses
+import io
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 from absl import flags
+
+# Flags of a number, or of several after commas.
+Numbers = float | int | tuple[float, ...]
 
 
 def _flag(
@@ -40,9 +45,22 @@ class DataConfig:
         "TFDS split string that the best model is tested on at the end; by default 'test' where "
         "there is one, else the validation split.",
     )
-    image_size: int = _flag(
-        224, "Height and width that pictures are resized to, in pixels.", minimum=1
+    classes: tuple[str, ...] | None = _flag(
+        None, "Some of the classes, in the order of their labels; by default all, sorted by name."
     )
+    follow_links: bool = _flag(False, "Follow links to folders in an --archive that is a folder.")
+    image_size: Numbers = _flag(
+        224,
+        "Height and width that pictures are resized to, in pixels: one number for both, or two.",
+        minimum=1,
+    )
+    aspect_ratio: str = _flag(
+        "stretch",
+        "What becomes of pictures of another aspect ratio: stretched, cropped to their middle, or "
+        "padded with black.",
+        ("stretch", "crop", "pad"),
+    )
+    color_mode: str = _flag("rgb", "Channels of the pictures.", ("rgb", "grayscale", "rgba"))
     interpolation: str = _flag(
         "bilinear",
         "How they are resized.",
@@ -69,6 +87,78 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class AugmentationConfig:
+    """How training pictures are varied, each anew in every epoch."""
+
+    rotation_range: float = _flag(0.0, "Degrees to turn by, to either side.", minimum=0.0)
+    width_shift_range: Numbers = _flag(
+        0.0,
+        "Fraction of the width (below 1), or pixels, to shift by to either side; of several "
+        "numbers one is drawn. As in ImageDataGenerator it shifts up and down (keras issue 17398).",
+        minimum=0.0,
+    )
+    height_shift_range: Numbers = _flag(
+        0.0, "The same for the height; as there it shifts sideways.", minimum=0.0
+    )
+    shear_range: float = _flag(0.0, "Degrees to shear by, to either side.", minimum=0.0)
+    zoom_range: Numbers = _flag(
+        0.0, "z for factors from 1 - z to 1 + z, or the smallest and the largest.", minimum=0.0
+    )
+    horizontal_flip: bool = _flag(False, "Mirror half of the pictures left to right.")
+    vertical_flip: bool = _flag(False, "Mirror half of the pictures top to bottom.")
+    fill_mode: str = _flag(
+        "nearest", "What lies beyond the edges.", ("constant", "nearest", "reflect", "wrap")
+    )
+    cval: float = _flag(0.0, "The value beyond the edges with --fill_mode=constant, 0 to 255.")
+    interpolation_order: str = _flag(
+        "1", "How pictures are resampled: 1 is bilinear, 0 nearest.", ("0", "1")
+    )
+    brightness_range: Numbers | None = _flag(
+        None, "The smallest and the largest factor of the pixels, such as 0.8,1.2.", minimum=0.0
+    )
+    channel_shift_range: float = _flag(
+        0.0, "Added to all channels, at most, to either side; of 255.", minimum=0.0
+    )
+    contrast_factor: float | None = _flag(
+        None, "Factor of Keras's RandomContrast, in the model.", minimum=0.0
+    )
+    saturation_factor: float | None = _flag(
+        None, "Factor of Keras's RandomSaturation, in the model.", minimum=0.0
+    )
+    hue_factor: float | None = _flag(
+        None, "Factor of Keras's RandomHue, in the model.", minimum=0.0
+    )
+    rand_augment: int | None = _flag(
+        None, "Operations a picture of Keras's RandAugment, in the model; slow.", minimum=1
+    )
+    augment_on: str = _flag(
+        "host",
+        "Where all but Keras's own layers run: in the input pipeline, beside the training step, or "
+        "on the device, as the model's first layers.",
+        ("host", "device"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class NormalizationConfig:
+    """How pixels are scaled, by the model's own first layers."""
+
+    rescale: float = _flag(1 / 255, "Factor of the pixels, 0 to 255.")
+    samplewise_center: bool = _flag(False, "Subtract each picture's mean.")
+    samplewise_std_normalization: bool = _flag(
+        False, "Divide each picture by its standard deviation."
+    )
+    featurewise_center: bool = _flag(False, "Subtract the training pictures' mean, by channel.")
+    featurewise_std_normalization: bool = _flag(
+        False, "Divide by the training pictures' standard deviation, by channel."
+    )
+    zca_whitening: bool = _flag(
+        False, "Whiten by the training pictures' covariance; for small pictures only."
+    )
+    zca_epsilon: float = _flag(1e-6, "Added to the singular values of ZCA whitening.", minimum=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Which network."""
 
@@ -92,13 +182,12 @@ class OptimisationConfig:
     )
     early_stopping_patience: int | None = _flag(
         None,
-        "Stop after so many epochs without a better validation loss, counted anew after --resume.",
+        "Stop after so many epochs without a better validation loss.",
         minimum=0,
     )
     reduce_lr_patience: int | None = _flag(
         None,
-        "Divide the learning rate by ten after so many epochs without a better one, "
-        "counted anew after --resume.",
+        "Divide the learning rate by ten after so many epochs without a better one.",
         minimum=0,
     )
     seed: int = _flag(42, "Draws the weights and the order of the pictures.", minimum=0)
@@ -139,6 +228,8 @@ class FitConfig:
     """All that `trainers.fit` takes."""
 
     data: DataConfig = DataConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
+    normalization: NormalizationConfig = NormalizationConfig()
     model: ModelConfig = ModelConfig()
     optimisation: OptimisationConfig = OptimisationConfig()
     devices: DevicesConfig = DevicesConfig()
@@ -170,50 +261,83 @@ def fields(config: type) -> Iterator[tuple[str, dataclasses.Field]]:
             yield concern.name, field
 
 
+class _Numbers(flags.ArgumentParser):
+    """Reads `0.2` as a number and `0.8,1.2` as a tuple; a number without a point is an int."""
+
+    syntactic_help = "a number, or several after commas"
+
+    def __init__(self, lower_bound: float | None):
+        self._lower_bound = lower_bound
+
+    def parse(self, argument: Any) -> Any:
+        if not isinstance(argument, str):  # A default.
+            return argument
+        values = tuple(self._parse_number(text) for text in argument.split(","))
+        return values if len(values) > 1 else values[0]
+
+    def _parse_number(self, text: str) -> float:
+        try:
+            value = int(text)
+        except ValueError:
+            value = float(text)  # absl tells the flag and the ValueError's own words.
+        if self._lower_bound is not None and not value >= self._lower_bound:
+            raise ValueError(f"{text}: expected no number below {self._lower_bound:g}")
+        return value
+
+
 def define_flags(config: type, flag_values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines a flag for each field of a configuration made of concerns."""
     for _, field in fields(config):
-        define, options = flags.DEFINE_string, {}
-        if choices := field.metadata["choices"]:
-            define, options = flags.DEFINE_enum, {"enum_values": choices}
-        elif _plain(field.type) is bool:
-            define = flags.DEFINE_bool
-        elif (number := _plain(field.type)) in (int, float):
-            define = flags.DEFINE_integer if number is int else flags.DEFINE_float
-            options = {"lower_bound": field.metadata["minimum"]}
-        define(
-            field.name,
-            field.default,
-            help=field.metadata["help"],
-            flag_values=flag_values,
-            **options,
-        )
+        _define_flag(field, flag_values)
+
+
+def _define_flag(field: dataclasses.Field, flag_values: flags.FlagValues) -> None:
+    kinds = set(typing.get_args(field.type) or (field.type,)) - {type(None)}
+    kind = kinds.pop()
+    common = {"help": field.metadata["help"], "flag_values": flag_values}
+    limit = {"lower_bound": field.metadata["minimum"]}
+    if choices := field.metadata["choices"]:
+        flags.DEFINE_enum(field.name, field.default, choices, **common)
+    elif kinds:  # Of several types: `Numbers`.
+        flags.DEFINE(_Numbers(**limit), field.name, field.default, **common)
+    elif kind is bool:
+        flags.DEFINE_bool(field.name, field.default, **common)
+    elif kind is int:
+        flags.DEFINE_integer(field.name, field.default, **limit, **common)
+    elif kind is float:
+        flags.DEFINE_float(field.name, field.default, **limit, **common)
+    elif typing.get_origin(kind) is tuple:
+        flags.DEFINE_list(field.name, field.default, **common)
+    else:
+        flags.DEFINE_string(field.name, field.default, **common)
 
 
 def from_flags(config: type, flag_values: flags.FlagValues = flags.FLAGS) -> Any:
     """The configuration that the parsed flags say."""
     values = {concern.name: {} for concern in dataclasses.fields(config)}
     for concern, field in fields(config):
-        values[concern][field.name] = flag_values[field.name].value
+        value = flag_values[field.name].value
+        values[concern][field.name] = tuple(value) if isinstance(value, list) else value
     return config(**{c.name: c.type(**values[c.name]) for c in dataclasses.fields(config)})
 
 
-def to_flags(config: Any) -> str:
-    """A flagfile that says the same as `config`; flags that are None are left out."""
+def to_flags(config: Any, without: Container[str] = ()) -> str:
+    """A flagfile that says the same as `config`, without flags that are None or in `without`."""
     lines = []
     for concern in dataclasses.fields(config):
         values = getattr(config, concern.name)
         lines.append(f"# {type(values).__doc__}")
         for field in dataclasses.fields(values):
             value = getattr(values, field.name)
+            if field.name in without:
+                continue
             if isinstance(value, bool):
                 lines.append(f"--{'' if value else 'no'}{field.name}")
+            elif isinstance(value, tuple):
+                row = io.StringIO()
+                csv.writer(row, lineterminator="").writerow(value)
+                lines.append(f"--{field.name}={row.getvalue()}")
             elif value is not None:
                 lines.append(f"--{field.name}={value}")
         lines.append("")
     return "\n".join(lines)
-
-
-def _plain(annotation: Any) -> type:
-    """int of `int | None`."""
-    return next((t for t in typing.get_args(annotation) if t is not type(None)), annotation)

@@ -18,25 +18,25 @@ class Data:
     Attributes:
       records: The records they were decoded from.
       pictures: The decoded pictures.
+      image_shape: Of each: (height, width, channels).
+      classes: The class names, in the labels' order.
       class_mode: "binary", "categorical" or "sparse".
       splits: Split strings by what they are for: "train", "validation" and "test".
-      rows: Rows of the records by what they are for, without those of bad pictures.
+      rows: Rows of the records by what they are for, without those of bad pictures and of classes
+        that are not asked for.
     """
 
     records: records.Records
     pictures: decoded.Pictures
+    image_shape: tuple[int, int, int]
+    classes: tuple[str, ...]
     class_mode: str
     splits: Mapping[str, str]
     rows: Mapping[str, np.ndarray]
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The class names, in the labels' order."""
-        return self.records.classes
-
     def labels(self, purpose: str) -> np.ndarray:
         """The class indices of a split, int64, in the order of its rows."""
-        return self.records.labels[self.rows[purpose]]
+        return self._all_labels[self.rows[purpose]]
 
     def counts(self, purpose: str) -> np.ndarray:
         """How many pictures of each class a split has, in the labels' order."""
@@ -46,22 +46,37 @@ class Data:
         """Class indices in the form of the class mode."""
         return input_pipeline.encode_labels(labels, self.class_mode, len(self.classes))
 
-    def batches(self, purpose: str, batch_size: int, **order) -> tf.data.Dataset:
-        """The batches of a split; `order` as in `input_pipeline.batches`."""
-        labels = self.encode(self.records.labels)
+    def batches(self, purpose: str, batch_size: int, **options) -> tf.data.Dataset:
+        """The batches of a split; `options` as in `input_pipeline.batches`."""
+        labels = self.encode(self._all_labels)
         return input_pipeline.batches(
-            self.pictures, self.rows[purpose], labels, batch_size, **order
+            self.pictures, self.rows[purpose], labels, batch_size, **options
         )
+
+    @property
+    def _all_labels(self) -> np.ndarray:
+        """Of all records: an index into `classes`, or 0 for one that is in no split."""
+        asked = {name: label for label, name in enumerate(self.classes)}
+        return np.array([asked.get(name, 0) for name in self.records.classes])[self.records.labels]
 
 
 def load(config: DataConfig) -> Data:
     """Prepares, splits and decodes what the flags name.
 
     Raises:
-      UserError: Of the archive, the dataset, a split, the class mode or a picture.
+      UserError: Of the archive, the dataset, a class, a split, the class mode or a picture.
     """
-    prepared = records.prepare(config.dataset, archive=config.archive, data_dir=config.data_dir)
-    class_mode = input_pipeline.choose_class_mode(config.class_mode, len(prepared.classes))
+    format = decoded.Format(
+        _size(config.image_size), config.interpolation, config.aspect_ratio, config.color_mode
+    )
+    prepared = records.prepare(
+        config.dataset,
+        archive=config.archive,
+        data_dir=config.data_dir,
+        follow_links=config.follow_links,
+    )
+    classes = _classes(config.classes, prepared.classes)
+    class_mode = input_pipeline.choose_class_mode(config.class_mode, len(classes))
     if class_mode == "none":
         raise UserError("class_mode 'none': gives no labels to train on; expected another")
     has_test = "test" in prepared.builder.info.splits
@@ -72,15 +87,36 @@ def load(config: DataConfig) -> Data:
     }
     rows = {purpose: prepared.rows(split) for purpose, split in splits.items()}
     pictures = decoded.decode(
-        prepared,
-        config.image_size,
-        interpolation=config.interpolation,
-        cache=config.decoded_cache,
-        on_bad_image=config.on_bad_image,
+        prepared, format, cache=config.decoded_cache, on_bad_image=config.on_bad_image
     )
-    bad = list(pictures.bad)
-    rows = {purpose: split[~np.isin(split, bad)] for purpose, split in rows.items()}
+    kept = np.isin(np.array(prepared.classes)[prepared.labels], classes)
+    kept[list(pictures.bad)] = False
+    rows = {purpose: split[kept[split]] for purpose, split in rows.items()}
     for purpose, split in splits.items():
         if not rows[purpose].size:
-            raise UserError(f"split {split!r}: none of its pictures can be decoded")
-    return Data(prepared, pictures, class_mode, splits, rows)
+            raise UserError(
+                f"split {split!r}: none of its pictures can be decoded and is of the classes "
+                f"{', '.join(classes)}"
+            )
+    return Data(prepared, pictures, format.shape, classes, class_mode, splits, rows)
+
+
+def _size(image_size: float | tuple[float, ...]) -> tuple[int, int]:
+    size = image_size if isinstance(image_size, tuple) else (image_size, image_size)
+    if len(size) != 2 or not all(isinstance(length, int) for length in size):
+        raise UserError(
+            f"image_size {','.join(map(str, size))}: expected whole pixels, one number for both "
+            "height and width, or two"
+        )
+    return size
+
+
+def _classes(asked: tuple[str, ...] | None, there: tuple[str, ...]) -> tuple[str, ...]:
+    """The classes that were asked for, in that order; by default those that are there."""
+    if asked is None:
+        return there
+    if unknown := [name for name in asked if name not in there]:
+        raise UserError(f"class {unknown[0]!r}: unknown; expected some of {', '.join(there)}")
+    if len(set(asked)) < max(len(asked), 2):
+        raise UserError(f"classes {','.join(asked)}: expected two or more, each once")
+    return asked

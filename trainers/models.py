@@ -1,6 +1,6 @@
 """The networks, each a function of its input and output: raw pictures in, probabilities out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import keras
 
@@ -31,7 +31,11 @@ BUILDERS: dict[str, Callable[[keras.KerasTensor, ModelConfig], keras.KerasTensor
 
 
 def build(
-    config: ModelConfig, image_shape: tuple[int, int, int], num_classes: int, class_mode: str
+    config: ModelConfig,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    class_mode: str,
+    first_layers: Iterable[keras.layers.Layer] | None = None,
 ) -> keras.Model:
     """Builds a network from raw pictures to the probabilities of the classes.
 
@@ -41,6 +45,8 @@ def build(
       num_classes: The number of classes C.
       class_mode: "binary" gives one sigmoid, the probability of class 1, shape (B, 1); any other
         a softmax, shape (B, C).
+      first_layers: What raw pictures go through before the network; by default they are brought
+        into 0 to 1.
 
     Raises:
       UserError: There is no such network, or the pictures are too small for its layers.
@@ -48,7 +54,9 @@ def build(
     if config.model not in BUILDERS:
         raise UserError(f"model {config.model!r}: unknown; expected one of {', '.join(BUILDERS)}")
     inputs = layers.Input(image_shape, name="images")
-    x = layers.Rescaling(1 / 255)(inputs)
+    x = inputs
+    for layer in [layers.Rescaling(1 / 255)] if first_layers is None else first_layers:
+        x = layer(x)
     try:
         x = BUILDERS[config.model](x, config)
     except ValueError as error:

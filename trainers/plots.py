@@ -59,3 +59,24 @@ def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], path: pathlib.P
             color = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, f"{count:,}", ha="center", va="center", color=color)
     figure.savefig(path, dpi=120)
+
+
+def augmentation(images: np.ndarray, versions: np.ndarray, path: pathlib.Path) -> None:
+    """Draws pictures, a row each, beside their augmented versions.
+
+    Args:
+      images: uint8 of shape (N, H, W, C).
+      versions: uint8 of shape (N, V, H, W, C).
+      path: The PNG to write.
+    """
+    height, width = images.shape[1:3]
+    columns = np.concatenate([images[:, np.newaxis], versions], axis=1)
+    size = (1.8 * columns.shape[1], 1.8 * len(images) * height / width + 0.4)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(*columns.shape[:2], squeeze=False)
+    for (row, column), axes in np.ndenumerate(grid):
+        axes.imshow(columns[row, column].squeeze(), cmap="gray", vmin=0, vmax=255)
+        axes.set_axis_off()
+        if row == 0:
+            axes.set_title(f"epoch {column}" if column else "original")
+    figure.savefig(path, dpi=100)

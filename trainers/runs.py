@@ -6,6 +6,7 @@ summary.txt           the architecture
 model.keras           the best model by validation loss
 metrics.csv           one row an epoch
 result.json           the final numbers; there when the run has ended
+augmentation.png      training pictures beside their augmented versions, where there are any
 curves.png            loss and accuracy by epoch
 confusion_matrix.png  what the best model takes for what
 tensorboard/          the curves for TensorBoard
@@ -17,13 +18,29 @@ import dataclasses
 import json
 import os
 import pathlib
-import shutil
+import secrets
 import time
 from typing import Any
 
-from pizza_steak.atomic import atomic_path
+from pizza_steak.atomic import atomic_path, remove
 from pizza_steak.errors import UserError
+from trainers.callbacks import backup_state
 from trainers.config import FitConfig, to_flags
+
+# All that a run writes, and so all that --overwrite may remove.
+_PARTS = (
+    "run.flags",
+    "environment.json",
+    "summary.txt",
+    "model.keras",
+    "metrics.csv",
+    "result.json",
+    "augmentation.png",
+    "curves.png",
+    "confusion_matrix.png",
+    "tensorboard",
+    "backup",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,14 +70,28 @@ class Run:
     @property
     def first_epoch(self) -> int:
         """How many epochs have been finished before."""
-        metadata = self.path / "backup" / "training_metadata.json"  # By Keras's BackupAndRestore.
-        return json.loads(metadata.read_text())["epoch"] if metadata.exists() else 0
+        return backup_state(self.backup)["epochs"]
+
+    @property
+    def backup(self) -> pathlib.Path:
+        """The file of `callbacks.Backup`."""
+        return self.path / "backup" / "latest.weights.h5"
+
+    @property
+    def logs(self) -> list[dict[str, float]]:
+        """The rows of metrics.csv: what Keras logged of each epoch."""
+        metrics = self.path / "metrics.csv"
+        if not metrics.exists():
+            return []
+        with metrics.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        return [{name: float(row[name]) for name in row if name != "epoch"} for row in rows]
 
     @property
     def history(self) -> dict[str, list[float]]:
-        """The columns of metrics.csv by their names in Keras's history."""
-        rows = self._rows()
-        return {name: [float(row[name]) for row in rows] for name in rows[0] if name != "epoch"}
+        """The columns of metrics.csv, by their names in Keras's history."""
+        logs = self.logs
+        return {name: [row[name] for row in logs] for name in logs[0]}
 
     def create(self, summary: str, environment: dict[str, Any]) -> None:
         """Makes the directory, in place of the run that may be there.
@@ -69,9 +100,9 @@ class Run:
           UserError: It cannot be written.
         """
         try:
-            if self.path.exists():
-                shutil.rmtree(self.path)
-            self.path.mkdir(parents=True)
+            self.path.mkdir(parents=True, exist_ok=True)
+            for part in _PARTS:
+                remove(self.path / part)
             (self.path / "run.flags").write_text(self.flags)
             (self.path / "summary.txt").write_text(summary + "\n")
             self._write_json("environment.json", environment)
@@ -81,11 +112,26 @@ class Run:
     def finish(self, result: dict[str, Any]) -> None:
         """Writes the result; with it the run is finished and needs no backup any more."""
         self._write_json("result.json", result)
-        shutil.rmtree(self.path / "backup")
+        remove(self.path / "backup")
+
+    def check_same_pictures(self, fingerprint: str) -> None:
+        """Checks that a run is resumed with the pictures that it was started with.
+
+        Raises:
+          UserError: These are others.
+        """
+        if not self.resumed:
+            return
+        before = json.loads((self.path / "environment.json").read_text())
+        if before["fingerprint"] != fingerprint:
+            raise UserError(
+                f"run_dir {self.path}: was started with other pictures of {before['dataset']} than "
+                "are there now; pass --overwrite to start it anew"
+            )
 
     def best(self, metric: str) -> float | None:
         """The least value of a metric so far, None before the first epoch."""
-        return min(self.history[metric]) if self.first_epoch else None
+        return min((row[metric] for row in self.logs), default=None)
 
     def forget_after(self, epoch: int) -> None:
         """Drops the rows of epochs that the backup does not hold: they will be trained again."""
@@ -100,10 +146,6 @@ class Run:
         with atomic_path(self.path / name) as temporary:
             temporary.write_text(json.dumps(values, indent=2) + "\n")
 
-    def _rows(self) -> list[dict[str, str]]:
-        with (self.path / "metrics.csv").open(newline="") as file:
-            return list(csv.DictReader(file))
-
 
 def plan(config: FitConfig) -> Run:
     """The run that the flags ask for; nothing is written yet.
@@ -113,9 +155,10 @@ def plan(config: FitConfig) -> Run:
         or there is nothing to resume, or what is there was started with other flags.
     """
     asked = config.run
-    name = f"{config.model.model}-{time.strftime('%Y%m%d-%H%M%S')}"
+    # The random end tells runs apart that start within one second.
+    name = f"{config.model.model}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     path = pathlib.Path(asked.run_dir or pathlib.Path("runs", name)).expanduser().absolute()
-    run = Run(path, to_flags(_repeatable(config)), asked.resume)
+    run = Run(path, _flags_to_repeat(config), asked.resume)
     try:
         if asked.resume:
             _check_same_flags(run)
@@ -142,7 +185,7 @@ def _check_free(path: pathlib.Path, overwrite: bool) -> None:
         raise UserError(f"run_dir {path}: {folder} cannot be written; pass another --run_dir")
 
 
-def _repeatable(config: FitConfig) -> FitConfig:
+def _flags_to_repeat(config: FitConfig) -> str:
     """The flags that make a run what it is: without where it is, with paths from the root."""
     data = config.data
     paths = {
@@ -150,8 +193,8 @@ def _repeatable(config: FitConfig) -> FitConfig:
         for name in ("archive", "data_dir")
         if (value := getattr(data, name))
     }
-    run = dataclasses.replace(config.run, run_dir=None, overwrite=False, resume=False)
-    return dataclasses.replace(config, data=dataclasses.replace(data, **paths), run=run)
+    config = dataclasses.replace(config, data=dataclasses.replace(data, **paths))
+    return to_flags(config, without=("run_dir", "overwrite", "resume"))
 
 
 def _check_same_flags(run: Run) -> None:
@@ -167,4 +210,4 @@ def _check_same_flags(run: Run) -> None:
 
 
 def _unwritable(path: pathlib.Path, error: OSError) -> UserError:
-    return UserError(f"run_dir {path}: {error.strerror}; pass another --run_dir")
+    return UserError(f"run_dir {path}: {error.strerror or error}; pass another --run_dir")

@@ -78,8 +78,10 @@ def _turn(config: BenchmarkConfig, data_dir: str) -> Iterator[tuple[str, int, fl
     )
     yield "decoded, not resized", count, *_timed(lambda: _consume(floor))[1:]
 
-    options = {"interpolation": data.interpolation, "on_bad_image": data.on_bad_image}
-    pictures, *spent = _timed(lambda: decoded.decode(prepared, size, **options))
+    form = decoded.Format((size, size), data.interpolation)
+    pictures, *spent = _timed(
+        lambda: decoded.decode(prepared, form, on_bad_image=data.on_bad_image)
+    )
     yield "decoded array made", count, *spent
 
     epochs = config.measuring.passes

@@ -6,17 +6,17 @@ import math
 import pathlib
 import platform
 import sys
-import time
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from pizza_steak import input_pipeline
 from pizza_steak.errors import UserError
+from trainers import callbacks, devices, models, plots, preprocessing, runs
 from trainers import data as run_data
-from trainers import devices, models, plots, runs
-from trainers.config import FitConfig, OptimisationConfig
+from trainers.config import AugmentationConfig, FitConfig, OptimisationConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,22 +59,26 @@ def fit(config: FitConfig) -> FitResult:
       UserError: For anything that the user can mend; then no run directory was made, unless the
         loss became NaN, which leaves the epochs before it.
     """
-    clock = _Clock()
+    clock = callbacks.Clock()
     chosen = devices.choose(config.devices)
     run = runs.plan(config)
     if run.finished:
         return FitResult(run.path, run.result)
     data = run_data.load(config.data)
+    run.check_same_pictures(data.records.fingerprint)
     keras.utils.set_random_seed(config.optimisation.seed)
     keras.config.set_dtype_policy(chosen.precision)
-    model = compiled_model(config, data, chosen)
+    augmentation = preprocessing.augmentation_of(config.augmentation, config.optimisation.seed)
+    model = compiled_model(config, data, chosen, augmentation)
     print(_plan_table(config, data, chosen, model, run), flush=True)
 
     architecture = []
     model.summary(print_fn=architecture.append, line_length=80)
     if not run.resumed:
         run.create("\n".join(architecture), _environment(data, chosen))
-    _train(config, data, model, run, clock)
+    if augmentation:
+        _draw_augmentation(config, data, run)
+    _train(config, data, model, augmentation, run, clock)
     model.load_weights(run.path / "model.keras")
     test = _test(data, model, config.data.batch_size, run)
     result = {
@@ -90,10 +94,24 @@ def fit(config: FitConfig) -> FitResult:
     return FitResult(run.path, result)
 
 
-def compiled_model(config: FitConfig, data: run_data.Data, chosen: devices.Devices) -> keras.Model:
+def compiled_model(
+    config: FitConfig,
+    data: run_data.Data,
+    chosen: devices.Devices,
+    augmentation: preprocessing.Augmentation | None,
+) -> keras.Model:
     """Builds the network that fits the data, and compiles it."""
-    size = config.data.image_size
-    model = models.build(config.model, (size, size, 3), len(data.classes), data.class_mode)
+    pictures = data.batches("train", config.data.batch_size).map(lambda images, labels: images)
+    model = models.build(
+        config.model,
+        data.image_shape,
+        len(data.classes),
+        data.class_mode,
+        [
+            *(augmentation.layers if augmentation else ()),
+            *preprocessing.normalization_of(config.normalization, pictures),
+        ],
+    )
     model.compile(
         optimizer=_optimizer(config.optimisation),
         loss=models.loss_for(data.class_mode),
@@ -118,43 +136,59 @@ def _optimizer(config: OptimisationConfig) -> keras.optimizers.Optimizer:
 
 
 def _train(
-    config: FitConfig, data: run_data.Data, model: keras.Model, run: runs.Run, clock: "_Clock"
+    config: FitConfig,
+    data: run_data.Data,
+    model: keras.Model,
+    augmentation: preprocessing.Augmentation | None,
+    run: runs.Run,
+    clock: callbacks.Clock,
 ) -> None:
-    backup = keras.callbacks.BackupAndRestore(
-        run.path / "backup", double_checkpoint=True, delete_checkpoint=False
-    )
-    if run.resumed:
-        # Now, not in `fit`: where the last backup is damaged Keras falls back to the one before,
-        # and the pictures have to start from the epoch that it found.
-        backup.set_model(model)
-        backup.on_train_begin()
-    first_epoch = run.first_epoch
-    run.forget_after(first_epoch)
-
     optimisation, batch_size = config.optimisation, config.data.batch_size
+    run.forget_after(run.first_epoch)
+    patient = _patient_callbacks(optimisation)
+    backup = callbacks.Backup(run.backup, run.logs, patient)
+    if backup.stopped or backup.epochs >= optimisation.epochs:
+        return
     train = data.batches(
         "train",
         batch_size,
         seed=optimisation.seed,
         shuffle=True,
-        first_epoch=first_epoch,
+        first_epoch=backup.epochs,
         epochs=optimisation.epochs,
+        augment=augmentation.on_batches if augmentation else None,
     )
     model.fit(
         train,
         epochs=optimisation.epochs,
-        initial_epoch=first_epoch,
+        initial_epoch=backup.epochs,
         steps_per_epoch=math.ceil(len(data.rows["train"]) / batch_size),
         validation_data=data.batches("validation", batch_size),
         class_weight=_class_weight(optimisation, data),
-        callbacks=[_StopOnNaN(), *_keras_callbacks(config, run), backup, clock],
+        # Those that log come after those that add to the logs, the backup after all that count.
+        callbacks=[
+            callbacks.StopOnNaN(),
+            *patient,
+            *_logging_callbacks(config, run),
+            backup,
+            clock,
+        ],
         shuffle=False,  # The batches come shuffled.
         verbose=1 if sys.stdout.isatty() else 2,
     )
 
 
-def _keras_callbacks(config: FitConfig, run: runs.Run) -> list[keras.callbacks.Callback]:
-    callbacks = [
+def _patient_callbacks(config: OptimisationConfig) -> list[keras.callbacks.Callback]:
+    made = []
+    if (patience := config.reduce_lr_patience) is not None:
+        made.append(keras.callbacks.ReduceLROnPlateau(patience=patience, verbose=1))
+    if (patience := config.early_stopping_patience) is not None:
+        made.append(keras.callbacks.EarlyStopping(patience=patience, verbose=1))
+    return made
+
+
+def _logging_callbacks(config: FitConfig, run: runs.Run) -> list[keras.callbacks.Callback]:
+    made = [
         keras.callbacks.CSVLogger(run.path / "metrics.csv", append=True),
         keras.callbacks.ModelCheckpoint(
             run.path / "model.keras",
@@ -164,17 +198,8 @@ def _keras_callbacks(config: FitConfig, run: runs.Run) -> list[keras.callbacks.C
         ),
     ]
     if config.run.tensorboard:
-        callbacks.append(keras.callbacks.TensorBoard(run.path / "tensorboard", write_graph=False))
-    optimisation = config.optimisation
-    if optimisation.reduce_lr_patience is not None:
-        callbacks.append(
-            keras.callbacks.ReduceLROnPlateau(patience=optimisation.reduce_lr_patience, verbose=1)
-        )
-    if optimisation.early_stopping_patience is not None:
-        callbacks.append(
-            keras.callbacks.EarlyStopping(patience=optimisation.early_stopping_patience, verbose=1)
-        )
-    return callbacks
+        made.append(keras.callbacks.TensorBoard(run.path / "tensorboard", write_graph=False))
+    return made
 
 
 def _class_weight(config: OptimisationConfig, data: run_data.Data) -> dict[int, float] | None:
@@ -185,54 +210,18 @@ def _class_weight(config: OptimisationConfig, data: run_data.Data) -> dict[int, 
     return {c: counts.sum() / (len(counts) * n) for c, n in enumerate(counts) if n}
 
 
-class _StopOnNaN(keras.callbacks.Callback):
-    """Ends training where the loss is no number any more, before anything saves such weights."""
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self._epoch = epoch
-
-    def on_train_batch_end(self, batch, logs=None):
-        self._check("loss", logs["loss"], f"step {batch + 1}")
-
-    def on_epoch_end(self, epoch, logs=None):
-        self._check("validation loss", logs["val_loss"], "at its end")
-
-    def _check(self, name: str, value: float, where: str) -> None:
-        if not math.isfinite(value):
-            raise UserError(
-                f"{name} became {value} in epoch {self._epoch + 1}, {where}; "
-                "try a lower --learning_rate"
-            )
-
-
-class _Clock(keras.callbacks.Callback):
-    """Notes when training begins, and when each epoch, its validation included, has ended."""
-
-    def __init__(self):
-        super().__init__()
-        self._made = self._start = time.perf_counter()
-
-        self._ends = [0.0]
-        self._cpu_seconds = 0.0
-
-    def on_train_begin(self, logs=None):
-        self._start, self._cpu_start = time.perf_counter(), time.process_time()
-
-    def on_epoch_end(self, epoch, logs=None):
-        self._ends.append(time.perf_counter() - self._start)
-        self._cpu_seconds = time.process_time() - self._cpu_start
-
-    def numbers(self, pictures_an_epoch: int) -> dict[str, Any]:
-        """The clock's part of result.json; of a resumed run, since it was resumed."""
-        _, *ends = self._ends
-        seconds = self._ends[-1]
-        return {
-            "start_seconds": round(self._start - self._made, 3),
-            "fit_seconds": round(seconds, 3),
-            "fit_cpu_seconds": round(self._cpu_seconds, 3),
-            "train_images_per_second": round(len(ends) * pictures_an_epoch / (seconds or 1), 1),
-            "epoch_end_seconds": [round(end, 3) for end in ends],
-        }
+def _draw_augmentation(config: FitConfig, data: run_data.Data, run: runs.Run) -> None:
+    """Draws some training pictures as they are, and as their first epochs vary them."""
+    # Made anew: drawing takes numbers from the generators of Keras's layers.
+    seed = config.optimisation.seed
+    augmentation = preprocessing.augmentation_of(config.augmentation, seed)
+    rows = tf.constant(data.rows["train"][:4])
+    images = data.pictures.gather(rows)
+    versions = [
+        augmentation.examples(images, input_pipeline.example_seeds(seed, epoch, rows))
+        for epoch in range(5)
+    ]
+    plots.augmentation(images.numpy(), np.stack(versions, axis=1), run.path / "augmentation.png")
 
 
 def _test(
@@ -279,6 +268,7 @@ def _plan_table(
         ("dataset", data.records.builder.info.full_name),
         ("left out", ", ".join(f"{n:,} {kind}" for kind, n in _left_out(data).items())),
         ("caution", _overlap(data)),
+        ("augmented", _augmentation_text(config.augmentation)),
         ("model", f"{config.model.model}, {model.count_params():,} parameters"),
         (
             "training",
@@ -289,6 +279,16 @@ def _plan_table(
         ("run", f"{run.path}" + (f", from epoch {run.first_epoch + 1}" if run.resumed else "")),
     ]
     return "\n".join(f"{name:<12}{text}" for name, text in rows if text)
+
+
+def _augmentation_text(config: AugmentationConfig) -> str:
+    """The flags of it that are not at their defaults."""
+    changed = [
+        f"{field.name} {value}"
+        for field in dataclasses.fields(config)
+        if (value := getattr(config, field.name)) != field.default
+    ]
+    return ", ".join(changed)
 
 
 def _overlap(data: run_data.Data) -> str:
@@ -314,6 +314,7 @@ def _environment(data: run_data.Data, chosen: devices.Devices) -> dict[str, Any]
         **{name: importlib.metadata.version(name) for name in packages},
         **dataclasses.asdict(chosen),
         "dataset": builder.info.full_name,
+        "fingerprint": data.records.fingerprint,
         "left_out": _left_out(data),
         "bad_images": {
             str(data.records.filenames[row]): reason for row, reason in data.pictures.bad.items()

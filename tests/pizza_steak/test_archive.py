@@ -80,13 +80,11 @@ def test_class_folders_alone_are_the_split_train(make_archive, as_zip, root):
     }
 
 
-@pytest.mark.xfail(reason="not built yet: BUILD_NOTES.md, Known gaps")
 def test_the_root_may_have_any_name(make_archive):
     archive = read_archive(make_archive(["İzmir/pizza/1.jpg", "İzmir/steak/2.jpg"]))
     assert listing(archive) == {"train": [("pizza/1.jpg", "pizza"), ("steak/2.jpg", "steak")]}
 
 
-@pytest.mark.xfail(reason="not built yet: BUILD_NOTES.md, Known gaps")
 def test_no_two_pictures_have_one_filename(make_archive):
     path = make_archive(["food/train/a/1.jpg", "Food/train/a/1.jpg", "food/train/b/2.jpg"])
     try:
@@ -272,7 +270,6 @@ def test_refuses_a_zip_of_a_later_version(tmp_path):
     refusal(zip_with(tmp_path / "food.zip", "train/pizza/5.jpg", extract_version=99))
 
 
-@pytest.mark.xfail(reason="not built yet: BUILD_NOTES.md, Known gaps")
 def test_refuses_a_member_without_a_name(tmp_path):
     refusal(zip_with(tmp_path / "food.zip", ""))
 

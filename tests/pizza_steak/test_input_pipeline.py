@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pizza_steak.decoded import DecodedPictures, decode
+from pizza_steak.decoded import DecodedPictures, Format, decode
 from pizza_steak.errors import UserError
 from pizza_steak.input_pipeline import batches, choose_class_mode, encode_labels
 from pizza_steak.records import prepare
@@ -127,7 +127,6 @@ def test_the_same_batches_whatever_keeps_the_pictures(sample_records):
     ("class_mode", "classes"),
     [("binary", 2), ("categorical", 2), ("categorical", 3), ("sparse", 2), ("sparse", 3)],
 )
-@pytest.mark.xfail(reason="not built yet: BUILD_NOTES.md, Known gaps")
 def test_pictures_and_labels_are_those_of_flow_from_directory(
     make_archive, tmp_path, class_mode, classes
 ):
@@ -140,7 +139,7 @@ def test_pictures_and_labels_are_those_of_flow_from_directory(
 
     records = prepare(archive=folder, data_dir=tmp_path)
     rows = [records.filenames.tolist().index(filename) for filename in keras.filenames]
-    pictures = decode(records, (15, 17), interpolation="nearest")
+    pictures = decode(records, Format((15, 17), "nearest"))
     labels = encode_labels(records.labels, class_mode, classes)
     ((images, labels),) = batches(pictures, np.array(rows), labels, len(rows)).as_numpy_iterator()
     np.testing.assert_array_equal(images, expected_images)

@@ -115,7 +115,6 @@ def test_reads_the_bytes_of_the_archive_in_any_order(archive, food, draw):
         *("train[:150%]", "train[:500]", "train[5:5]", "train[:0%]", "train[8:3]", "train[60:]"),
     ],
 )
-@pytest.mark.xfail(reason="not built yet: BUILD_NOTES.md, Known gaps")
 def test_a_split_that_is_unknown_or_empty_is_a_users_error(food, split):
     with pytest.raises(UserError) as raised:
         food.rows(split)

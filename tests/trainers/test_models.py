@@ -112,6 +112,6 @@ def test_an_unknown_name_is_the_users_to_mend():
     ],
 )
 def test_pictures_too_small_for_the_layers_are_the_users_to_mend(height, width, sizes):
-    with pytest.raises(UserError, match=rf"{height} x {width} pixels .*--image_size") as caught:
+    with pytest.raises(UserError, match=rf"{height} x {width} pixels; .*--image_size") as caught:
         build(shape=(height, width, 3), **sizes)
     assert "Exception encountered" not in str(caught.value)

@@ -1,0 +1,124 @@
+"""ImageDataGenerator's standardisation, as the first layers of a model.
+
+As layers they are saved with the model and applied wherever it is used, with the statistics of the
+pictures that it was trained on.
+"""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from pizza_steak.errors import UserError
+
+# A ZCA matrix has the square of this many numbers: 64 x 64 x 3 pixels make 600 MB.
+_MOST_ZCA_VALUES = 64 * 64 * 3
+
+
+@keras.saving.register_keras_serializable(package="pizza_steak")
+class SamplewiseNormalization(keras.layers.Layer):
+    """Each picture less its mean, over its standard deviation, over all pixels and channels.
+
+    Args:
+      center: Whether to subtract the mean.
+      scale: Whether to divide by the standard deviation, plus 1e-6 as ImageDataGenerator does.
+      **kwargs: `name`, `dtype` and `trainable` of a Keras layer.
+
+    Input and output: float of shape (B, H, W, C).
+    """
+
+    def __init__(self, center: bool = True, scale: bool = True, **kwargs):
+        super().__init__(**kwargs)
+        self.center = center
+        self.scale = scale
+
+    def call(self, images):
+        axes = (1, 2, 3)
+        if self.center:
+            images = images - keras.ops.mean(images, axes, keepdims=True)
+        if self.scale:
+            images = images / (keras.ops.std(images, axes, keepdims=True) + 1e-6)
+        return images
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {**super().get_config(), "center": self.center, "scale": self.scale}
+
+
+def normalization_layers(
+    pictures: tf.data.Dataset,
+    *,
+    rescale: float = 1 / 255,
+    samplewise_center: bool = False,
+    samplewise_std_normalization: bool = False,
+    featurewise_center: bool = False,
+    featurewise_std_normalization: bool = False,
+    zca_whitening: bool = False,
+    zca_epsilon: float = 1e-6,
+) -> list[keras.layers.Layer]:
+    """The layers that the arguments of ImageDataGenerator stand for, in its order.
+
+    Its featurewise statistics are of whatever is given to its `fit`, usually not rescaled; here
+    they are of the pictures as they come to each layer, rescaled and normalised samplewise.
+
+    Args:
+      pictures: One pass over the pictures that statistics are taken of, the training split and no
+        other: batches of shape (B, H, W, C), values 0 to 255. Read only where statistics are asked.
+      rescale: Factor of the pixels.
+      samplewise_center: Subtract each picture's mean.
+      samplewise_std_normalization: Divide each picture by its standard deviation.
+      featurewise_center: Subtract the pictures' mean, a number a channel.
+      featurewise_std_normalization: Divide by their standard deviation, a number a channel.
+      zca_whitening: Multiply by the ZCA matrix of the pictures (Krizhevsky, "Learning Multiple
+        Layers of Features from Tiny Images", 2009, appendix A).
+      zca_epsilon: Added to the singular values.
+
+    Raises:
+      UserError: The pictures are too large for ZCA whitening.
+    """
+    made: list[keras.layers.Layer] = [keras.layers.Rescaling(rescale)]
+    if samplewise_center or samplewise_std_normalization:
+        made.append(SamplewiseNormalization(samplewise_center, samplewise_std_normalization))
+    if featurewise_center or featurewise_std_normalization:
+        measured = keras.layers.Normalization()
+        measured.adapt(_through(made, pictures))
+        mean, variance = (np.ravel(value) for value in (measured.mean, measured.variance))
+        made.append(
+            keras.layers.Normalization(
+                mean=mean if featurewise_center else np.zeros_like(mean),
+                variance=variance if featurewise_std_normalization else np.ones_like(variance),
+            )
+        )
+    if zca_whitening:
+        made += _zca_layers(_through(made, pictures), pictures.element_spec.shape[1:], zca_epsilon)
+    return made
+
+
+def _through(layers: list[keras.layers.Layer], pictures: tf.data.Dataset) -> tf.data.Dataset:
+    def call(images):
+        images = tf.cast(images, tf.float32)
+        for layer in layers:
+            images = layer(images)
+        return images
+
+    return pictures.map(call)
+
+
+def _zca_layers(
+    pictures: tf.data.Dataset, shape: tuple[int, int, int], epsilon: float
+) -> list[keras.layers.Layer]:
+    values = int(np.prod(shape))
+    if values > _MOST_ZCA_VALUES:
+        height, width, channels = shape
+        raise UserError(
+            f"zca_whitening: its matrix for {height} x {width} pictures of {channels} channels has "
+            f"{values:,} rows; expected at most {_MOST_ZCA_VALUES:,}: take a smaller --image_size"
+        )
+    flat = np.concatenate([np.reshape(batch, (-1, values)) for batch in pictures])
+    vectors, singular, _ = np.linalg.svd(flat.T, full_matrices=False)
+    matrix = (vectors * (np.sqrt(len(flat)) / (singular + epsilon))) @ vectors.T
+    whiten = keras.layers.Dense(values, use_bias=False, trainable=False, name="zca_whitening")
+    whiten.build((None, values))
+    whiten.set_weights([matrix])
+    return [keras.layers.Flatten(), whiten, keras.layers.Reshape(shape)]
