@@ -13,6 +13,9 @@ import keras
 from pizza_steak.atomic import atomic_path
 from pizza_steak.errors import UserError
 
+# Where a backup keeps the states of random generators, which Keras does not count as weights.
+_STATES = "non_trainable_variables"
+
 
 class StopOnNaN(keras.callbacks.Callback):
     """Ends training where the loss is no number any more, before anything saves such weights."""
@@ -35,7 +38,7 @@ class StopOnNaN(keras.callbacks.Callback):
 
 
 class Backup(keras.callbacks.Callback):
-    """Keeps weights, optimizer and the number of finished epochs, and goes on from them.
+    """Keeps weights, optimizer, random states and the number of finished epochs, to go on from.
 
     All in one file that is replaced as a whole. Keras's BackupAndRestore writes the number into a
     second file, and a run that is killed between the two trains an epoch twice; it also starts the
@@ -74,6 +77,9 @@ class Backup(keras.callbacks.Callback):
         # After them, because one of them sets the learning rate.
         self.model.optimizer.build(self.model.trainable_variables)
         self.model.load_weights(self._path)
+        with h5py.File(self._path) as file:
+            for index, variable in enumerate(self.model.non_trainable_variables):
+                variable.assign(file[_STATES][str(index)][()])
 
     def on_epoch_end(self, epoch, logs=None):
         self._path.parent.mkdir(exist_ok=True)
@@ -82,6 +88,8 @@ class Backup(keras.callbacks.Callback):
             self.model.save_weights(temporary)
             with h5py.File(temporary, "a") as file:
                 file.attrs["state"] = json.dumps(state)
+                for index, variable in enumerate(self.model.non_trainable_variables):
+                    file[f"{_STATES}/{index}"] = variable.numpy()
 
 
 def backup_state(path: pathlib.Path) -> dict[str, Any]:

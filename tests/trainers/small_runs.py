@@ -1,6 +1,8 @@
 """Pictures that are told apart in a second, and `trainers.fit` on them."""
 
+import csv
 import io
+import json
 import os
 import pathlib
 import subprocess
@@ -8,6 +10,7 @@ import sys
 from collections.abc import Iterable, Mapping
 
 import numpy as np
+import pytest
 from absl import flags
 from PIL import Image
 
@@ -32,6 +35,49 @@ def fit(*argv: str):
     from trainers import training
 
     return training.fit(parse_flags(*argv))
+
+
+class Stopped(BaseException):
+    """Ends a run at an exact point, as a signal would."""
+
+
+def fit_and_stop(*flags: str, epoch: int, backed_up: bool = True):
+    """Stops a run at the end of an epoch, counted from 1: after its backup, or before it."""
+    from trainers import callbacks
+
+    original = callbacks.Backup.on_epoch_end
+
+    def on_epoch_end(self, index, logs=None):
+        if index + 1 < epoch or backed_up:
+            original(self, index, logs)
+        if index + 1 == epoch:
+            raise Stopped
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(callbacks.Backup, "on_epoch_end", on_epoch_end)
+        fit(*flags)
+
+
+def rows(run_dir: pathlib.Path) -> list[dict[str, str]]:
+    with (run_dir / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def result_of(run_dir: pathlib.Path) -> dict:
+    return json.loads((run_dir / "result.json").read_text())
+
+
+def weights(run_dir: pathlib.Path) -> list[np.ndarray]:
+    import keras
+
+    return keras.models.load_model(run_dir / "model.keras").get_weights()
+
+
+def assert_same_run(run_dir: pathlib.Path, expected: pathlib.Path):
+    """The same metrics to the last digit, every epoch once, and the same best model."""
+    assert rows(run_dir) == rows(expected)
+    for weight, other in zip(weights(run_dir), weights(expected), strict=True):
+        np.testing.assert_array_equal(weight, other)
 
 
 def start_command(*argv: str, python: Iterable[str] = ()) -> subprocess.Popen:

@@ -1,6 +1,5 @@
 """A run from flags to its directory: what it leaves, learns, repeats and goes on with."""
 
-import csv
 import functools
 import json
 import pathlib
@@ -14,44 +13,29 @@ import pytest
 from PIL import Image
 from small_runs import (
     ROOT,
+    assert_same_run,
     fit,
+    fit_and_stop,
     layout,
     parse_flags,
     pictures,
     png,
+    result_of,
+    rows,
     run_command,
     snapshot,
     start_command,
     train_and_test,
+    weights,
 )
 
 from pizza_steak.errors import UserError
-from trainers import callbacks, runs
+from trainers import runs
 
 PHOTOGRAPHS = ROOT / "../shared/data/pizza_steak_64px.zip"
 # Of losses: single precision has no more for probabilities near 1.
 approx = functools.partial(pytest.approx, rel=1e-5, abs=1e-6)
 METRICS = {"accuracy", "loss", "val_accuracy", "val_loss"}
-
-
-def rows(run_dir: pathlib.Path) -> list[dict[str, str]]:
-    with (run_dir / "metrics.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def result_of(run_dir: pathlib.Path) -> dict:
-    return json.loads((run_dir / "result.json").read_text())
-
-
-def weights(run_dir: pathlib.Path) -> list[np.ndarray]:
-    return keras.models.load_model(run_dir / "model.keras").get_weights()
-
-
-def assert_same_run(run_dir: pathlib.Path, expected: pathlib.Path):
-    """The same metrics to the last digit, every epoch once, and the same best model."""
-    assert rows(run_dir) == rows(expected)
-    for weight, other in zip(weights(run_dir), weights(expected), strict=True):
-        np.testing.assert_array_equal(weight, other)
 
 
 @pytest.fixture(scope="module")
@@ -233,25 +217,6 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(finished, small_flags, tmp_p
     assert_same_run(killed, whole)
     assert result_of(killed)["history"] == result_of(whole)["history"]
     assert snapshot(killed).keys() == snapshot(whole).keys()
-
-
-class Stopped(BaseException):
-    """Ends a run at an exact point, as a signal would."""
-
-
-def fit_and_stop(*flags: str, epoch: int, backed_up: bool = True):
-    """Stops a run at the end of an epoch, counted from 1: after its backup, or before it."""
-    original = callbacks.Backup.on_epoch_end
-
-    def on_epoch_end(self, index, logs=None):
-        if index + 1 < epoch or backed_up:
-            original(self, index, logs)
-        if index + 1 == epoch:
-            raise Stopped
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(callbacks.Backup, "on_epoch_end", on_epoch_end)
-        fit(*flags)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,160 @@
+"""What the flags of augmentation, normalisation and pictures do to a run."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from small_runs import SIZE, assert_same_run, fit, fit_and_stop, layout, pictures, train_and_test
+
+from pizza_steak.errors import UserError
+
+# One of each kind, for either place; Keras's own layers run in the model.
+AUGMENTED = [
+    "--rotation_range=20",
+    "--width_shift_range=0.2",
+    "--zoom_range=0.8,1.1",
+    "--horizontal_flip",
+    "--brightness_range=0.8,1.2",
+    "--contrast_factor=0.2",
+]
+
+
+def loss_of(model, *, scale=1.0):
+    images = np.concatenate([pictures("test/dark", 6), pictures("test/light", 6)])
+    return model.evaluate(images * scale, np.repeat([0.0, 1.0], 6), verbose=0)[0]
+
+
+def saved(result) -> keras.Model:
+    return keras.models.load_model(result.run_dir / "model.keras")
+
+
+@pytest.mark.parametrize("place", ["host", "device"])
+def test_training_pictures_are_augmented_and_no_others(small_flags, tmp_path, place):
+    flags = [*small_flags, "--learning_rate=0", "--epochs=2"]
+    plain = fit(*flags, f"--run_dir={tmp_path}/plain").values["history"]
+    varied = fit(*flags, f"--run_dir={tmp_path}/varied", *AUGMENTED, f"--augment_on={place}")
+    history = varied.values["history"]
+    assert history["val_loss"] == plain["val_loss"]
+    assert plain["loss"][0] == pytest.approx(plain["loss"][1], rel=1e-5)
+    assert len({round(loss, 5) for loss in (plain["loss"][0], *history["loss"])}) == 3
+    assert (varied.run_dir / "augmentation.png").exists()
+    assert not (tmp_path / "plain" / "augmentation.png").exists()
+
+
+@pytest.mark.parametrize("place", ["host", "device"])
+def test_an_augmented_run_that_is_resumed_sees_the_same_pictures(small_flags, tmp_path, place):
+    flags = [*small_flags, *AUGMENTED, f"--augment_on={place}"]
+    whole = fit(*flags, f"--run_dir={tmp_path}/whole")
+    fit_and_stop(*flags, f"--run_dir={tmp_path}/stopped", epoch=2)
+    resumed = fit(*flags, f"--run_dir={tmp_path}/stopped", "--resume")
+    assert_same_run(resumed.run_dir, whole.run_dir)
+
+
+@pytest.mark.parametrize("cache", ["memory", "none"])
+def test_augmented_pixels_do_not_depend_on_where_pictures_are_kept(small_flags, tmp_path, cache):
+    flags = [*small_flags, "--rotation_range=20", "--epochs=2"]
+    kept = fit(*flags, f"--run_dir={tmp_path}/disk").values["history"]
+    other = fit(*flags, f"--run_dir={tmp_path}/{cache}", f"--decoded_cache={cache}")
+    assert other.values["history"] == kept
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--zoom_range=0,1"], "zoom_range=(0, 1): expected factors above 0"),
+        (["--zoom_range=1"], "expected factors above 0"),
+        (["--zoom_range=0.5,1,2"], "expected a number or a pair"),
+        (["--brightness_range=0.5"], "brightness_range=0.5: expected a pair"),
+        (["--cval=9", "--horizontal_flip"], "expected fill_mode='constant'"),
+        (["--hue_factor=7"], "factor"),
+        (["--image_size=10.5"], "image_size 10.5,10.5: expected whole pixels"),
+        (["--image_size=9,9,9"], "image_size 9,9,9"),
+        (["--classes=dark,blue"], "class 'blue': unknown; expected some of dark, light"),
+        (["--classes=dark"], "expected two or more"),
+        (["--classes=dark,dark"], "each once"),
+        (["--zca_whitening", "--image_size=65"], "smaller --image_size"),
+    ],
+)
+def test_what_makes_no_sense_is_one_line_and_leaves_nothing(small_flags, tmp_path, flags, message):
+    with pytest.raises(UserError) as caught:
+        fit(*small_flags, f"--run_dir={tmp_path}/run", *flags)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--featurewise_center", "--featurewise_std_normalization"],
+        ["--samplewise_center", "--featurewise_std_normalization"],
+        ["--zca_whitening", "--image_size=6,6", "--kernel_size=1"],
+    ],
+    ids=["featurewise", "both", "zca"],
+)
+def test_normalisation_is_saved_with_the_model(small_flags, tmp_path, flags):
+    result = fit(*small_flags, f"--run_dir={tmp_path}/run", *flags)
+    if "--zca_whitening" in flags:  # Its pictures are resized: what is known is that it runs.
+        assert np.isfinite(result.values["test_loss"])
+        return
+    assert loss_of(saved(result)) == pytest.approx(result.values["test_loss"], rel=1e-4, abs=1e-5)
+    assert result.values["test_accuracy"] > 0.9 or "--samplewise_center" in flags
+
+
+def test_rescale_is_the_factor_of_the_pixels(small_flags, tmp_path):
+    plain = fit(*small_flags, f"--run_dir={tmp_path}/plain", "--epochs=1")
+    scaled = fit(*small_flags, f"--run_dir={tmp_path}/scaled", "--epochs=1", "--rescale=0.01")
+    assert plain.values["history"] != scaled.values["history"]
+    model = saved(scaled)
+    halved = keras.Model.from_config(model.get_config())
+    halved.set_weights(model.get_weights())
+    rescaling = next(layer for layer in model.layers if isinstance(layer, keras.layers.Rescaling))
+    assert rescaling.scale == 0.01
+
+
+def test_some_classes_in_an_order_of_their_own(make_archive, small_flags, tmp_path, capsys):
+    archive = make_archive(layout(train_and_test("dark", "light", "middle")))
+    flags = [f"--archive={archive}", "--classes=light,dark"]
+    result = fit(*small_flags, f"--run_dir={tmp_path}/run", *flags)
+    assert result.values["classes"] == ["light", "dark"]
+    assert "24 pictures (light 12, dark 12)" in capsys.readouterr().out
+    probabilities = saved(result).predict(pictures("test/dark", 6), verbose=0)
+    assert probabilities.shape == (6, 1)  # Two classes: one sigmoid, for the second of them.
+    assert probabilities.min() > 0.5
+
+
+@pytest.mark.parametrize(
+    ("flags", "shape"),
+    [
+        (["--image_size=24,40"], (24, 40, 3)),
+        (["--color_mode=grayscale"], (SIZE, SIZE, 1)),
+        (["--color_mode=rgba", "--aspect_ratio=pad"], (SIZE, SIZE, 4)),
+        (["--aspect_ratio=crop", "--interpolation=nearest"], (SIZE, SIZE, 3)),
+    ],
+)
+def test_pictures_have_the_form_that_the_flags_ask_for(small_flags, tmp_path, flags, shape):
+    result = fit(*small_flags, f"--run_dir={tmp_path}/run", *flags, "--horizontal_flip")
+    assert saved(result).input_shape == (None, *shape)
+    assert result.values["test_accuracy"] > 0.9
+
+
+def test_links_are_followed_when_asked(make_archive, small_flags, tmp_path):
+    folder = make_archive(layout(train_and_test("dark", "light")), as_zip=False)
+    (folder / "train" / "light").rename(tmp_path / "elsewhere")
+    (folder / "train" / "light").symlink_to(tmp_path / "elsewhere")
+    flags = [*small_flags, f"--archive={folder}", f"--run_dir={tmp_path}/run", "--epochs=1"]
+    with pytest.raises(UserError, match=r"light is a link to a folder.*--follow_links"):
+        fit(*flags)
+    fit(*flags, "--follow_links")
+    (folder / "train" / "dark" / "loop").symlink_to(folder / "train")
+    with pytest.raises(UserError, match="loop is a link to a folder around it"):
+        fit(*flags, "--follow_links", "--overwrite")
+
+
+def test_run_flags_repeat_an_augmented_run(small_flags, tmp_path):
+    flags = [*small_flags, *AUGMENTED, "--classes=light,dark", "--image_size=24,40", "--epochs=2"]
+    first = fit(*flags, f"--run_dir={tmp_path}/first")
+    again = fit(f"--flagfile={tmp_path}/first/run.flags", f"--run_dir={tmp_path}/again")
+    assert_same_run(again.run_dir, first.run_dir)
+    assert json.loads((first.run_dir / "result.json").read_text())["classes"] == ["light", "dark"]
