@@ -18,9 +18,14 @@ Numbers = float | int | tuple[float, ...]
 
 
 def _flag(
-    default: Any, help: str, choices: Sequence[str] = (), *, minimum: float | None = None
+    default: Any,
+    help: str,
+    choices: Sequence[str] = (),
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
 ) -> Any:
-    metadata = {"help": help, "choices": choices, "minimum": minimum}
+    metadata = {"help": help, "choices": choices, "limits": (minimum, maximum)}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -162,12 +167,30 @@ class NormalizationConfig:
 class ModelConfig:
     """Which network."""
 
-    model: str = _flag("tinyvgg", "Name of a builder in trainers/models.py.")
-    filters: int = _flag(10, "Filters of a convolution.", minimum=1)
-    blocks: int = _flag(2, "Blocks of convolutions, each ended by a pooling.", minimum=1)
-    convolutions: int = _flag(2, "Convolutions a block.", minimum=1)
-    kernel_size: int = _flag(3, "Height and width of a convolution's kernel.", minimum=1)
-    pool_size: int = _flag(2, "Height and width that a pooling takes the maximum of.", minimum=1)
+    model: str = _flag(
+        "tinyvgg",
+        "tinyvgg, playground, dense, conv3 or conv3_pool; the sizes below that are not given are "
+        "its own.",
+    )
+    filters: int | None = _flag(None, "Filters of a convolution.", minimum=1)
+    blocks: int | None = _flag(None, "Blocks of convolutions, each ended by a pooling.", minimum=0)
+    convolutions: int | None = _flag(None, "Convolutions a block.", minimum=1)
+    kernel_size: int | None = _flag(None, "Height and width of a convolution's kernel.", minimum=1)
+    pool_size: int | None = _flag(
+        None, "Height and width that a pooling takes the maximum of; 1 for none.", minimum=1
+    )
+    global_pooling: bool = _flag(
+        False, "Take the mean of each filter, in place of all values, before the dense layers."
+    )
+    dense_layers: int | None = _flag(None, "Dense layers before the last.", minimum=0)
+    dense_units: int | None = _flag(None, "Units of each of them.", minimum=1)
+    batch_normalization: bool = _flag(False, "Normalise batches before every activation.")
+    dropout: float = _flag(
+        0.0,
+        "Share of the values dropped after each dense layer, or before the last layer.",
+        minimum=0.0,
+        maximum=1.0,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,6 +200,9 @@ class OptimisationConfig:
     epochs: int = _flag(5, "Passes over the training pictures.", minimum=1)
     optimizer: str = _flag("adam", "Name of a Keras optimizer.")
     learning_rate: float = _flag(0.001, "Learning rate.", minimum=0.0)
+    weight_decay: float | None = _flag(
+        None, "Decoupled from the gradient, as AdamW's.", minimum=0.0
+    )
     class_weight: str | None = _flag(
         None, "'balanced' weighs each class by the inverse of its share of pictures.", ("balanced",)
     )
@@ -295,17 +321,17 @@ def _define_flag(field: dataclasses.Field, flag_values: flags.FlagValues) -> Non
     kinds = set(typing.get_args(field.type) or (field.type,)) - {type(None)}
     kind = kinds.pop()
     common = {"help": field.metadata["help"], "flag_values": flag_values}
-    limit = {"lower_bound": field.metadata["minimum"]}
+    limits = dict(zip(("lower_bound", "upper_bound"), field.metadata["limits"], strict=True))
     if choices := field.metadata["choices"]:
         flags.DEFINE_enum(field.name, field.default, choices, **common)
     elif kinds:  # Of several types: `Numbers`.
-        flags.DEFINE(_Numbers(**limit), field.name, field.default, **common)
+        flags.DEFINE(_Numbers(limits["lower_bound"]), field.name, field.default, **common)
     elif kind is bool:
         flags.DEFINE_bool(field.name, field.default, **common)
     elif kind is int:
-        flags.DEFINE_integer(field.name, field.default, **limit, **common)
+        flags.DEFINE_integer(field.name, field.default, **limits, **common)
     elif kind is float:
-        flags.DEFINE_float(field.name, field.default, **limit, **common)
+        flags.DEFINE_float(field.name, field.default, **limits, **common)
     elif typing.get_origin(kind) is tuple:
         flags.DEFINE_list(field.name, field.default, **common)
     else:

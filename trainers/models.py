@@ -1,6 +1,7 @@
-"""The networks, each a function of its input and output: raw pictures in, probabilities out."""
+"""The networks: raw pictures in, probabilities out; one function and the sizes of each by name."""
 
-from collections.abc import Callable, Iterable
+import dataclasses
+from collections.abc import Iterable
 
 import keras
 
@@ -9,25 +10,67 @@ from trainers.config import ModelConfig
 
 layers = keras.layers
 
+# What flags that are not given stand for, by model. The names are the chapter's own where it has
+# any; its numbers: model_1 and model_7, model_2, model_3, model_4, model_5 and model_6.
+SIZES = {
+    # Of the CNN Explainer, https://poloclub.github.io/cnn-explainer/
+    "tinyvgg": {"blocks": 2, "convolutions": 2, "pool_size": 2, "dense_layers": 0},
+    # Of https://playground.tensorflow.org, on pictures.
+    "playground": {"blocks": 0, "dense_layers": 2, "dense_units": 4},
+    "dense": {"blocks": 0, "dense_layers": 3, "dense_units": 100},
+    "conv3": {"blocks": 1, "convolutions": 3, "pool_size": 1, "dense_layers": 0},
+    "conv3_pool": {"blocks": 3, "convolutions": 1, "pool_size": 2, "dense_layers": 0},
+}
+_COMMON_SIZES = {"filters": 10, "kernel_size": 3, "convolutions": 1, "pool_size": 1}
+_COMMON_SIZES |= {"dense_units": 64}
 
-def tinyvgg(inputs: keras.KerasTensor, config: ModelConfig) -> keras.KerasTensor:
-    """Blocks of convolutions with a pooling after each, then flat: the chapter's model_1.
 
-    The network of the CNN Explainer (https://poloclub.github.io/cnn-explainer/), by default two
-    blocks of two convolutions of ten 3 x 3 filters.
+def sizes_of(config: ModelConfig) -> ModelConfig:
+    """The configuration with every size that is None replaced by the model's own.
+
+    Raises:
+      UserError: There is no such model.
+    """
+    if config.model not in SIZES:
+        raise UserError(f"model {config.model!r}: unknown; expected one of {', '.join(SIZES)}")
+    own = _COMMON_SIZES | SIZES[config.model]
+    missing = {name: size for name, size in own.items() if getattr(config, name) is None}
+    return dataclasses.replace(config, **missing)
+
+
+def network(inputs: keras.KerasTensor, sizes: ModelConfig) -> keras.KerasTensor:
+    """Blocks of convolutions with a pooling after each, then flat, then dense layers.
+
+    Args:
+      inputs: Scaled pictures, shape (B, H, W, C).
+      sizes: Without None, as `sizes_of` gives it.
+
+    Returns:
+      The features that the last layer sees, shape (B, F).
     """
     x = inputs
-    for _ in range(config.blocks):
-        for _ in range(config.convolutions):
-            x = layers.Conv2D(config.filters, config.kernel_size, activation="relu")(x)
-        x = layers.MaxPooling2D(config.pool_size)(x)
-    return layers.Flatten()(x)
+    for _ in range(sizes.blocks):
+        for _ in range(sizes.convolutions):
+            x = _activated(x, layers.Conv2D, sizes.filters, sizes.kernel_size, sizes=sizes)
+        if sizes.pool_size > 1:
+            x = layers.MaxPooling2D(sizes.pool_size)(x)
+    x = layers.GlobalAveragePooling2D()(x) if sizes.global_pooling else layers.Flatten()(x)
+    for _ in range(sizes.dense_layers):
+        x = _dropped(_activated(x, layers.Dense, sizes.dense_units, sizes=sizes), sizes)
+    return x if sizes.dense_layers else _dropped(x, sizes)
 
 
-# Name -> function from scaled pictures to the features that the last layer sees.
-BUILDERS: dict[str, Callable[[keras.KerasTensor, ModelConfig], keras.KerasTensor]] = {
-    "tinyvgg": tinyvgg,
-}
+def _activated(
+    x: keras.KerasTensor, layer: type[keras.layers.Layer], *arguments: int, sizes: ModelConfig
+) -> keras.KerasTensor:
+    if not sizes.batch_normalization:
+        return layer(*arguments, activation="relu")(x)
+    x = layer(*arguments, use_bias=False)(x)  # The normalisation has a bias of its own.
+    return layers.ReLU()(layers.BatchNormalization()(x))
+
+
+def _dropped(x: keras.KerasTensor, sizes: ModelConfig) -> keras.KerasTensor:
+    return layers.Dropout(sizes.dropout)(x) if sizes.dropout else x
 
 
 def build(
@@ -51,14 +94,13 @@ def build(
     Raises:
       UserError: There is no such network, or the pictures are too small for its layers.
     """
-    if config.model not in BUILDERS:
-        raise UserError(f"model {config.model!r}: unknown; expected one of {', '.join(BUILDERS)}")
+    sizes = sizes_of(config)
     inputs = layers.Input(image_shape, name="images")
     x = inputs
     for layer in [layers.Rescaling(1 / 255)] if first_layers is None else first_layers:
         x = layer(x)
     try:
-        x = BUILDERS[config.model](x, config)
+        x = network(x, sizes)
     except ValueError as error:
         height, width, _ = image_shape
         raise UserError(

@@ -132,7 +132,9 @@ def _optimizer(config: OptimisationConfig) -> keras.optimizers.Optimizer:
         raise UserError(
             f"optimizer {config.optimizer!r}: unknown; expected one of {', '.join(sorted(known))}"
         )
-    return known[config.optimizer.lower()](learning_rate=config.learning_rate)
+    # Not given at all where it is None: AdamW has a default of its own.
+    options = {} if config.weight_decay is None else {"weight_decay": config.weight_decay}
+    return known[config.optimizer.lower()](learning_rate=config.learning_rate, **options)
 
 
 def _train(

@@ -43,6 +43,38 @@ def test_tinyvgg_is_the_network_of_the_chapter():
             assert layer.get_config().items() >= {"filters": 10, "activation": "relu"}.items()
 
 
+@pytest.mark.parametrize(
+    ("model", "parameters", "layer_types"),
+    [
+        ("playground", 602_141, ["Flatten", *["Dense"] * 3]),
+        ("dense", 15_073_201, ["Flatten", *["Dense"] * 4]),
+        ("conv3", 477_341, [*["Conv2D"] * 3, "Flatten", "Dense"]),
+        ("conv3_pool", 8_861, [*["Conv2D", "MaxPooling2D"] * 3, "Flatten", "Dense"]),
+    ],
+)
+def test_the_other_networks_of_the_chapter(model, parameters, layer_types):
+    built = build(shape=(224, 224, 3), model=model)
+    assert built.count_params() == parameters
+    assert [type(layer).__name__ for layer in built.layers[2:]] == layer_types
+    for layer in built.layers[2:-1]:
+        if isinstance(layer, keras.layers.Conv2D | keras.layers.Dense):
+            assert layer.activation is keras.activations.relu
+
+
+def test_regularisers_are_layers_of_their_own():
+    model = build(
+        batch_normalization=True, dropout=0.25, dense_layers=1, dense_units=7, global_pooling=True
+    )
+    assert [type(layer).__name__ for layer in model.layers[2:]] == [
+        *[*["Conv2D", "BatchNormalization", "ReLU"] * 2, "MaxPooling2D"] * 2,
+        "GlobalAveragePooling2D",
+        *["Dense", "BatchNormalization", "ReLU", "Dropout"],
+        "Dense",
+    ]
+    assert model.layers[-2].rate == 0.25
+    assert model.layers[-5].units == 7
+
+
 def test_arguments_change_what_they_name():
     model = build(filters=6, blocks=1, convolutions=3, kernel_size=5, pool_size=4)
     convolutions = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
