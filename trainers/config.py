@@ -263,12 +263,53 @@ class FitConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ComparisonConfig:
+    """Which of the chapter's models."""
+
+    only: tuple[str, ...] | None = _flag(None, "Some of model_1 to model_7; by default all.")
+    run_dir: str = _flag(
+        "runs/chapter",
+        "Folder of their run directories and the comparison; what is trained there is not trained "
+        "again.",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ChapterConfig:
+    """All that `trainers.chapter` takes."""
+
+    data: DataConfig = DataConfig()
+    optimisation: OptimisationConfig = OptimisationConfig()
+    devices: DevicesConfig = DevicesConfig()
+    chapter: ComparisonConfig = ComparisonConfig()
+
+
+@dataclasses.dataclass(frozen=True)
 class MeasuringConfig:
     """What is measured, and how often."""
 
-    repeats: int = _flag(3, "How often each stage is timed, in turns.", minimum=1)
-    passes: int = _flag(10, "Passes over the training pictures when batches are timed.", minimum=1)
+    repeats: int = _flag(3, "How often each row is timed, in turns.", minimum=1)
+    passes: int = _flag(
+        5, "Passes over the training pictures by the rows that start from decoded ones.", minimum=1
+    )
+    pictures: int = _flag(
+        512,
+        "Training pictures that a turn takes, at most, of the slow rows: those that train, and the "
+        "peers. A batch, where that is more.",
+        minimum=1,
+    )
+    peers: bool = _flag(True, "Measure Keras's own ways to load pictures beside ours.")
+    only: tuple[str, ...] | None = _flag(
+        None, "Parts of names, such as warm,decode: measure the rows that have one, and no others."
+    )
+    threads: int | None = _flag(
+        None, "Processor cores that everything is held to, the peers too; Linux only.", minimum=1
+    )
     json: str | None = _flag(None, "File for the figures, as JSON.")
+    plot: str | None = _flag(None, "File for a chart of them: .png, .pdf or .svg.")
+    profile: str | None = _flag(
+        None, "Folder for a TensorBoard trace of one more turn of training end to end."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,6 +317,10 @@ class BenchmarkConfig:
     """All that `trainers.benchmark` takes."""
 
     data: DataConfig = DataConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
+    normalization: NormalizationConfig = NormalizationConfig()
+    model: ModelConfig = ModelConfig()
+    optimisation: OptimisationConfig = OptimisationConfig()
     devices: DevicesConfig = DevicesConfig()
     measuring: MeasuringConfig = MeasuringConfig()
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-# Okabe and Ito's blue and vermilion, which colour-blind people tell apart.
-_TRAIN, _VALIDATION = "#0072B2", "#D55E00"
+# Okabe and Ito's colours, which colour-blind people tell apart.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_TRAIN, _VALIDATION = _COLORS[:2]
 
 
 def curves(history: Mapping[str, Sequence[float]], path: pathlib.Path) -> None:
@@ -19,13 +20,13 @@ def curves(history: Mapping[str, Sequence[float]], path: pathlib.Path) -> None:
     """
     epochs = np.arange(1, len(history["loss"]) + 1)
     best = int(np.argmin(history["val_loss"]))
-    marker = "o" if len(epochs) <= 30 else None
     figure = Figure(figsize=(10, 4), layout="constrained")
     for axes, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         for name, color, label in (
             (metric, _TRAIN, "training"),
             (f"val_{metric}", _VALIDATION, "validation"),
         ):
+            marker = _marker(epochs)
             axes.plot(epochs, history[name], color=color, label=label, marker=marker, markersize=4)
         axes.axvline(epochs[best], color="0.5", linestyle=":", label=f"best epoch ({epochs[best]})")
         axes.set(title=metric.capitalize(), xlabel="epoch", xlim=(0.5, len(epochs) + 0.5))
@@ -33,6 +34,39 @@ def curves(history: Mapping[str, Sequence[float]], path: pathlib.Path) -> None:
         axes.grid(color="0.9")
         axes.legend()
     figure.savefig(path, dpi=120)
+
+
+def _marker(epochs: Sequence[float]) -> str | None:
+    """One epoch is no line; the marks of many would run into one another."""
+    return "o" if len(epochs) <= 30 else None
+
+
+def comparison(histories: Mapping[str, Mapping[str, Sequence[float]]], path: pathlib.Path) -> None:
+    """Draws the validation loss and accuracy of several runs by epoch.
+
+    Args:
+      histories: By the run's name, lists of one number an epoch, by Keras's names.
+      path: The PNG to write.
+    """
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    for axes, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        for index, (name, history) in enumerate(histories.items()):
+            values = history[f"val_{metric}"]
+            axes.plot(
+                np.arange(1, len(values) + 1),
+                values,
+                label=name,
+                color=_COLORS[index % len(_COLORS)],
+                # Told apart without colours too.
+                linestyle=("-", "--", ":")[index % 3],
+                marker=_marker(values),
+                markersize=4,
+            )
+        axes.set(title=f"Validation {metric}", xlabel="epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+        axes.grid(color="0.9")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(path, dpi=120, format="png")
 
 
 def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], path: pathlib.Path) -> None:

@@ -80,10 +80,10 @@ def assert_same_run(run_dir: pathlib.Path, expected: pathlib.Path):
         np.testing.assert_array_equal(weight, other)
 
 
-def start_command(*argv: str, python: Iterable[str] = ()) -> subprocess.Popen:
-    """`python -m trainers.fit` in a process of its own."""
+def start_command(*argv: str, python: Iterable[str] = (), command: str = "fit") -> subprocess.Popen:
+    """`python -m trainers.<command>` in a process of its own."""
     return subprocess.Popen(
-        [sys.executable, *python, "-m", "trainers.fit", *argv],
+        [sys.executable, *python, "-m", f"trainers.{command}", *argv],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -91,9 +91,11 @@ def start_command(*argv: str, python: Iterable[str] = ()) -> subprocess.Popen:
     )
 
 
-def run_command(*argv: str, python: Iterable[str] = ()) -> tuple[int, str, str]:
-    """Exit status, stdout and stderr of `python -m trainers.fit`."""
-    process = start_command(*argv, python=python)
+def run_command(
+    *argv: str, python: Iterable[str] = (), command: str = "fit"
+) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr of `python -m trainers.<command>`."""
+    process = start_command(*argv, python=python, command=command)
     stdout, stderr = process.communicate()
     return process.returncode, stdout, stderr
 

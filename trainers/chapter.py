@@ -1,0 +1,17 @@
+"""Trains the chapter's seven models on one archive, and compares them.
+
+python -m trainers.chapter --archive=~/pizza_steak.zip
+"""
+
+from trainers import command
+from trainers.config import ChapterConfig
+
+
+def main(config: ChapterConfig) -> None:
+    from trainers import comparison  # Imports TensorFlow, which --help must not wait for.
+
+    print(comparison.train_chapter(config))
+
+
+if __name__ == "__main__":
+    command.run(main, ChapterConfig)

@@ -1,0 +1,165 @@
+"""Several runs side by side: the chapter's seven models, trained and compared."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from pizza_steak.atomic import atomic_path
+from pizza_steak.errors import UserError
+from trainers import plots, training
+from trainers.config import AugmentationConfig, ChapterConfig, FitConfig, ModelConfig, RunConfig
+
+_CHAPTERS_AUGMENTATION = AugmentationConfig(
+    rotation_range=20.0,
+    shear_range=0.2,
+    zoom_range=0.2,
+    width_shift_range=0.2,
+    height_shift_range=0.2,
+    horizontal_flip=True,
+)
+# The network of each of the chapter's models, and whether its pictures are augmented.
+CHAPTER = {
+    "model_1": ("tinyvgg", False),
+    "model_2": ("playground", False),
+    "model_3": ("dense", False),
+    "model_4": ("conv3", False),
+    "model_5": ("conv3_pool", False),
+    "model_6": ("conv3_pool", True),
+    "model_7": ("tinyvgg", True),
+}
+# Validation accuracies that the chapter tells of, on the photographs of pizza and steak. The first
+# is of Bossard et al., "Food-101 - Mining Discriminative Components with Random Forests", 2014, on
+# all 101 classes.
+BASELINES = {
+    "random forest of the data set's authors (101 classes)": 0.5076,
+    "chapter's model_1": 0.81,
+    "chapter's model_2": 0.50,
+    "chapter's model_3": 0.70,
+}
+
+
+def train_chapter(config: ChapterConfig) -> str:
+    """Trains what is not trained yet of the chapter's models, and compares all of them.
+
+    Each has a run directory of its own under `run_dir`; beside them stand comparison.json and
+    comparison.png.
+
+    Returns:
+      The comparison, as a table for people.
+
+    Raises:
+      UserError: `only` names no model of the chapter, or a run is there with other flags.
+    """
+    folder = pathlib.Path(config.chapter.run_dir).expanduser()
+    results = {}
+    for name in _asked(config.chapter.only):
+        network, augmented = CHAPTER[name]
+        print(f"\n{name}: {_described(network, augmented)}", flush=True)
+        keras.utils.clear_session()
+        run = RunConfig(str(folder / name), resume=(folder / name / "run.flags").exists())
+        results[name] = training.fit(dataclasses.replace(fit_config(config, name), run=run)).values
+    rows = {name: compare(values, CHAPTER[name][1]) for name, values in results.items()}
+    with atomic_path(folder / "comparison.json") as temporary:
+        temporary.write_text(json.dumps({"runs": rows, "baselines": BASELINES}, indent=2) + "\n")
+    with atomic_path(folder / "comparison.png") as temporary:
+        plots.comparison({name: values["history"] for name, values in results.items()}, temporary)
+    return f"\n{_table(rows)}\n\nall of it in {folder}"
+
+
+def fit_config(config: ChapterConfig, name: str) -> FitConfig:
+    """What `trainers.fit` would take for a model of the chapter; as its flagfile says."""
+    network, augmented = CHAPTER[name]
+    return FitConfig(
+        data=config.data,
+        augmentation=_CHAPTERS_AUGMENTATION if augmented else AugmentationConfig(),
+        model=ModelConfig(network),
+        optimisation=config.optimisation,
+        devices=config.devices,
+    )
+
+
+def compare(result: Mapping[str, Any], augmented: bool) -> dict[str, Any]:
+    """What a comparison shows of a run.
+
+    Args:
+      result: What its result.json says.
+      augmented: Whether its training pictures were.
+
+    Returns:
+      "network", "augmented", "parameters", "accuracy" and "val_accuracy" (lists by epoch), "gap"
+      (training accuracy less validation accuracy, in the last epoch), "fit" (what that says, in
+      words) and "seconds".
+    """
+    history = result["history"]
+    gap = history["accuracy"][-1] - history["val_accuracy"][-1]
+    chance = 1 / len(result["classes"])
+    if history["val_accuracy"][-1] < chance + 0.05:
+        fit = "no better than chance"
+    elif gap > 0.1:
+        fit = "overfits"
+    elif gap < -0.02:
+        fit = "still underfits"
+    else:
+        fit = "fits"
+    return {
+        "network": result["model"],
+        "augmented": augmented,
+        "parameters": result["parameters"],
+        "accuracy": history["accuracy"],
+        "val_accuracy": history["val_accuracy"],
+        "gap": gap,
+        "fit": fit,
+        "seconds": result["fit_seconds"],
+    }
+
+
+def _asked(only: tuple[str, ...] | None) -> tuple[str, ...]:
+    if unknown := [name for name in only or () if name not in CHAPTER]:
+        raise UserError(f"only {unknown[0]!r}: unknown; expected some of {', '.join(CHAPTER)}")
+    return tuple(name for name in CHAPTER if only is None or name in only)
+
+
+def _table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """The comparison for people; of many epochs the first and the last two."""
+    lines = []
+    accuracies = ("training accuracy", "validation accuracy")
+    cells = [("", "network", "parameters", *accuracies, "gap", "seconds", "in words")]
+    for name, row in rows.items():
+        cells.append(
+            (
+                name,
+                _described(row["network"], row["augmented"]),
+                f"{row['parameters']:,}",
+                _by_epoch(row["accuracy"]),
+                _by_epoch(row["val_accuracy"]),
+                f"{row['gap']:+.2f}",
+                f"{row['seconds']:.0f}",
+                row["fit"],
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        aligned = [
+            f"{cell:>{width}}" if index in (2, 5, 6) else f"{cell:<{width}}"
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(aligned).rstrip())
+    best = max(rows, key=lambda name: np.max(rows[name]["val_accuracy"]))
+    lines.append(f"\nbest: {best}, validation accuracy {max(rows[best]['val_accuracy']):.4f}")
+    known = ", ".join(f"{name} {accuracy:.2%}" for name, accuracy in BASELINES.items())
+    lines.append(f"baselines: {known}")
+    return "\n".join(lines)
+
+
+def _described(network: str, augmented: bool) -> str:
+    return f"{network}, augmented" if augmented else network
+
+
+def _by_epoch(values: list[float]) -> str:
+    shown = [f"{value:.3f}" for value in values]
+    return " ".join(shown if len(shown) <= 6 else [*shown[:2], "...", *shown[-2:]])
