@@ -37,7 +37,7 @@ ASPECT_RATIOS = ("stretch", "crop", "pad")
 CHANNELS = {"rgb": 3, "grayscale": 1, "rgba": 4}
 
 # Part of what names a decoded array: to be raised when `decode_image` gives other pixels.
-_DECODER_VERSION = 3
+_DECODER_VERSION = 4
 _RECORDS_READ_AT_ONCE = 64
 
 
@@ -152,16 +152,7 @@ def decode_image(encoded: tf.Tensor, format: Format) -> tf.Tensor:
         weighted = tf.cast(image, tf.int32) * tf.constant([19595, 38470, 7471])
         total = tf.reduce_sum(weighted, axis=-1, keepdims=True) + 0x8000
         image = tf.cast(tf.bitwise.right_shift(total, 16), tf.uint8)
-    if format.aspect_ratio == "crop":
-        image = _crop(image, format.size)
-    elif format.aspect_ratio == "pad":
-        image = _pad(image, format.size)
-    if format.interpolation == "nearest":
-        return _resize_nearest(image, format.size)
-    image = tf.image.resize(image, format.size, method=format.interpolation)
-    if format.interpolation in ("bilinear", "area"):  # Means of pixels stay between 0 and 255.
-        return tf.cast(image + 0.5, tf.uint8)
-    return tf.saturate_cast(tf.round(image), tf.uint8)
+    return tf.ensure_shape(_bring_to_size(image, format), format.shape)
 
 
 def _decode_jpeg(encoded: tf.Tensor, with_alpha: bool) -> tf.Tensor:
@@ -184,33 +175,46 @@ def _decode_by_pillow(encoded: tf.Tensor, with_alpha: bool) -> tf.Tensor:
     return tf.py_function(pixels, [encoded], tf.uint8)
 
 
-def _crop(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
-    """The largest part of the middle with the aspect ratio of `size`."""
-    (target_height, target_width), shape = size, tf.shape(image)
-    height = tf.minimum(shape[0], shape[1] * target_height // target_width)
-    width = tf.minimum(shape[1], shape[0] * target_width // target_height)
-    height, width = tf.maximum(height, 1), tf.maximum(width, 1)
-    top, left = (shape[0] - height) // 2, (shape[1] - width) // 2
-    return image[top : top + height, left : left + width]
+def _bring_to_size(image: tf.Tensor, format: Format) -> tf.Tensor:
+    size, shape = tf.constant(format.size), tf.shape(image)[:2]
+    if format.aspect_ratio == "crop":
+        # The largest box in the middle with the aspect ratio of `size`.
+        box = tf.minimum(shape, shape[::-1] * size // size[::-1])
+        return _resize(image, (shape - box) // 2, tf.maximum(box, 1), size, format)
+    if format.aspect_ratio == "pad":
+        # As tf.image.resize_with_pad, in float32 as there: first resized, then padded.
+        lengths = tf.cast(shape, tf.float32)
+        lengths /= tf.reduce_max(lengths / tf.cast(size, tf.float32))
+        inner = tf.maximum(tf.cast(lengths, tf.int32), 1)
+        image = _resize(image, tf.zeros_like(shape), shape, inner, format)
+        top, left = tf.unstack(tf.cast((tf.cast(size, tf.float32) - lengths) / 2, tf.int32))
+        return tf.image.pad_to_bounding_box(image, top, left, *format.size)
+    return _resize(image, tf.zeros_like(shape), shape, size, format)
 
 
-def _pad(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
-    """The picture in the middle of black, with the aspect ratio of `size`."""
-    (target_height, target_width), shape = size, tf.shape(image)
-    below = tf.maximum(shape[1] * target_height // target_width - shape[0], 0)
-    beside = tf.maximum(shape[0] * target_width // target_height - shape[1], 0)
-    return tf.pad(
-        image, [[below // 2, below - below // 2], [beside // 2, beside - beside // 2], [0, 0]]
-    )
+def _resize(
+    image: tf.Tensor, corner: tf.Tensor, box: tf.Tensor, size: tf.Tensor, format: Format
+) -> tf.Tensor:
+    """The part of a picture that a box of this shape at this corner holds, brought to a size."""
+    if format.interpolation == "nearest":
+        return _resize_nearest(image, corner, box, size)
+    image = tf.slice(image, [*tf.unstack(corner), 0], [*tf.unstack(box), -1])
+    image = tf.image.resize(image, size, method=format.interpolation)
+    if format.interpolation in ("bilinear", "area"):  # Means of pixels stay between 0 and 255.
+        return tf.cast(image + 0.5, tf.uint8)
+    return tf.saturate_cast(tf.round(image), tf.uint8)
 
 
-def _resize_nearest(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
-    for axis, length in enumerate(size):
-        step = tf.cast(tf.shape(image)[axis], tf.float64) / length
-        # Added up, as Pillow does: a product would round to other pixels.
-        steps = tf.concat([[step / 2], tf.fill([length - 1], step)], axis=0)
-        source = tf.cast(tf.cumsum(steps), tf.int32)
-        image = tf.gather(image, source, axis=axis)
+def _resize_nearest(
+    image: tf.Tensor, corner: tf.Tensor, box: tf.Tensor, size: tf.Tensor
+) -> tf.Tensor:
+    steps = tf.cast(box, tf.float64) / tf.cast(size, tf.float64)
+    starts = tf.cast(corner, tf.float64) + steps / 2
+    for axis in (0, 1):
+        # Added up from the corner on, as Pillow does: a product would round to other pixels.
+        rest = tf.fill([size[axis] - 1], steps[axis])
+        source = tf.cumsum(tf.concat([starts[axis, tf.newaxis], rest], axis=0))
+        image = tf.gather(image, tf.cast(source, tf.int32), axis=axis)
     return image
 
 
