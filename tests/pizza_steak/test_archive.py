@@ -1,5 +1,6 @@
 import os
 import pathlib
+import re
 import stat
 import zipfile
 
@@ -92,6 +93,53 @@ def test_no_two_pictures_have_one_filename(make_archive):
     except ArchiveError:
         return
     assert len(set(pictures)) == len(pictures)
+
+
+@pytest.mark.parametrize("as_zip", [True, False], ids=["zip", "folder"])
+@pytest.mark.parametrize("around", ["data/food/", "data/v1/food/"])
+def test_the_root_may_lie_deeper(make_archive, as_zip, around):
+    layout = [around + name for name in FOOD] + ["data/notes.txt", "data/cover.jpg"]
+    archive = read_archive(make_archive(layout, as_zip=as_zip))
+    assert {split: len(found) for split, found in archive.splits.items()} == {"train": 2, "test": 2}
+    assert archive.left_out == {".txt": 1, "outside the class folders": 1}
+
+
+def test_training_and_testing_are_splits(make_archive):
+    layout = [name.replace("train/", "Training/").replace("test/", "Testing/") for name in FOOD]
+    archive = read_archive(make_archive(layout))
+    assert archive.splits.keys() == {"train", "test"}
+    assert archive.classes == ("pizza", "steak")
+
+
+@pytest.mark.parametrize("root", ["", "vehicles/"])
+def test_a_class_may_be_called_train(make_archive, root):
+    archive = read_archive(make_archive([f"{root}train/1.jpg", f"{root}tram/2.jpg"]))
+    assert archive.classes == ("train", "tram")
+    assert archive.splits.keys() == {"train"}
+
+
+@pytest.mark.parametrize("spell", [lambda name: name.replace("/", "\\"), "./{}".format])
+def test_names_as_some_packers_write_them(tmp_path, spell):
+    path = tmp_path / "food.zip"
+    with zipfile.ZipFile(path, "w") as zip_file:
+        for name in FOOD:
+            info = zipfile.ZipInfo("placeholder")
+            info.filename = spell(name)
+            zip_file.writestr(info, name)
+    assert contents(read_archive(path)) == {name: name.encode() for name in FOOD}
+
+
+@pytest.mark.parametrize("name", ["train/pizza/1\n.jpg", "train/piz\x1bza/1.jpg"])
+def test_refuses_control_characters_in_names(make_archive, tmp_path, name):
+    assert "control character" in refusal(zip_with(tmp_path / "food.zip", name))
+    assert "control character" in refusal(make_archive([*FOOD, name], as_zip=False))
+
+
+@pytest.mark.parametrize("name", ["料理", "été 2024", "-"])
+def test_any_file_name_gives_a_name_of_its_own(make_archive, name):
+    names = {read_archive(make_archive(layout, name=name)).name for layout in (FOOD, FOOD[:2])}
+    assert len(names) == 2
+    assert all(re.fullmatch(r"[A-Za-z0-9_]+-[0-9a-f]{12}", name) for name in names)
 
 
 def test_one_split_named_train_is_no_root(make_archive):

@@ -1,9 +1,11 @@
+import threading
+
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from pizza_steak import records
+from pizza_steak import atomic, records
 from pizza_steak.archive import read_archive
 from pizza_steak.errors import UserError
 from pizza_steak.pizza_steak_dataset_builder import ArchiveConfig, Builder
@@ -145,10 +147,32 @@ def test_the_fingerprint_tells_archives_apart(make_records):
 def test_two_processes_prepare_one_archive_at_once(archive, tmp_path, run_at_once):
     code = """
 import sys
-from pizza_steak import records
+from pizza_steak import atomic, records
 wait()
 print(records.prepare(archive=sys.argv[1], data_dir=sys.argv[2]).fingerprint)
 """
     fingerprints = [output.strip() for output in run_at_once(2, code, archive, tmp_path)]
     expected = records.prepare(archive=archive, data_dir=tmp_path).fingerprint
     assert fingerprints == [expected, expected]
+
+
+def test_what_a_killed_process_left_of_records_is_removed(archive, tmp_path):
+    name = read_archive(archive).name
+    left = tmp_path / "pizza_steak" / name / "incomplete.ABC123_1.0.0"
+    left.mkdir(parents=True)
+    (left / "half").write_text("half")
+    records.prepare(archive=archive, data_dir=tmp_path)
+    assert not left.exists()
+
+
+def test_records_that_are_there_are_opened_without_a_lock(archive, tmp_path):
+    folder = prepare(archive, tmp_path, 1).folder
+    opened = []
+    thread = threading.Thread(
+        target=lambda: opened.append(records.prepare(archive=archive, data_dir=tmp_path)),
+        daemon=True,
+    )
+    with atomic.lock(folder.parent):
+        thread.start()
+        thread.join(timeout=60)  # Where it waits for the lock.
+        assert len(opened) == 1
