@@ -18,14 +18,20 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import secrets
 import time
+import zipfile
 from typing import Any
 
+import keras
+from absl import flags as absl_flags
+
+from pizza_steak import augmentation, normalization  # noqa: F401  Keras loads their layers.
 from pizza_steak.atomic import atomic_path, remove
 from pizza_steak.errors import UserError
 from trainers.callbacks import backup_state
-from trainers.config import FitConfig, to_flags
+from trainers.config import FitConfig, define_flags, from_flags, to_flags
 
 # All that a run writes, and so all that --overwrite may remove.
 _PARTS = (
@@ -66,6 +72,38 @@ class Run:
     def result(self) -> dict[str, Any]:
         """What result.json says."""
         return json.loads((self.path / "result.json").read_text())
+
+    @property
+    def config(self) -> FitConfig:
+        """What its run.flags say.
+
+        Raises:
+          UserError: They cannot be read.
+        """
+        path, values = self.path / "run.flags", absl_flags.FlagValues()
+        define_flags(FitConfig, values)
+        try:
+            values(["fit", f"--flagfile={path}"])
+        except absl_flags.Error as error:
+            raise UserError(f"run_dir {self.path}: run.flags cannot be read ({error})") from error
+        return from_flags(FitConfig, values)
+
+    def load_model(self) -> keras.Model:
+        """Its model.keras, not compiled.
+
+        Raises:
+          UserError: There is none, or it is no model, or one that brings code of its own.
+        """
+        path = self.path / "model.keras"
+        if not zipfile.is_zipfile(path):
+            raise UserError(f"model {path}: missing, or no Keras model; train the run again")
+        try:
+            return keras.models.load_model(path, compile=False)
+        except Exception as error:  # Keras, zipfile, json and h5py: each has its own.
+            reason = re.split(r"\. |\n", str(error))[0]
+            raise UserError(
+                f"model {path}: cannot be loaded ({reason}); train the run again"
+            ) from error
 
     @property
     def first_epoch(self) -> int:
@@ -166,6 +204,27 @@ def plan(config: FitConfig) -> Run:
             _check_free(path, asked.overwrite)
     except OSError as error:
         raise _unwritable(path, error) from error
+    return run
+
+
+def open_run(run_dir: str | None) -> Run:
+    """A finished run, to be used.
+
+    Raises:
+      UserError: There is no run in that directory, or it is not finished.
+    """
+    if run_dir is None:
+        raise UserError("run_dir: missing; expected the directory of a finished run")
+    path = pathlib.Path(run_dir).expanduser().absolute()
+    flags = path / "run.flags"
+    if not flags.is_file():
+        raise UserError(f"run_dir {path}: no run there; expected what trainers.fit left behind")
+    run = Run(path, flags.read_text(), resumed=True)
+    if not run.finished:
+        raise UserError(
+            f"run_dir {path}: the run is not finished; go on with it: python -m trainers.fit "
+            f"--flagfile={flags} --run_dir={path} --resume"
+        )
     return run
 
 
