@@ -123,6 +123,8 @@ def batches(
       Dataset of (images, labels), or of images: uint8 of shape (B, height, width, channels).
     """
     steps = math.ceil(len(rows) / batch_size)
+    # Augmentation is bound by the cores, whatever gathering is bound by.
+    parallel_calls = pictures.parallel_calls if augment is None else tf.data.AUTOTUNE
 
     def load(step):
         batch = batch_rows(step, rows, batch_size, seed=seed, shuffle=shuffle)
@@ -133,6 +135,6 @@ def batches(
 
     return (
         tf.data.Dataset.range(first_epoch * steps, epochs * steps)
-        .map(load, num_parallel_calls=pictures.parallel_calls)
+        .map(load, num_parallel_calls=parallel_calls)
         .prefetch(tf.data.AUTOTUNE)
     )
