@@ -76,9 +76,9 @@ def fit(config: FitConfig) -> FitResult:
     model.summary(print_fn=architecture.append, line_length=80)
     if not run.resumed:
         run.create("\n".join(architecture), _environment(data, chosen))
+    _train(config, data, model, augmentation, run, clock)
     if augmentation:
         _draw_augmentation(config, data, run)
-    _train(config, data, model, augmentation, run, clock)
     model.load_weights(run.path / "model.keras")
     test = _test(data, model, config.data.batch_size, run)
     result = {
