@@ -1,5 +1,6 @@
 """What every command does around its library call: read flags, and tell errors from bugs."""
 
+import functools
 import signal
 import sys
 from collections.abc import Callable
@@ -11,22 +12,30 @@ from trainers import config as configs
 from trainers import devices
 
 
-def run(main: Callable[[Any], None], config: type) -> None:
+def run(main: Callable[..., None], config: type, arguments: str | None = None) -> None:
     """Calls `main` with the configuration that the flags say, and exits.
+
+    Without `arguments` nothing but flags is taken; it names what else is expected, one or more of
+    it, and `main` is called with a list of these as well.
 
     The exit status is 0, 1 with one line on stderr for a `UserError`, 2 for wrong flags, and 130
     after Ctrl-C. Any other exception is a bug of ours and keeps its traceback.
     """
     configs.define_flags(config)
-    app.run(lambda argv: _call(main, configs.from_flags(config)), flags_parser=_parse)
+    flags.FLAGS.set_gnu_getopt()  # Flags may follow what is no flag.
+
+    def call(argv: list[str]) -> None:
+        _call(main, configs.from_flags(config), *([argv[1:]] if arguments else ()))
+
+    app.run(call, flags_parser=functools.partial(_parse, arguments=arguments))
 
 
-def _call(main: Callable[[Any], None], values: Any) -> None:
+def _call(main: Callable[..., None], values: Any, *arguments: list[str]) -> None:
     devices.prepare(values.devices)
     from pizza_steak.errors import UserError  # Imports TFDS, which --help must not wait for.
 
     try:
-        main(values)
+        main(values, *arguments)
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -34,7 +43,7 @@ def _call(main: Callable[[Any], None], values: Any) -> None:
         sys.exit(128 + signal.SIGINT)
 
 
-def _parse(argv: list[str]) -> list[str]:
+def _parse(argv: list[str], arguments: str | None) -> list[str]:
     if {"-h", "-help", "--help", "--helpfull"} & set(argv):  # absl would exit with status 1.
         print(sys.modules["__main__"].__doc__)
         print(flags.FLAGS.module_help(configs.__name__))
@@ -43,8 +52,10 @@ def _parse(argv: list[str]) -> list[str]:
         rest = flags.FLAGS(argv)
     except flags.Error as error:
         _exit_for_flags(" ".join(str(error).split()))
-    if len(rest) > 1:
+    if len(rest) > 1 and not arguments:
         _exit_for_flags(f"unexpected argument {rest[1]!r}")
+    if len(rest) == 1 and arguments:
+        _exit_for_flags(f"expected {arguments}, one or more")
     return rest
 
 
