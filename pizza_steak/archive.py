@@ -133,22 +133,9 @@ def read_archive(path: str | os.PathLike[str], *, follow_links: bool = False) ->
         have different classes, or its content is hostile.
     """
     path = pathlib.Path(path).expanduser()
-    try:
-        kind = stat.S_IFMT(path.stat().st_mode)
-    except OSError as error:
-        raise ArchiveError(
-            f"archive {path}: {_told(error).lower()}; expected a zip file or a folder"
-        ) from error
-    if kind == stat.S_IFDIR:
-        members = _folder_members(path, follow_links)
-    elif kind == stat.S_IFREG:
-        members = _zip_members(path)
-    else:
-        raise ArchiveError(f"archive {path}: neither a zip file nor a folder")
-
     left_out: collections.Counter[str] = collections.Counter()
     pictures = {}
-    for name, member, content in members:
+    for name, member, content in _members(path, follow_links):
         kind = _kind_left_out(name)
         if kind is None:
             pictures[name] = member, content
@@ -185,6 +172,39 @@ def read_archive(path: str | os.PathLike[str], *, follow_links: bool = False) ->
         left_out={kind: count for kind, count in sorted(left_out.items()) if count},
         fingerprint=digest.hexdigest(),
     )
+
+
+def list_pictures(path: str | os.PathLike[str], *, follow_links: bool = False) -> dict[str, str]:
+    """The pictures of a zip file or a folder, whether they are in class folders or not.
+
+    Args:
+      path: Where it is.
+      follow_links: Whether links to folders are followed; else they are refused.
+
+    Returns:
+      Name -> member, sorted by name: the member's name in the zip, or its path below the folder;
+      the name is that, tidied.
+
+    Raises:
+      ArchiveError: There is no zip file and no folder there, or its content is hostile.
+    """
+    members = _members(pathlib.Path(path), follow_links)
+    return dict(sorted((name, member) for name, member, _ in members if not _kind_left_out(name)))
+
+
+def _members(path: pathlib.Path, follow_links: bool) -> Iterator[tuple[str, str, str]]:
+    """The (name, member, what stands for its content) of every file."""
+    try:
+        kind = stat.S_IFMT(path.stat().st_mode)
+    except OSError as error:
+        raise ArchiveError(
+            f"archive {path}: {_told(error).lower()}; expected a zip file or a folder"
+        ) from error
+    if kind == stat.S_IFDIR:
+        return _folder_members(path, follow_links)
+    if kind == stat.S_IFREG:
+        return _zip_members(path)
+    raise ArchiveError(f"archive {path}: neither a zip file nor a folder")
 
 
 def _folder_members(folder: pathlib.Path, follow_links: bool) -> Iterator[tuple[str, str, str]]:

@@ -332,13 +332,20 @@ def _decode_all(
 
 
 def _reason(records: Records, row: int, format: Format) -> str:
-    """Why a row cannot be decoded, in the decoder's words."""
+    reason = decoding_fault(records.read(tf.constant([row]))[0], format)
+    if reason is None:
+        raise RuntimeError(f"row {row} was not decoded in the pipeline, but is sound")
+    return reason
+
+
+def decoding_fault(encoded: tf.Tensor, format: Format) -> str | None:
+    """Why `decode_image` refuses a picture, in the decoder's words; None where it does not."""
     try:
-        decode_image(records.read(tf.constant([row]))[0], format)
+        decode_image(encoded, format)
     except Exception as error:  # TensorFlow's, or eagerly Pillow's own.
         message = getattr(error, "message", None) or str(error)
         return re.sub(r"^\{\{.*?\}\} | \[Op:.*$| <_io\..*?>|\n.*", "", message, flags=re.DOTALL)
-    raise RuntimeError(f"row {row} was not decoded in the pipeline, but is sound")
+    return None
 
 
 class _NpyWriter:
