@@ -31,7 +31,8 @@ def run(main: Callable[..., None], config: type, arguments: str | None = None) -
 
 
 def _call(main: Callable[..., None], values: Any, *arguments: list[str]) -> None:
-    devices.prepare(values.devices)
+    if hasattr(values, "devices"):  # Else nothing is computed, and TensorFlow is not needed.
+        devices.prepare(values.devices)
     from pizza_steak.errors import UserError  # Imports TFDS, which --help must not wait for.
 
     try:

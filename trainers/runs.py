@@ -22,16 +22,16 @@ import re
 import secrets
 import time
 import zipfile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import keras
 from absl import flags as absl_flags
 
-from pizza_steak import augmentation, normalization  # noqa: F401  Keras loads their layers.
 from pizza_steak.atomic import atomic_path, remove
 from pizza_steak.errors import UserError
-from trainers.callbacks import backup_state
 from trainers.config import FitConfig, define_flags, from_flags, to_flags
+
+if TYPE_CHECKING:
+    import keras  # Not when run: a run's numbers can be read without TensorFlow.
 
 # All that a run writes, and so all that --overwrite may remove.
 _PARTS = (
@@ -88,12 +88,16 @@ class Run:
             raise UserError(f"run_dir {self.path}: run.flags cannot be read ({error})") from error
         return from_flags(FitConfig, values)
 
-    def load_model(self) -> keras.Model:
+    def load_model(self) -> "keras.Model":
         """Its model.keras, not compiled.
 
         Raises:
           UserError: There is none, or it is no model, or one that brings code of its own.
         """
+        import keras
+
+        from pizza_steak import augmentation, normalization  # noqa: F401  Keras loads their layers.
+
         path = self.path / "model.keras"
         if not zipfile.is_zipfile(path):
             raise UserError(f"model {path}: missing, or no Keras model; train the run again")
@@ -108,6 +112,8 @@ class Run:
     @property
     def first_epoch(self) -> int:
         """How many epochs have been finished before."""
+        from trainers.callbacks import backup_state  # Imports Keras.
+
         return backup_state(self.backup)["epochs"]
 
     @property
