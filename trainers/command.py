@@ -27,7 +27,7 @@ def run(main: Callable[..., None], config: type, arguments: str | None = None) -
     def call(argv: list[str]) -> None:
         _call(main, configs.from_flags(config), *([argv[1:]] if arguments else ()))
 
-    app.run(call, flags_parser=functools.partial(_parse, arguments=arguments))
+    app.run(call, flags_parser=functools.partial(_parse, config=config, arguments=arguments))
 
 
 def _call(main: Callable[..., None], values: Any, *arguments: list[str]) -> None:
@@ -44,10 +44,10 @@ def _call(main: Callable[..., None], values: Any, *arguments: list[str]) -> None
         sys.exit(128 + signal.SIGINT)
 
 
-def _parse(argv: list[str], arguments: str | None) -> list[str]:
+def _parse(argv: list[str], config: type, arguments: str | None) -> list[str]:
     if {"-h", "-help", "--help", "--helpfull"} & set(argv):  # absl would exit with status 1.
         print(sys.modules["__main__"].__doc__)
-        print(flags.FLAGS.module_help(configs.__name__))
+        print(configs.help_of(config))
         sys.exit(0)
     try:
         rest = flags.FLAGS(argv)

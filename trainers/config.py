@@ -68,7 +68,7 @@ class DataConfig:
     color_mode: str = _flag("rgb", "Channels of the pictures.", ("rgb", "grayscale", "rgba"))
     interpolation: str = _flag(
         "bilinear",
-        "How they are resized.",
+        "How pictures are resized.",
         ("bilinear", "nearest", "bicubic", "lanczos3", "lanczos5", "area", "gaussian",
          "mitchellcubic"),
     )  # fmt: skip
@@ -98,12 +98,14 @@ class AugmentationConfig:
     rotation_range: float = _flag(0.0, "Degrees to turn by, to either side.", minimum=0.0)
     width_shift_range: Numbers = _flag(
         0.0,
-        "Fraction of the width (below 1), or pixels, to shift by to either side; of several "
-        "numbers one is drawn. As in ImageDataGenerator it shifts up and down (keras issue 17398).",
+        "The same of the width; as there it shifts up and down.",
         minimum=0.0,
     )
     height_shift_range: Numbers = _flag(
-        0.0, "The same for the height; as there it shifts sideways.", minimum=0.0
+        0.0,
+        "Fraction of the height (below 1), or pixels, to shift by to either side; of several "
+        "numbers one is drawn. As in ImageDataGenerator it shifts sideways (keras issue 17398).",
+        minimum=0.0,
     )
     shear_range: float = _flag(0.0, "Degrees to shear by, to either side.", minimum=0.0)
     zoom_range: Numbers = _flag(
@@ -138,8 +140,8 @@ class AugmentationConfig:
     )
     augment_on: str = _flag(
         "host",
-        "Where all but Keras's own layers run: in the input pipeline, beside the training step, or "
-        "on the device, as the model's first layers.",
+        "Where it runs, but for Keras's own layers: in the input pipeline, beside the training "
+        "step, or on the device, as the model's first layers.",
         ("host", "device"),
     )
 
@@ -325,6 +327,45 @@ class BenchmarkConfig:
     measuring: MeasuringConfig = MeasuringConfig()
 
 
+@dataclasses.dataclass(frozen=True)
+class PageConfig:
+    """Which runs are reported on, and where."""
+
+    runs: str = _flag("runs/*", "Run directories, as a pattern with * and ?.")
+    output: str = _flag("report.html", "The page to write; a file that is there is replaced.")
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportConfig:
+    """All that `trainers.report` takes."""
+
+    page: PageConfig = PageConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class ArtifactConfig:
+    """Which run's model is exported, how, and where to."""
+
+    run_dir: str | None = _flag(None, "Folder of a finished run.")
+    format: str = _flag(
+        "saved_model",
+        "A SavedModel for TensorFlow and its Serving, a .tflite file for LiteRT, or an .onnx file "
+        "for ONNX Runtime.",
+        ("saved_model", "litert", "onnx"),
+    )
+    output: str | None = _flag(
+        None, "File or folder to write; by default saved_model, model.tflite or model.onnx in it."
+    )
+    overwrite: bool = _flag(False, "Replace the export that is there.")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """All that `trainers.export` takes."""
+
+    artifact: ArtifactConfig = ArtifactConfig()
+
+
 def fields(config: type) -> Iterator[tuple[str, dataclasses.Field]]:
     """The (concern, field) pairs of a configuration made of concerns, such as `FitConfig`."""
     for concern in dataclasses.fields(config):
@@ -358,14 +399,25 @@ class _Numbers(flags.ArgumentParser):
 
 def define_flags(config: type, flag_values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines a flag for each field of a configuration made of concerns."""
-    for _, field in fields(config):
-        _define_flag(field, flag_values)
+    for concern in dataclasses.fields(config):
+        for field in dataclasses.fields(concern.type):
+            _define_flag(field, flag_values, _heading(concern))
 
 
-def _define_flag(field: dataclasses.Field, flag_values: flags.FlagValues) -> None:
+def help_of(config: type, flag_values: flags.FlagValues = flags.FLAGS) -> str:
+    """What --help says of the flags of a configuration, concern by concern."""
+    concerns = dataclasses.fields(config)
+    return "\n\n".join(flag_values.module_help(_heading(concern)).strip() for concern in concerns)
+
+
+def _heading(concern: dataclasses.Field) -> str:
+    return concern.type.__doc__.removesuffix(".")
+
+
+def _define_flag(field: dataclasses.Field, flag_values: flags.FlagValues, heading: str) -> None:
     kinds = set(typing.get_args(field.type) or (field.type,)) - {type(None)}
     kind = kinds.pop()
-    common = {"help": field.metadata["help"], "flag_values": flag_values}
+    common = {"help": field.metadata["help"], "flag_values": flag_values, "module_name": heading}
     limits = dict(zip(("lower_bound", "upper_bound"), field.metadata["limits"], strict=True))
     if choices := field.metadata["choices"]:
         flags.DEFINE_enum(field.name, field.default, choices, **common)
