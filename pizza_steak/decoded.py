@@ -120,7 +120,7 @@ class StreamedPictures:
         )
 
 
-def decode_image(encoded: tf.Tensor, format: Format) -> tf.Tensor:
+def decode_image(encoded: tf.Tensor, format: Format, *, by_pillow: bool = True) -> tf.Tensor:
     """Decodes one picture and brings it into a format.
 
     Before it is resized the pixels are Pillow's, to the last bit. Of an animation it is the first
@@ -129,6 +129,8 @@ def decode_image(encoded: tf.Tensor, format: Format) -> tf.Tensor:
     Args:
       encoded: Scalar string: a JPEG, PNG, BMP, GIF or WebP file, whatever its name says.
       format: Its size, colours and so on.
+      by_pillow: Whether BMP, GIF and WebP are decoded, which Pillow does, in Python; without it
+        they are refused, and the graph of this function can be saved and used anywhere.
 
     Returns:
       uint8 tensor of shape `format.shape`, values 0 to 255.
@@ -137,10 +139,11 @@ def decode_image(encoded: tf.Tensor, format: Format) -> tf.Tensor:
       tf.errors.OpError: These bytes are no picture, or not a whole one.
     """
     with_alpha = format.color_mode == "rgba"
+    others = _decode_by_pillow if by_pillow else _refuse
     image = tf.case(
         [
             (tf.io.is_jpeg(encoded), lambda: _decode_jpeg(encoded, with_alpha)),
-            (_is_for_pillow(encoded), lambda: _decode_by_pillow(encoded, with_alpha)),
+            (_is_for_pillow(encoded), lambda: others(encoded, with_alpha)),
         ],
         default=lambda: tf.io.decode_image(
             encoded, channels=4 if with_alpha else 3, expand_animations=False
@@ -173,6 +176,12 @@ def _decode_by_pillow(encoded: tf.Tensor, with_alpha: bool) -> tf.Tensor:
             return np.asarray(image.convert("RGBA" if with_alpha else "RGB"))
 
     return tf.py_function(pixels, [encoded], tf.uint8)
+
+
+def _refuse(encoded: tf.Tensor, with_alpha: bool) -> tf.Tensor:
+    refusal = tf.debugging.Assert(False, ["expected a JPEG or PNG file, not BMP, GIF or WebP"])
+    with tf.control_dependencies([refusal]):
+        return tf.zeros((1, 1, 4 if with_alpha else 3), tf.uint8)
 
 
 def _bring_to_size(image: tf.Tensor, format: Format) -> tf.Tensor:
