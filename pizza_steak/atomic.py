@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 
 import filelock
 
+from pizza_steak.errors import UserError
+
 
 @contextlib.contextmanager
 def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
@@ -50,3 +52,18 @@ def remove(path: pathlib.Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def output_file(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """`atomic_path` of a file that the user asked for; `~` is the home folder.
+
+    Raises:
+      UserError: It cannot be written.
+    """
+    path = pathlib.Path(path).expanduser()
+    try:
+        with atomic_path(path) as temporary:
+            yield temporary
+    except OSError as error:
+        raise UserError(f"file {path}: {error.strerror or error}; pass another") from error

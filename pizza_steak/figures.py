@@ -1,0 +1,71 @@
+"""Figures of pictures, and how any figure is written."""
+
+import os
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from pizza_steak.atomic import output_file
+from pizza_steak.errors import UserError
+
+# Inches: the width of a picture with its margin, and the height of a line of its caption.
+_CELL, _LINE = 1.9, 0.17
+_CHARACTERS = 28  # Of a caption, in that width.
+
+
+def save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Writes a figure, whole or not at all, in the format of the name's suffix; without one a PNG.
+
+    Raises:
+      UserError: It cannot be written, or there is no such format.
+    """
+    suffix = os.path.splitext(path)[1]
+    known = figure.canvas.get_supported_filetypes()
+    if suffix and suffix[1:].lower() not in known:
+        raise UserError(f"file {path}: no figure's suffix; expected one of {', '.join(known)}")
+    with output_file(path) as temporary, warnings.catch_warnings():
+        # A letter that the font lacks is drawn as a box.
+        warnings.filterwarnings("ignore", message="Glyph")
+        figure.savefig(temporary, dpi=100, format=suffix[1:].lower() or "png")
+
+
+def picture_grid(
+    images: Sequence[np.ndarray],
+    captions: Sequence[str],
+    path: str | os.PathLike[str],
+    *,
+    columns: int = 6,
+) -> None:
+    """Draws pictures in rows, each under its caption.
+
+    Args:
+      images: N uint8 arrays of shape (H, W, C), 1, 3 or 4 channels; heights and widths may differ.
+      captions: N texts of as many lines each; "" for none.
+      path: The file to write.
+      columns: Pictures a row.
+
+    Raises:
+      UserError: As `save`.
+    """
+    # A row is as high as its pictures need, but no higher than wide.
+    ratio = min(max(image.shape[0] / image.shape[1] for image in images), 1.0)
+    starts = range(0, len(images), columns)
+    lines = [
+        max(len(caption.splitlines()) for caption in captions[start : start + columns])
+        for start in starts
+    ]
+    height = _CELL * ratio * len(lines) + _LINE * sum(lines)
+    figure = Figure(figsize=(_CELL * columns, height), layout="constrained")
+    grid = figure.subplots(len(lines), columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for axes, image, caption in zip(grid.flat, images, captions, strict=False):
+        axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
+        cut = (
+            line if len(line) <= _CHARACTERS else f"{line[: _CHARACTERS - 1]}…"
+            for line in caption.splitlines()
+        )
+        axes.set_title("\n".join(cut), fontsize=8, pad=3, parse_math=False)
+    save(figure, path)
