@@ -1,14 +1,18 @@
 """The figures of a run directory."""
 
+import io
 import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which colour-blind people tell apart.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _TRAIN, _VALIDATION = _COLORS[:2]
+# Lengths of strokes and gaps in points; of none the line is solid.
+_DASHES = ((), (5, 2.5), (1.5, 2))
 
 
 def curves(history: Mapping[str, Sequence[float]], path: pathlib.Path) -> None:
@@ -49,24 +53,49 @@ def comparison(histories: Mapping[str, Mapping[str, Sequence[float]]], path: pat
       path: The PNG to write.
     """
     figure = Figure(figsize=(11, 4.5), layout="constrained")
-    for axes, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        for index, (name, history) in enumerate(histories.items()):
-            values = history[f"val_{metric}"]
-            axes.plot(
-                np.arange(1, len(values) + 1),
-                values,
-                label=name,
-                color=_COLORS[index % len(_COLORS)],
-                # Told apart without colours too.
-                linestyle=("-", "--", ":")[index % 3],
-                marker=_marker(values),
-                markersize=4,
-            )
-        axes.set(title=f"Validation {metric}", xlabel="epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-        axes.grid(color="0.9")
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    for axes, metric in zip(figure.subplots(1, 2), ("val_loss", "val_accuracy"), strict=True):
+        _overlay(axes, [history[metric] for history in histories.values()])
+        axes.set(title=metric.replace("val_", "Validation "))
+    axes.legend(axes.lines, histories, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=120, format="png")
+
+
+def overlay_svg(curves: Sequence[Sequence[float]]) -> bytes:
+    """Draws a metric of several runs by epoch, in their `line_style`s, without a legend.
+
+    Args:
+      curves: For each run a number an epoch, in the order of the runs; may be of no epoch.
+
+    Returns:
+      An SVG document.
+    """
+    figure = Figure(figsize=(5, 3.4), layout="constrained")
+    _overlay(figure.subplots(), curves)
+    file = io.BytesIO()
+    figure.savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()
+
+
+def line_style(index: int) -> tuple[str, tuple[float, ...]]:
+    """The colour and the dashes, in points, of one of several runs; of 21 no two are alike."""
+    # By threes and sevens: neighbours are told apart without colours too.
+    return _COLORS[index % len(_COLORS)], _DASHES[index % len(_DASHES)]
+
+
+def _overlay(axes: Axes, curves: Sequence[Sequence[float]]) -> None:
+    for index, values in enumerate(curves):
+        color, dashes = line_style(index)
+        axes.plot(
+            np.arange(1, len(values) + 1),
+            values,
+            color=color,
+            linestyle=(0, dashes) if dashes else "-",
+            marker=_marker(values),
+            markersize=4,
+        )
+    axes.set(xlabel="epoch")
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    axes.grid(color="0.9")
 
 
 def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], path: pathlib.Path) -> None:

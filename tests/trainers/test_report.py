@@ -1,0 +1,346 @@
+"""The page about several runs: what it says, that it stands alone, and how a browser shows it."""
+
+import base64
+import html.parser
+import io
+import json
+import re
+import shutil
+
+import chromium
+import pytest
+from PIL import Image
+from small_runs import fit, fit_and_stop, result_of, run_command
+
+from pizza_steak.errors import UserError
+from trainers import plots, reporting
+from trainers.config import PageConfig, ReportConfig
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+NONE = "\N{EN DASH}"
+
+
+class Page(html.parser.HTMLParser):
+    """A page by its parts.
+
+    Attributes:
+      text: All of it, as it was written.
+      elements: Every start tag, with its attributes.
+      tables: For each section that has one, by its id: rows of the texts of their cells.
+    """
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.text = text
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.tables: dict[str, list[list[str]]] = {}
+        self._section = self._cells = None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        self.elements.append((tag, attributes))
+        if tag == "h2":
+            self._section = attributes["id"]
+        if tag == "tr":
+            self.tables.setdefault(self._section, []).append([])
+        if tag in ("td", "th"):
+            self._cells = self.tables[self._section][-1]
+            self._cells.append("")
+
+    def handle_endtag(self, tag):
+        if tag in ("td", "th"):
+            self._cells[-1] = " ".join(self._cells[-1].split())
+            self._cells = None
+
+    def handle_data(self, data):
+        if self._cells:
+            self._cells[-1] += data
+
+    def row(self, section: str, name: str) -> dict[str, str]:
+        """The row of a run, by the headings."""
+        headings, *rows = self.tables[section]
+        (row,) = (row for row in rows if row[0].split()[0] == name)
+        return dict(zip(headings, row, strict=True))
+
+    def images(self, title: str) -> list[bytes]:
+        """The files of the images whose alternative text starts so."""
+        return [
+            base64.b64decode(attributes["src"].partition(";base64,")[2])
+            for tag, attributes in self.elements
+            if tag == "img" and attributes["alt"].startswith(title)
+        ]
+
+
+@pytest.fixture(scope="module")
+def trained(small_flags, tmp_path_factory):
+    """Three finished runs, one that is not, and a folder that is none."""
+    folder = tmp_path_factory.mktemp("runs")
+    fit(*small_flags, f"--run_dir={folder}/plain")
+    fit(*small_flags, f"--run_dir={folder}/wide", "--filters=8", "--epochs=2")
+    fit(*small_flags, f"--run_dir={folder}/turned", "--rotation_range=20", "--learning_rate=1e-5")
+    fit_and_stop(*small_flags, f"--run_dir={folder}/stopped", epoch=2)
+    (folder / "pictures").mkdir()
+    return folder
+
+
+@pytest.fixture
+def runs(trained, tmp_path):
+    """A copy of them, to be changed."""
+    return shutil.copytree(trained, tmp_path / "runs")
+
+
+def report(runs, pattern: str = "*") -> Page:
+    """The page about the runs of a folder."""
+    output = runs.parent / "report.html"
+    reporting.write(ReportConfig(PageConfig(runs=f"{runs}/{pattern}", output=str(output))))
+    return Page(output.read_text(encoding="utf-8"))
+
+
+def replace(file, old: str, new: str) -> None:
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new))
+
+
+def make_hostile(runs) -> None:
+    """Gives a run a name, a flag and a class of markup, and another a name that cannot wrap."""
+    replace(runs / "plain" / "result.json", '"dark"', json.dumps(f"{HOSTILE}class"))
+    replace(runs / "plain" / "run.flags", "--optimizer=adam", f"--optimizer={HOSTILE}flag")
+    (runs / "plain").rename(runs / f"{HOSTILE}name")
+    (runs / "turned").rename(runs / ("turned" * 30))
+
+
+def test_the_numbers_are_those_of_the_models_that_were_kept(trained):
+    page = report(trained)
+    for name in ("plain", "wide", "turned"):
+        result = result_of(trained / name)
+        history = result["history"]
+        best = history["val_loss"].index(min(history["val_loss"]))
+        row = page.row("results", name)
+        assert row["Best epoch"] == f"{best + 1} of {len(history['loss'])}"
+        assert row["Validation accuracy"] == f"{history['val_accuracy'][best]:.4f}"
+        assert row["Training accuracy"] == f"{history['accuracy'][best]:.4f}"
+        assert row["Test loss"] == f"{result['test_loss']:.4f}"
+        assert row["Parameters"] == f"{result['parameters']:,}"
+        speed = page.row("throughput", name)
+        assert speed["Training pictures a second"] == f"{result['train_images_per_second']:,.0f}"
+        assert speed["Seconds of training"] == f"{result['fit_seconds']:,.1f}"
+
+
+def test_the_best_is_chosen_by_validation_and_not_by_test(runs):
+    for name, accuracy in (("plain", 0.2), ("wide", 0.9), ("turned", 0.3)):
+        metrics = runs / name / "metrics.csv"
+        heading, *rows = metrics.read_text().splitlines()
+        rows = [re.sub(r"[^,]+(?=,[^,]+$)", str(accuracy), row) for row in rows]
+        metrics.write_text("\n".join([heading, *rows]) + "\n")
+    replace(runs / "plain" / "result.json", '"test_accuracy": ', '"test_accuracy": 1')
+    page = report(runs)
+    names = [row[0] for row in page.tables["results"][1:]]
+    assert [name for name in names if "best" in name] == ["wide best"]
+
+
+def test_only_flags_that_differ_are_shown(trained):
+    rows = [[row[0].split()[0], *row[1:]] for row in report(trained).tables["flags"]]
+    assert rows == [
+        ["Run", "rotation_range", "filters", "epochs", "learning_rate"],
+        ["plain", "0.0", "4", "4", "0.01"],
+        ["stopped", "0.0", "4", "4", "0.01"],
+        ["turned", "20.0", "4", "4", "1e-05"],
+        ["wide", "0.0", "8", "2", "0.01"],
+    ]
+    assert "flags" not in report(trained, "plain").tables
+
+
+def test_figures_are_those_of_the_runs(trained):
+    page = report(trained)
+    (matrix,) = page.images("Confusion matrices: wide")
+    assert matrix == (trained / "wide" / "confusion_matrix.png").read_bytes()
+    (augmented,) = page.images("Augmented pictures")
+    with (
+        Image.open(io.BytesIO(augmented)) as shown,
+        Image.open(trained / "turned" / "augmentation.png") as drawn,
+    ):
+        assert shown.size == drawn.size
+    assert all(svg.startswith(b"<?xml") for svg in page.images("Validation"))
+    assert all(attributes["alt"] for tag, attributes in page.elements if tag == "img")
+
+
+def test_a_run_that_is_not_finished_is_shown_as_far_as_it_has_come(trained):
+    page = report(trained)
+    row = page.row("results", "stopped")
+    assert row["Run"] == "stopped unfinished: 2 of 4 epochs"
+    # The flags are those of the finished run, and so are the epochs.
+    history = result_of(trained / "plain")["history"]
+    best = min(range(2), key=history["val_loss"].__getitem__)
+    assert row["Validation loss"] == f"{history['val_loss'][best]:.4f}"
+    assert row["Test accuracy"] == page.row("throughput", "stopped")["CPU seconds"] == NONE
+
+
+def test_a_run_without_an_epoch_has_a_row(runs):
+    (runs / "stopped" / "metrics.csv").unlink()
+    row = report(runs).row("results", "stopped")
+    assert row["Run"] == "stopped unfinished: 0 of 4 epochs"
+    assert {row["Validation accuracy"], row["Gap"], row["Best epoch"]} == {NONE}
+
+
+def test_folders_that_are_no_runs_are_named(trained, tmp_path):
+    config = ReportConfig(PageConfig(f"{trained}/*", str(tmp_path / "report.html")))
+    told = reporting.write(config)
+    assert told.splitlines()[-1] == f"left out: {trained}/pictures: no run; it has no run.flags"
+    assert f"<li>{trained}/pictures: no run" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("result.json", '{"model": '),
+        ("result.json", "[]"),
+        ("result.json", "{}"),
+        ("environment.json", "\0"),
+        ("metrics.csv", "epoch,loss\n0,0.5\n"),
+        ("metrics.csv", "epoch,loss,accuracy,val_loss,val_accuracy\n0,a,b,c,d\n"),
+        ("run.flags", "--wings=2\n"),
+        ("curves.png", "no picture"),
+    ],
+)
+def test_a_damaged_file_is_named_in_one_line_and_the_other_runs_are_shown(runs, file, content):
+    (runs / "plain" / file).write_text(content)
+    entries, left_out = reporting.find(f"{runs}/*")
+    assert [entry.name for entry in entries] == ["stopped", "turned", "wide"]
+    (line,) = (line for line in left_out if "pictures" not in line)
+    assert str(runs / "plain") in line
+    assert file in line
+    assert "\n" not in line
+
+
+def test_runs_of_several_folders_are_told_apart(runs):
+    shutil.copytree(runs, runs / "more")
+    entries, _ = reporting.find(f"{runs}/[mp]*")
+    assert [entry.name for entry in entries] == ["plain"]
+    shutil.move(runs / "plain", runs / "first" / "plain")
+    entries, _ = reporting.find(f"{runs}/*/plain")
+    assert [entry.name for entry in entries] == ["first/plain", "more/plain"]
+
+
+def test_metrics_on_other_pictures_are_said_not_to_compare(runs):
+    assert "do not compare" not in report(runs).text
+    environment = runs / "wide" / "environment.json"
+    values = json.loads(environment.read_text())
+    environment.write_text(json.dumps(values | {"fingerprint": "0123"}))
+    assert "do not compare" in report(runs).text
+
+
+def test_text_of_others_is_no_markup(runs):
+    make_hostile(runs)
+    page = report(runs)
+    flags = {row[0].removesuffix(" best"): row[1:] for row in page.tables["flags"]}
+    assert f"{HOSTILE}flag" in flags[f"{HOSTILE}name"]
+    alternatives = [attributes["alt"] for tag, attributes in page.elements if tag == "img"]
+    assert any(f"{HOSTILE}class" in text for text in alternatives)
+    assert not [attributes for _, attributes in page.elements if "onerror" in attributes]
+    assert [tag for tag, _ in page.elements].count("script") == 1
+
+
+def test_the_page_stands_alone(runs):
+    make_hostile(runs)
+    page = report(runs)
+    for _, attributes in page.elements:
+        for name in ("src", "href", "srcset", "action", "data"):
+            assert attributes.get(name, "#").startswith(("data:image/", "#"))
+    assert not re.search(r"https?://|url\(|@import|<link", page.text)
+
+
+def test_no_two_of_twenty_lines_look_alike():
+    assert len({plots.line_style(index) for index in range(20)}) == 20
+
+
+def test_the_page_is_replaced_as_a_whole_or_not_at_all(trained, tmp_path):
+    output = tmp_path / "folder" / "report.html"
+    config = ReportConfig(PageConfig(f"{trained}/*", str(output)))
+    with pytest.raises(UserError, match=r"output .*report.html: No such file"):
+        reporting.write(config)
+    output.mkdir(parents=True)
+    with pytest.raises(UserError, match=r"output .*report.html: Is a directory"):
+        reporting.write(config)
+    assert list(output.parent.iterdir()) == [output]
+
+
+def test_reading_runs_does_not_import_tensorflow(trained, run_python):
+    program = (
+        "import sys; from trainers import reporting;"
+        "print(len(reporting.find(sys.argv[1])[0]), 'tensorflow' in sys.modules)"
+    )
+    assert run_python(program, f"{trained}/*").split() == ["4", "False"]
+
+
+@pytest.mark.slow
+def test_the_command_writes_the_page_and_says_so(trained, tmp_path):
+    output = tmp_path / "report.html"
+    flags = (f"--runs={trained}/*", f"--output={output}")
+    status, stdout, stderr = run_command(*flags, command="report")
+    assert (status, stderr) == (0, "")
+    assert stdout.startswith(f"{output}: 4 runs\nbest: ")
+    assert output.read_text().startswith("<!DOCTYPE html>")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pattern", ["*/nothing", "pictures", "plain/run.flags"])
+def test_no_run_at_all_is_one_line(trained, tmp_path, pattern):
+    output = tmp_path / "report.html"
+    flags = (f"--runs={trained}/{pattern}", f"--output={output}")
+    status, stdout, stderr = run_command(*flags, command="report")
+    assert (status, stdout) == (1, "")
+    assert stderr.startswith(f"error: runs '{trained}/{pattern}': no ")
+    assert stderr.count("\n") == 1
+    assert not output.exists()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    if chromium.EXECUTABLE is None:
+        pytest.skip("no chromium on the PATH; Debian's package of that name has it")
+    with chromium.page(tmp_path_factory.mktemp("profile")) as page:
+        yield page
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scripts", [True, False])
+@pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)])
+def test_a_browser_shows_it_without_errors_and_without_scrolling_sideways(
+    runs, browser, width, height, scripts
+):
+    make_hostile(runs)
+    report(runs)
+    browser.open(runs.parent / "report.html", width, height, scripts=scripts)
+    root = "document.documentElement"
+    assert browser.evaluate("innerWidth") == width
+    assert browser.evaluate(f"{root}.scrollWidth <= {root}.clientWidth")
+    assert browser.evaluate(
+        "[...document.images].every(image => image.complete && image.naturalWidth)"
+    )
+    assert f"{HOSTILE}name" in browser.evaluate("document.body.innerText")
+    told = [event for event in browser.events if event[0].startswith(("Log.", "Runtime.exc"))]
+    assert told == []
+    assert "Runtime.consoleAPICalled" not in (method for method, _ in browser.events)
+    addresses = [
+        parameters["request"]["url"]
+        for method, parameters in browser.events
+        if method == "Network.requestWillBeSent"
+    ]
+    assert addresses[0].startswith("file:")
+    assert all(address.startswith("data:") for address in addresses[1:])
+
+
+@pytest.mark.slow
+def test_headings_sort_the_rows_and_what_has_no_value_stays_last(trained, browser):
+    page = report(trained)
+    browser.open(trained.parent / "report.html", 1280, 800)
+    column = page.tables["results"][0].index("Test loss")
+    table = "document.querySelector('table')"
+    losses = [result_of(trained / name)["test_loss"] for name in ("plain", "turned", "wide")]
+    for expected in (sorted(losses), sorted(losses, reverse=True)):
+        browser.evaluate(f"{table}.tHead.rows[0].cells[{column}].querySelector('button').click()")
+        shown = browser.evaluate(
+            f"[...{table}.tBodies[0].rows].map(r => r.cells[{column}].innerText)"
+        )
+        assert shown == [f"{loss:.4f}" for loss in expected] + [NONE]

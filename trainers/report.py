@@ -1,0 +1,17 @@
+"""Writes one HTML page about several runs, to compare them.
+
+python -m trainers.report --runs='runs/*' --output=report.html
+"""
+
+from trainers import command
+from trainers.config import ReportConfig
+
+
+def main(config: ReportConfig) -> None:
+    from trainers import reporting  # Imports Matplotlib, which --help must not wait for.
+
+    print(reporting.write(config))
+
+
+if __name__ == "__main__":
+    command.run(main, ReportConfig)
