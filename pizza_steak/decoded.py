@@ -37,7 +37,7 @@ ASPECT_RATIOS = ("stretch", "crop", "pad")
 CHANNELS = {"rgb": 3, "grayscale": 1, "rgba": 4}
 
 # Part of what names a decoded array: to be raised when `decode_image` gives other pixels.
-_DECODER_VERSION = 4
+_DECODER_VERSION = 5
 _RECORDS_READ_AT_ONCE = 64
 
 
@@ -129,8 +129,9 @@ def decode_image(encoded: tf.Tensor, format: Format, *, by_pillow: bool = True) 
     Args:
       encoded: Scalar string: a JPEG, PNG, BMP, GIF or WebP file, whatever its name says.
       format: Its size, colours and so on.
-      by_pillow: Whether BMP, GIF and WebP are decoded, which Pillow does, in Python; without it
-        they are refused, and the graph of this function can be saved and used anywhere.
+      by_pillow: Whether Pillow decodes, in Python, what TensorFlow does not or not exactly. Without
+        it the graph of this function can be saved and used anywhere, but BMP, GIF and WebP are
+        refused, CMYK is one of 255 off and grey of less than eight bits has no sound alpha.
 
     Returns:
       uint8 tensor of shape `format.shape`, values 0 to 255.
@@ -140,8 +141,10 @@ def decode_image(encoded: tf.Tensor, format: Format, *, by_pillow: bool = True) 
     """
     with_alpha = format.color_mode == "rgba"
     others = _decode_by_pillow if by_pillow else _refuse
+    inexact = [(_is_inexact(encoded), lambda: others(encoded, with_alpha))] if by_pillow else []
     image = tf.case(
         [
+            *inexact,
             (tf.io.is_jpeg(encoded), lambda: _decode_jpeg(encoded, with_alpha)),
             (_is_for_pillow(encoded), lambda: others(encoded, with_alpha)),
         ],
@@ -168,11 +171,23 @@ def _is_for_pillow(encoded: tf.Tensor) -> tf.Tensor:
     return tf.strings.regex_full_match(head, r"(BM|GIF8)\C*|RIFF\C{4}WEBP")
 
 
+def _is_inexact(encoded: tf.Tensor) -> tf.Tensor:
+    """Whether TensorFlow decodes it to other pixels: a JPEG in CMYK, a PNG of few bits of grey."""
+    head = tf.strings.substr(encoded, 0, 26)
+    return tf.cond(
+        tf.io.is_jpeg(encoded),
+        lambda: tf.io.extract_jpeg_shape(encoded)[2] == 4,
+        lambda: tf.strings.regex_full_match(head, r"\CPNG\C{20}[\x01\x02\x04]\x00"),
+    )
+
+
 def _decode_by_pillow(encoded: tf.Tensor, with_alpha: bool) -> tf.Tensor:
     # TensorFlow 2.21 ignores the palette of a BMP, gives a GIF no alpha, refuses a WebP's for three
     # channels, and writes past its buffer for an animated WebP.
+    kinds = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
+
     def pixels(encoded: tf.Tensor) -> np.ndarray:
-        with Image.open(io.BytesIO(encoded.numpy()), formats=("BMP", "GIF", "WEBP")) as image:
+        with Image.open(io.BytesIO(encoded.numpy()), formats=kinds) as image:
             return np.asarray(image.convert("RGBA" if with_alpha else "RGB"))
 
     return tf.py_function(pixels, [encoded], tf.uint8)
