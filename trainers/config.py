@@ -297,7 +297,7 @@ class MeasuringConfig:
     pictures: int = _flag(
         512,
         "Training pictures that a turn takes, at most, of the slow rows: those that train, and the "
-        "peers. A batch, where that is more.",
+        "peers. Two batches, where that is more.",
         minimum=1,
     )
     peers: bool = _flag(True, "Measure Keras's own ways to load pictures beside ours.")

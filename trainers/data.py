@@ -66,9 +66,7 @@ def load(config: DataConfig) -> Data:
     Raises:
       UserError: Of the archive, the dataset, a class, a split, the class mode or a picture.
     """
-    format = decoded.Format(
-        _size(config.image_size), config.interpolation, config.aspect_ratio, config.color_mode
-    )
+    format = format_of(config)
     prepared = records.prepare(
         config.dataset,
         archive=config.archive,
@@ -99,6 +97,16 @@ def load(config: DataConfig) -> Data:
                 f"{', '.join(classes)}"
             )
     return Data(prepared, pictures, format.shape, classes, class_mode, splits, rows)
+
+
+def format_of(config: DataConfig) -> decoded.Format:
+    """The form that the flags ask for.
+
+    Raises:
+      UserError: The image size is neither one whole number nor two.
+    """
+    size = _size(config.image_size)
+    return decoded.Format(size, config.interpolation, config.aspect_ratio, config.color_mode)
 
 
 def _size(image_size: float | tuple[float, ...]) -> tuple[int, int]:

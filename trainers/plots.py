@@ -1,18 +1,20 @@
-"""The figures of a run directory."""
+"""The figures of a run directory, and of the benchmark."""
 
 import io
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 # Okabe and Ito's colours, which colour-blind people tell apart.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _TRAIN, _VALIDATION = _COLORS[:2]
 # Lengths of strokes and gaps in points; of none the line is solid.
 _DASHES = ((), (5, 2.5), (1.5, 2))
+_OURS, _PEERS = _COLORS[:2]
 
 
 def curves(history: Mapping[str, Sequence[float]], path: pathlib.Path) -> None:
@@ -143,3 +145,35 @@ def augmentation(images: np.ndarray, versions: np.ndarray, path: pathlib.Path) -
         if row == 0:
             axes.set_title(f"epoch {column}" if column else "original")
     figure.savefig(path, dpi=100)
+
+
+def throughput(
+    speeds: Mapping[str, Sequence[float]], peers: Container[str], path: pathlib.Path
+) -> None:
+    """Draws how many pictures a second, on a log scale: bars of medians, lines of least to most.
+
+    Args:
+      speeds: Of each repeat, by what was measured, from top to bottom.
+      peers: Those of them that are not ours.
+      path: The PNG to write.
+    """
+    figure = Figure(figsize=(9, 1.1 + 0.34 * len(speeds)), layout="constrained")
+    axes = figure.subplots()
+    for place, (name, repeats) in enumerate(speeds.items()):
+        median, least, most = np.median(repeats), min(repeats), max(repeats)
+        axes.barh(place, median, color=_PEERS if name in peers else _OURS)
+        axes.hlines(place, least, most, color="black")
+        axes.annotate(
+            f"{median:,.0f}", (most, place), (5, 0), textcoords="offset points", va="center"
+        )
+    axes.set_yticks(range(len(speeds)), speeds)
+    axes.invert_yaxis()
+    axes.set(xscale="log", xlabel="pictures a second (log scale)")
+    axes.margins(x=0.12)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.set_axisbelow(True)
+    axes.grid(axis="x", color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
+    kinds = [Patch(color=_OURS, label="this package"), Patch(color=_PEERS, label="Keras alone")]
+    figure.legend(handles=kinds, loc="outside upper right", ncols=2, frameon=False)
+    figure.savefig(path, dpi=120, format="png")

@@ -1,0 +1,353 @@
+"""`trainers.benchmark`: what its stages work on, and what is made of their figures."""
+
+import collections
+import dataclasses
+import io
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterable
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from absl import flags
+from PIL import Image
+from small_runs import ROOT, layout, snapshot, train_and_test
+
+from pizza_steak.errors import UserError
+from trainers import config as configs
+from trainers import stages, throughput
+from trainers.config import BenchmarkConfig
+from trainers.stages import COLD, END_TO_END, ON_HOST, OURS, PEERS, STEP, WARM
+from trainers.throughput import Measurement
+
+TRAIN, ALL, BATCH_SIZE, PASSES = 24, 36, 7, 2
+SMALL = ["--image_size=32", "--filters=2", "--convolutions=1", f"--batch_size={BATCH_SIZE}"]
+SMALL += [f"--passes={PASSES}", "--repeats=1"]
+
+# SciPy's, of ImageDataGenerator's own import.
+pytestmark = pytest.mark.filterwarnings("ignore:Please import:DeprecationWarning")
+
+
+def parse_flags(*argv: str) -> BenchmarkConfig:
+    values = flags.FlagValues()
+    configs.define_flags(BenchmarkConfig, values)
+    values(["benchmark", *SMALL, *argv])
+    return configs.from_flags(BenchmarkConfig, values)
+
+
+def run_command(*argv: str, python: Iterable[str] = ()) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr of `python -m trainers.benchmark`."""
+    command = [sys.executable, *python, "-m", "trainers.benchmark", *argv]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def counted(stage: stages.Stage, setting: stages.Setting) -> list[int]:
+    counts = []
+    stage(setting, counts.append)
+    return counts
+
+
+@pytest.fixture(scope="module")
+def setting(archive, tmp_path_factory):
+    config = parse_flags(f"--archive={archive}")
+    return stages.prepare(config, tmp_path_factory.mktemp("setting"), peers=True)
+
+
+@dataclasses.dataclass
+class CountedPictures:
+    """Pictures that remember which rows were asked for."""
+
+    pictures: object
+    seen: collections.Counter
+
+    def __getattr__(self, name):
+        return getattr(self.pictures, name)
+
+    def gather(self, rows):
+        tf.py_function(lambda rows: self.seen.update(rows.numpy().tolist()), [rows], [])
+        return self.pictures.gather(rows)
+
+
+# -- What the stages work on.
+
+
+@pytest.mark.parametrize(
+    "name, pictures",
+    [
+        ("archive to records", ALL),
+        ("records read", ALL),
+        ("decode only", ALL),
+        (COLD, ALL),
+        (WARM, PASSES * TRAIN),
+        (ON_HOST, PASSES * TRAIN),
+        ("warm + augmentation in the model", PASSES * TRAIN),
+        (STEP, 4 * BATCH_SIZE),
+        (END_TO_END, TRAIN),
+        *((name, TRAIN) for name in PEERS),
+    ],
+)
+def test_a_stage_counts_each_picture_once(name, pictures, setting):
+    counts = counted((OURS | PEERS)[name], setting)
+    assert sum(counts) == pictures
+    assert len(counts) > 1  # The clock starts with the first.
+
+
+@pytest.mark.parametrize(
+    "name, epochs",
+    [
+        (WARM, PASSES),
+        (ON_HOST, PASSES),
+        ("warm + augmentation in the model", PASSES),
+        (END_TO_END, 1),
+    ],
+)
+def test_a_stage_reads_what_it_counts(name, epochs, setting):
+    seen = collections.Counter()
+
+    def watched(data):
+        return dataclasses.replace(data, pictures=CountedPictures(data.pictures, seen))
+
+    watching = dataclasses.replace(setting, data=watched(setting.data), few=watched(setting.few))
+    counted(OURS[name], watching)
+    assert seen == dict.fromkeys(setting.data.rows["train"].tolist(), epochs)
+
+
+@pytest.mark.parametrize("name", [STEP, END_TO_END])
+def test_training_makes_the_steps_that_it_counts(name, setting):
+    before = int(setting.model.optimizer.iterations)
+    counts = counted(OURS[name], setting)
+    assert int(setting.model.optimizer.iterations) - before == len(counts) == 4
+
+
+def test_the_peers_read_the_training_pictures(setting):
+    rows = setting.data.rows["train"]
+    encoded = setting.data.records.read(tf.constant(rows)).numpy()
+    expected = collections.Counter(zip(setting.data.labels("train"), encoded, strict=True))
+    files = [path for path in setting.class_folders.rglob("*") if path.is_file()]
+    found = collections.Counter((int(path.parent.name), path.read_bytes()) for path in files)
+    assert found == expected
+
+
+def test_slow_stages_take_no_more_pictures_than_the_flags_say(archive, tmp_path):
+    config = parse_flags(f"--archive={archive}", "--pictures=16")
+    setting = stages.prepare(config, tmp_path, peers=True)
+    for name in (END_TO_END, "ImageDataGenerator"):
+        assert sum(counted((OURS | PEERS)[name], setting)) == 16
+    assert sum(counted(OURS[WARM], setting)) == PASSES * TRAIN
+
+
+def test_the_augmented_stages_do_what_the_flags_ask_for(archive, tmp_path):
+    dark = parse_flags(f"--archive={archive}", "--brightness_range=0,0")
+    setting = stages.prepare(dark, tmp_path, peers=True)
+    images, _ = next(iter(setting.batches()))
+    assert np.any(images)
+    assert not np.any(setting.in_model(images))
+    assert not np.any(next(iter(setting.batches_of_few()))[0])
+
+
+def test_without_such_flags_they_do_what_the_chapter_does(setting):
+    images, _ = next(iter(setting.batches()))
+    assert setting.ranges == stages.CHAPTER
+    assert not np.array_equal(setting.in_model(images), images)
+    for batch, _ in setting.batches_of_few():  # Training has none, as the flags say.
+        for picture in batch.numpy():
+            assert (setting.data.pictures.array == picture).all(axis=(1, 2, 3)).any()
+
+
+def test_tensorflows_own_decoder_is_given_no_webp(make_archive, tmp_path):
+    file = io.BytesIO()
+    frame = Image.new("RGB", (40, 40))
+    frame.save(file, "WEBP", save_all=True, append_images=[Image.new("RGB", (40, 40), "red")])
+    files = layout(train_and_test("dark", "light")) | {"train/dark/moving.webp": file.getvalue()}
+    config = parse_flags(f"--archive={make_archive(files)}")
+    setting = stages.prepare(config, tmp_path, peers=True)
+    assert sum(counted(OURS["records read"], setting)) == ALL + 1
+    for name, count in (("decode only", ALL), ("image_dataset_from_directory", TRAIN)):
+        assert sum(counted((OURS | PEERS)[name], setting)) == count
+
+
+def test_a_bad_picture_is_not_counted(make_archive, tmp_path):
+    files = layout(train_and_test("dark", "light")) | {"train/dark/bad.jpg": b"no picture"}
+    argv = [f"--archive={make_archive(files)}", "--on_bad_image=skip", "--nopeers"]
+    setting = stages.prepare(parse_flags(*argv), tmp_path, peers=False)
+    for name in ("records read", "decode only", COLD):
+        assert sum(counted(OURS[name], setting)) == ALL
+
+
+# -- What is made of their figures.
+
+
+def test_the_clock_runs_from_the_first_call(monkeypatch):
+    seconds = iter([(5.0, 2.0), (9.0, 3.0)])
+    monkeypatch.setattr(throughput, "_clocks", lambda: next(seconds))
+
+    def stage(setting, done):
+        done(32)
+        done(32)
+        done(8)
+
+    assert throughput.timed(stage, None) == Measurement(40, seconds=4.0, cpu_seconds=1.0)
+
+
+def test_a_stage_with_nothing_to_do_has_no_figures():
+    assert throughput.timed(lambda setting, done: None, None) is None
+
+
+def turns(*speeds: float) -> list[Measurement]:
+    return [Measurement(100, 100 / speed, 1.0) for speed in speeds]
+
+
+def test_ratios_are_of_the_same_turn():
+    measured = {END_TO_END: turns(90, 10, 45), STEP: turns(100, 20, 50)}
+    report = throughput.report_of(measured, {}, WARM)
+    assert report.ratios == {f"{END_TO_END} / {STEP}": pytest.approx(0.9)}
+
+
+def test_a_row_has_median_and_spread():
+    (row,) = throughput.report_of({WARM: turns(40, 10, 20)}, {}, WARM).rows
+    assert (row.min, row.images_per_second, row.max) == pytest.approx((10, 20, 40))
+    assert row.turns == pytest.approx([40, 10, 20])
+    assert (row.repeats, row.cpu_seconds_per_1000) == (3, pytest.approx(10))
+
+
+@pytest.mark.parametrize(
+    "speeds, source, expected",
+    [
+        ({WARM: [900, 450], STEP: [90, 45]}, WARM, ["The training step", "of 10.0", "GPU"]),
+        ({WARM: [90, 45], STEP: [180, 90]}, WARM, ["The input", "of 2.0", "--decoded_cache"]),
+        (
+            {WARM: [900], ON_HOST: [30], STEP: [90]},
+            ON_HOST,
+            ["The input", "of 3.0", "--augment_on=device"],
+        ),
+        (
+            {WARM: [45], ON_HOST: [30], STEP: [90]},
+            ON_HOST,
+            ["The input", "of 3.0", "--decoded_cache"],
+        ),
+        ({WARM: [900], STEP: [90], END_TO_END: [72]}, WARM, ["80%"]),
+    ],
+)
+def test_the_verdict_names_the_slower_side(speeds, source, expected):
+    verdict = throughput.verdict(speeds, source)
+    assert [text for text in expected if text not in verdict] == []
+
+
+def test_without_figures_of_both_sides_there_is_no_verdict():
+    assert throughput.verdict({WARM: [900], ON_HOST: [90]}, WARM) is None
+    assert throughput.verdict({STEP: [900], WARM: [90]}, ON_HOST) is None
+
+
+# -- The command.
+
+
+@pytest.fixture(scope="module")
+def measured(archive, tmp_path_factory):
+    """A whole benchmark: its folder, its report and its files' names."""
+    folder = tmp_path_factory.mktemp("measured")
+    argv = [f"--archive={archive}", f"--data_dir={folder}/data_dir", "--repeats=2"]
+    argv += [f"--json={folder}/figures.json", f"--plot={folder}/figures.png"]
+    return folder, throughput.measure(parse_flags(*argv))
+
+
+def test_every_stage_has_a_row(measured):
+    folder, report = measured
+    figures = json.loads((folder / "figures.json").read_text())
+    assert [row["name"] for row in figures["rows"]] == [*OURS, *PEERS]
+    for row in figures["rows"]:
+        assert 0 < row["min"] <= row["images_per_second"] <= row["max"]
+        assert row["cpu_seconds_per_1000"] > 0
+        assert row["repeats"] == len(row["turns"]) == 2
+        assert f"\n{row['name']}  " in report.summary()
+
+
+def test_the_ratios_are_those_of_their_rows(measured):
+    folder, _ = measured
+    figures = json.loads((folder / "figures.json").read_text())
+    turns = {row["name"]: row["turns"] for row in figures["rows"]}
+    assert len(figures["ratios"]) == 5
+    for name, ratio in figures["ratios"].items():
+        pairs = zip(*(turns[row] for row in name.split(" / ")), strict=True)
+        assert ratio == pytest.approx(statistics.median(a / b for a, b in pairs))
+
+
+def test_only_what_was_asked_for_is_left(measured):
+    folder, _ = measured
+    assert set(snapshot(folder)) == {"data_dir", "figures.json", "figures.png"}
+    with Image.open(folder / "figures.png") as image:
+        image.verify()
+
+
+def test_a_dataset_keeps_its_records_and_nothing_else(sample_records):
+    data_dir = sample_records.folder.parents[2]
+    before = snapshot(data_dir)
+    argv = ["--dataset=pizza_steak/sample", f"--data_dir={data_dir}", "--image_size=16,24"]
+    report = throughput.measure(parse_flags(*argv, "--only=archive,decode", "--batch_size=64"))
+    assert [row.name for row in report.rows] == ["decode only", COLD]
+    assert snapshot(data_dir) == before
+
+
+def test_only_takes_parts_of_names(archive):
+    argv = [f"--archive={archive}", "--only=records,ImageData"]
+    report = throughput.measure(parse_flags(*argv, "--nopeers"))
+    assert [row.name for row in report.rows] == ["archive to records", "records read"]
+    assert report.verdict is None
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--only=hot"], "only hot: in no name; the names are archive to records,"),
+        (["--only=ImageDataGenerator", "--nopeers"], "only ImageDataGenerator"),
+        (["--json=/nowhere/figures.json"], "/nowhere/figures.json"),
+        (["--plot=/"], "/: cannot be written"),
+        (["--threads=100000"], "threads 100000"),
+        (["--data_dir=/dev/null/data"], "data_dir: /dev/null/data"),
+        (["--batch_size=24"], "batch_size 24: expected less than all 24"),
+        (["--image_size=8,8,3"], "image_size 8,8,3"),
+        (["--zoom_range=1"], "zoom_range"),
+    ],
+)
+def test_bad_input_is_one_line(argv, message, archive):
+    with pytest.raises(UserError) as caught:
+        throughput.measure(parse_flags(f"--archive={archive}", *argv))
+    assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_the_flags_of_a_run_are_understood():
+    config = parse_flags(f"--flagfile={ROOT / 'tinyvgg.flags'}")
+    assert (config.data.image_size, config.model.model) == (224, "tinyvgg")
+
+
+@pytest.mark.slow
+def test_help_does_not_wait_for_tensorflow():
+    status, stdout, imports = run_command("--help", python=["-X", "importtime"])
+    assert status == 0
+    assert "tensorflow" not in imports
+    for _, field in configs.fields(BenchmarkConfig):
+        assert f"--{field.name}" in stdout or f"--[no]{field.name}" in stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("argument", ["--repeats=0", "--run_dir=run", "food.zip"])
+def test_wrong_flags_exit_with_status_2(argument):
+    status, stdout, stderr = run_command(argument)
+    assert (status, stdout) == (2, "")
+    (line,) = stderr.splitlines()
+    assert line.startswith("error: ")
+
+
+@pytest.mark.slow
+def test_held_to_one_core_and_profiled(archive, tmp_path):
+    argv = [*SMALL, f"--archive={archive}", "--only=training", "--horizontal_flip", "--threads=1"]
+    argv += [f"--profile={tmp_path}/profile", f"--json={tmp_path}/figures.json"]
+    status, stdout, stderr = run_command(*argv)
+    assert (status, stderr) == (0, "")
+    assert stdout.startswith("pictures  ")
+    assert json.loads((tmp_path / "figures.json").read_text())["cores"] == 1
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
