@@ -161,6 +161,11 @@ def decode_image(encoded: tf.Tensor, format: Format, *, by_pillow: bool = True) 
     return tf.ensure_shape(_bring_to_size(image, format), format.shape)
 
 
+def needs_pillow(encoded: tf.Tensor) -> tf.Tensor:
+    """Whether `decode_image` gives one picture other pixels without Pillow, or none: a boolean."""
+    return tf.logical_or(_is_for_pillow(encoded), _is_inexact(encoded))
+
+
 def _decode_jpeg(encoded: tf.Tensor, with_alpha: bool) -> tf.Tensor:
     image = tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")
     return tf.pad(image, [[0, 0], [0, 0], [0, 1]], constant_values=255) if with_alpha else image
