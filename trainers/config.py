@@ -354,7 +354,8 @@ class ArtifactConfig:
         ("saved_model", "litert", "onnx"),
     )
     output: str | None = _flag(
-        None, "File or folder to write; by default saved_model, model.tflite or model.onnx in it."
+        None,
+        "File or folder to write; by default saved_model, model.tflite or model.onnx in --run_dir.",
     )
     overwrite: bool = _flag(False, "Replace the export that is there.")
 

@@ -11,6 +11,7 @@ curves.png            loss and accuracy by epoch
 confusion_matrix.png  what the best model takes for what
 tensorboard/          the curves for TensorBoard
 backup/               weights and optimizer after the last epoch, while the run is not finished
+saved_model/, model.tflite, model.onnx  what trainers.export made of the model
 """
 
 import csv
@@ -33,7 +34,7 @@ from trainers.config import FitConfig, define_flags, from_flags, to_flags
 if TYPE_CHECKING:
     import keras  # Not when run: a run's numbers can be read without TensorFlow.
 
-# All that a run writes, and so all that --overwrite may remove.
+# All that a run and its exports write, and so all that --overwrite may remove.
 _PARTS = (
     "run.flags",
     "environment.json",
@@ -46,6 +47,9 @@ _PARTS = (
     "confusion_matrix.png",
     "tensorboard",
     "backup",
+    "saved_model",
+    "model.tflite",
+    "model.onnx",
 )
 
 

@@ -1,0 +1,337 @@
+"""A run's model in forms that are used without Keras: SavedModel, LiteRT and ONNX.
+
+Each takes raw pictures, "images", uint8 of shape (B, H, W, C), and gives "probabilities", float32
+of shape (B, number of classes), one column a class. They hold the classes' names, in the
+columns' order:
+
+saved_model  gives "class_name" as well, the most probable; assets.extra/labels.txt has all of them.
+             Its signature "serving_encoded" takes "image_bytes", JPEG and PNG files of shape (B,),
+             decoded and resized as for training, see `decoded.decode_image` without Pillow.
+litert       labels.txt in the zip that is appended to the file, as LiteRT's tools have it.
+onnx         "labels" in the metadata, a JSON list.
+
+They compute in float32, whatever the precision of the run: half of it is for training, and LiteRT
+and ONNX Runtime lack kernels for it. Layers that augment do nothing.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import pathlib
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from pizza_steak import decoded
+from pizza_steak.atomic import output_file, remove
+from pizza_steak.errors import UserError
+from trainers import data as run_data
+from trainers import devices, prediction, runs
+from trainers.config import ArtifactConfig
+
+# How far a probability may be from the Keras model's.
+TOLERANCE = 1e-4
+
+_CHECKED_PICTURES = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """An export that was checked.
+
+    Attributes:
+      path: The file, or the folder of a SavedModel.
+      pictures: How many pictures it was checked on.
+      files: How many of them it was given as encoded files as well.
+      difference: The largest one between its probabilities and the Keras model's.
+    """
+
+    path: pathlib.Path
+    pictures: int
+    files: int
+    difference: float
+
+    def summary(self) -> str:
+        """What was checked, for people, and where the export is."""
+        as_files = f", {self.files} of them as files too" if self.files else ""
+        return (
+            f"checked on {self.pictures} pictures{as_files}: the same classes as the Keras model, "
+            f"probabilities differ by at most {self.difference:.1g}\n"
+            f"exported to {self.path}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sample:
+    """Pictures to check an export on.
+
+    Attributes:
+      images: uint8 of shape (N, H, W, C).
+      files: Those that are decoded without Pillow, encoded, by their positions in `images`.
+    """
+
+    images: np.ndarray
+    files: Mapping[int, bytes]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Answer:
+    """What an export says of pictures of a sample.
+
+    Attributes:
+      positions: Theirs in the sample, B of them.
+      probabilities: Of shape (B, number of classes).
+      class_names: B of them.
+    """
+
+    positions: Sequence[int]
+    probabilities: np.ndarray
+    class_names: Sequence[str]
+
+
+class _Classifier(tf.Module):
+    """What is exported: a Keras model with the names of its classes.
+
+    Args:
+      model: Pictures of `format` in, probabilities out.
+      classes: The names, in the labels' order.
+      format: The form of the pictures.
+    """
+
+    def __init__(self, model: keras.Model, classes: Sequence[str], format: decoded.Format):
+        super().__init__()
+        self.classes = tuple(classes)
+        self._weights = [variable.value for variable in model.variables]
+
+        @tf.function(input_signature=[tf.TensorSpec((None, *format.shape), tf.uint8, "images")])
+        def probabilities(images):
+            outputs = model(images, training=False)
+            if outputs.shape[-1] == 1:  # The probability of class 1 of two.
+                outputs = tf.concat([1 - outputs, outputs], axis=-1)
+            return {"probabilities": outputs}
+
+        @tf.function(input_signature=probabilities.input_signature)
+        def classify(images):
+            outputs = probabilities(images)
+            best = tf.argmax(outputs["probabilities"], axis=-1)
+            return {**outputs, "class_name": tf.gather(tf.constant(self.classes), best)}
+
+        @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, "image_bytes")])
+        def classify_encoded(image_bytes):
+            images = tf.map_fn(
+                lambda encoded: decoded.decode_image(encoded, format, by_pillow=False),
+                image_bytes,
+                fn_output_signature=tf.TensorSpec(format.shape, tf.uint8),
+            )
+            return classify(images)
+
+        self.probabilities, self.classify = probabilities, classify
+        self.classify_encoded = classify_encoded
+
+
+def _write_saved_model(classifier: _Classifier, path: pathlib.Path) -> None:
+    signatures = {
+        "serving_default": classifier.classify,
+        "serving_encoded": classifier.classify_encoded,
+    }
+    tf.saved_model.save(classifier, str(path), signatures=signatures)
+    extra = path / "assets.extra"  # Where SavedModels have what their graph does not read.
+    extra.mkdir()
+    (extra / "labels.txt").write_text(_labels(classifier), encoding="utf-8")
+
+
+def _write_litert(classifier: _Classifier, path: pathlib.Path) -> None:
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(
+        [classifier.probabilities.get_concrete_function()], classifier
+    )
+    path.write_bytes(converter.convert())
+    with zipfile.ZipFile(path, "a") as zip_file:
+        zip_file.writestr("labels.txt", _labels(classifier))
+
+
+def _write_onnx(classifier: _Classifier, path: pathlib.Path) -> None:
+    import onnx
+    import tf2onnx
+
+    function = classifier.probabilities.get_concrete_function()
+    # tf2onnx.convert.from_function would take the statistics of a Normalization, constants that
+    # the function captures, for inputs.
+    inputs, outputs = [function.inputs[0].name], [function.outputs[0].name]
+    model, _ = tf2onnx.convert.from_graph_def(
+        tf2onnx.tf_loader.from_function(function, inputs, outputs),
+        name="classifier",
+        input_names=inputs,
+        output_names=outputs,
+        tensors_to_rename={inputs[0]: "images", outputs[0]: "probabilities"},
+    )
+    for tensor in (*model.graph.input, *model.graph.output):
+        tensor.type.tensor_type.shape.dim[0].dim_param = "batch"
+    onnx.helper.set_model_props(model, {"labels": json.dumps(classifier.classes)})
+    onnx.save(model, path)
+
+
+def _labels(classifier: _Classifier) -> str:
+    return "".join(f"{name}\n" for name in classifier.classes)
+
+
+def _ask_saved_model(path: pathlib.Path, sample: _Sample) -> Iterator[_Answer]:
+    signatures = tf.saved_model.load(str(path)).signatures
+
+    def answer(positions, outputs):
+        names = [name.decode() for name in outputs["class_name"].numpy()]
+        return _Answer(positions, outputs["probabilities"].numpy(), names)
+
+    yield answer(
+        range(len(sample.images)), signatures["serving_default"](tf.constant(sample.images))
+    )
+    if sample.files:
+        files = tf.constant([*sample.files.values()])
+        yield answer([*sample.files], signatures["serving_encoded"](files))
+
+
+def _ask_litert(path: pathlib.Path, sample: _Sample) -> Iterator[_Answer]:
+    with zipfile.ZipFile(path) as zip_file:
+        labels = zip_file.read("labels.txt").decode().split("\n")
+    run = tf.lite.Interpreter(str(path)).get_signature_runner()
+    yield _answer(run(images=sample.images)["probabilities"], labels)
+
+
+def _ask_onnx(path: pathlib.Path, sample: _Sample) -> Iterator[_Answer]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    labels = json.loads(session.get_modelmeta().custom_metadata_map["labels"])
+    yield _answer(session.run(["probabilities"], {"images": sample.images})[0], labels)
+
+
+def _answer(probabilities: np.ndarray, labels: Sequence[str]) -> _Answer:
+    names = [labels[best] for best in probabilities.argmax(axis=-1)]
+    return _Answer(range(len(probabilities)), probabilities, names)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Form:
+    """A form of export.
+
+    Attributes:
+      name: What it is called in a run directory.
+      write: Writes it to a path.
+      ask: Loads what was written, and runs it on a sample.
+      packages: What it needs beyond the project's own dependencies.
+    """
+
+    name: str
+    write: Callable[[_Classifier, pathlib.Path], None]
+    ask: Callable[[pathlib.Path, _Sample], Iterator[_Answer]]
+    packages: tuple[str, ...] = ()
+
+
+_FORMS = {
+    "saved_model": _Form("saved_model", _write_saved_model, _ask_saved_model),
+    "litert": _Form("model.tflite", _write_litert, _ask_litert),
+    "onnx": _Form("model.onnx", _write_onnx, _ask_onnx, ("onnx", "onnxruntime", "tf2onnx")),
+}
+
+
+def export(run: runs.Run, config: ArtifactConfig) -> Export:
+    """Exports a finished run's model, and checks the export on pictures of the run's test split.
+
+    Raises:
+      UserError: The model or the pictures cannot be read, packages are missing, something is in the
+        way of the export, or it does not say what the Keras model says; then nothing is left of it.
+    """
+    form = _FORMS[config.format]
+    if missing := [name for name in form.packages if not importlib.util.find_spec(name)]:
+        raise UserError(
+            f"format {config.format!r}: needs the packages {', '.join(missing)}; install them: "
+            f"pip install -e '.[{config.format}]'"
+        )
+    path = pathlib.Path(config.output or run.path / form.name).expanduser().absolute()
+    _check_free(path, config.overwrite)
+    model, classes = _in_float32(run.load_model()), run.result["classes"]
+    format = run_data.format_of(run.config.data)
+    _check_fits(model, format, classes, run)
+    sample = _sample(run_data.load(run.config.data))
+    expected = prediction.class_probabilities(model.predict(sample.images, verbose=0))
+    with output_file(path) as temporary, devices.stderr_dropped():  # The converters are talkative.
+        form.write(_Classifier(model, classes, format), temporary)
+        answers = list(form.ask(temporary, sample))
+        difference = max(_difference(answer, expected, classes, path) for answer in answers)
+        if path.is_dir() or temporary.is_dir():
+            remove(path)  # A folder is not renamed over another, nor over a file.
+    files = sum(len(answer.positions) for answer in answers[1:])
+    return Export(path, len(sample.images), files, difference)
+
+
+def _check_free(path: pathlib.Path, overwrite: bool) -> None:
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+        raise UserError(f"output {path}: {path.parent} is no folder that can be written")
+    if not os.path.lexists(path):
+        return
+    if path.is_dir() and not (path / "saved_model.pb").is_file():
+        raise UserError(f"output {path}: is a folder and no SavedModel; pass another --output")
+    if not overwrite:
+        raise UserError(f"output {path}: is there already; pass --overwrite, or another --output")
+
+
+def _check_fits(
+    model: keras.Model, format: decoded.Format, classes: Sequence[str], run: runs.Run
+) -> None:
+    shape, columns = model.input_shape[1:], model.output_shape[-1]
+    if shape != format.shape or max(columns, 2) != len(classes):
+        raise UserError(
+            f"model {run.path / 'model.keras'}: takes pictures of {shape} and gives {columns} "
+            f"probabilities, which does not fit the run's {format.shape} and {len(classes)} "
+            "classes; train the run again"
+        )
+
+
+def _in_float32(model: keras.Model) -> keras.Model:
+    """The model, or one like it that computes in float32 with the same weights."""
+    if all(layer.compute_dtype == "float32" for layer in model.layers):
+        return model
+
+    def clone(layer):
+        return type(layer).from_config({**layer.get_config(), "dtype": "float32"})
+
+    cloned = keras.models.clone_model(model, clone_function=clone)
+    cloned.set_weights(model.get_weights())
+    return cloned
+
+
+def _sample(data: run_data.Data) -> _Sample:
+    """Pictures from all over the test split."""
+    rows = data.rows["test"]
+    count = min(len(rows), _CHECKED_PICTURES)
+    rows = tf.constant(rows[np.linspace(0, len(rows) - 1, count).astype(int)])
+    files = enumerate(data.records.read(rows).numpy())
+    return _Sample(
+        data.pictures.gather(rows).numpy(),
+        {position: file for position, file in files if not decoded.needs_pillow(file)},
+    )
+
+
+def _difference(
+    answer: _Answer, expected: np.ndarray, classes: Sequence[str], path: pathlib.Path
+) -> float:
+    """The largest difference between an answer's probabilities and those of the Keras model.
+
+    Raises:
+      UserError: It is more than `TOLERANCE`, or a class is not the Keras model's; one that it holds
+        for as probable, within the tolerance of two probabilities, is.
+    """
+    expected = expected[[*answer.positions]]
+    difference = float(np.abs(answer.probabilities - expected).max())
+    named = [classes.index(name) for name in answer.class_names]
+    behind = float((expected.max(axis=-1) - expected[range(len(named)), named]).max())
+    if not (difference <= TOLERANCE and behind <= 2 * TOLERANCE):  # Nor with NaN.
+        raise UserError(
+            f"output {path}: not exported, because it would say other than the Keras model: "
+            f"probabilities differ by {difference:.1g} (expected at most {TOLERANCE:g}), the "
+            f"classes' by {behind:.1g}"
+        )
+    return difference
