@@ -22,12 +22,13 @@ from trainers import config as configs
 from trainers import plots, runs
 from trainers.config import FitConfig, ReportConfig
 
-# What the page shows of every run that has it: a file, a title, and whether it is of photographs.
+# What the page shows of every run that has it: a file, a title, whether it is of photographs, and
+# how much larger than the others it has to be shown, for the size of its words.
 _GALLERIES = (
-    ("confusion_matrix.png", "Confusion matrices", False),
-    ("evaluation/mistakes.png", "Most confident mistakes", True),
-    ("augmentation.png", "Augmented pictures", True),
-    ("curves.png", "Training and validation", False),
+    ("confusion_matrix.png", "Confusion matrices", False, 1.0),
+    ("evaluation/mistakes.png", "Most confident mistakes", True, 1.8),
+    ("augmentation.png", "Augmented pictures", True, 1.0),
+    ("curves.png", "Training and validation", False, 1.0),
 )
 _METRICS = ("loss", "accuracy", "val_loss", "val_accuracy")
 # Those of result.json that are shown.
@@ -43,7 +44,7 @@ _NUMBERS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Figure:
+class Picture:
     """A picture within the page.
 
     Attributes:
@@ -81,7 +82,7 @@ class Entry:
     numbers: dict[str, float] | None
     timed_epochs: int | None
     classes: list[str] | None
-    figures: dict[str, Figure]
+    figures: dict[str, Picture]
 
     @property
     def epochs(self) -> int:
@@ -116,10 +117,12 @@ def write(config: ReportConfig) -> str:
       UserError: There is no run, or the page cannot be written.
     """
     entries, left_out = find(config.page.runs)
+    page = render(entries, left_out)
     output = pathlib.Path(config.page.output).expanduser()
     try:
         with atomic_path(output) as temporary:
-            temporary.write_text(render(entries, left_out), encoding="utf-8", errors="replace")
+            # Names of folders may hold bytes that are no UTF-8.
+            temporary.write_text(page, encoding="utf-8", errors="replace")
     except OSError as error:
         raise UserError(f"output {output}: {error.strerror}; pass another --output") from error
     best = _best(entries)
@@ -173,8 +176,8 @@ def render(entries: Sequence[Entry], left_out: Sequence[str]) -> str:
         )
     }
     galleries = [
-        (title, [(entry, entry.figures[file]) for entry in entries if file in entry.figures])
-        for file, title, _ in _GALLERIES
+        (title, scale, [(entry, entry.figures[file]) for entry in entries if file in entry.figures])
+        for file, title, _, scale in _GALLERIES
     ]
     return environment.get_template("report.html.jinja").render(
         entries=entries,
@@ -247,7 +250,7 @@ def _read(folder: pathlib.Path, name: str) -> Entry:
             timed_epochs = len(result["epoch_end_seconds"])
             classes = [str(label) for label in result["classes"]]
     figures = {}
-    for part, _, photographs in _GALLERIES:
+    for part, _, photographs, _ in _GALLERIES:
         with _reading(folder / part) as file:
             if file.exists():
                 figures[part] = _embed(file, photographs)
@@ -265,14 +268,14 @@ def _reading(file: pathlib.Path) -> Iterator[pathlib.Path]:
         raise UserError(f"{file}: damaged ({type(error).__name__}: {error})") from error
 
 
-def _embed(file: pathlib.Path, photographs: bool) -> Figure:
+def _embed(file: pathlib.Path, photographs: bool) -> Picture:
     with Image.open(file) as image:
         content, kind = file.read_bytes(), "png"
         if photographs:  # As a PNG they are ten times as large.
             compressed, kind = io.BytesIO(), "webp"
             image.convert("RGB").save(compressed, kind, quality=85)
             content = compressed.getvalue()
-        return Figure(_data_uri(content, kind), *image.size)
+        return Picture(_data_uri(content, kind), *image.size)
 
 
 def _data_uri(content: bytes, kind: str) -> str:

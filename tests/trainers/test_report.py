@@ -165,6 +165,19 @@ def test_figures_are_those_of_the_runs(trained):
     assert all(attributes["alt"] for tag, attributes in page.elements if tag == "img")
 
 
+@pytest.mark.slow
+def test_the_mistakes_of_an_evaluated_run_are_shown(runs):
+    assert not report(runs).images("Most confident mistakes")
+    status, _, stderr = run_command(f"--run_dir={runs}/turned", command="evaluate")
+    assert (status, stderr) == (0, "")
+    (mistakes,) = report(runs).images("Most confident mistakes: turned")
+    with (
+        Image.open(io.BytesIO(mistakes)) as shown,
+        Image.open(runs / "turned" / "evaluation" / "mistakes.png") as drawn,
+    ):
+        assert shown.size == drawn.size
+
+
 def test_a_run_that_is_not_finished_is_shown_as_far_as_it_has_come(trained):
     page = report(trained)
     row = page.row("results", "stopped")
