@@ -278,7 +278,7 @@ def decode(
         bad = _decode_all(records, format, array.__setitem__)
         pictures = DecodedPictures(array, bad)
     elif cache == "none" and not os.access(records.folder, os.W_OK):
-        bad = _decode_all(records, format, lambda row, image: None)
+        bad = _decode_all(records, format, lambda rows, images: None)
         pictures = StreamedPictures(records, format, bad)
     else:
         folder = _cached(records, format, keep_array=cache == "disk")
@@ -320,7 +320,7 @@ def _cached(records: Records, format: Format, *, keep_array: bool) -> pathlib.Pa
             with _NpyWriter(temporary / "images.npy", shape) as writer:
                 bad = _decode_all(records, format, writer.write)
         else:
-            bad = _decode_all(records, format, lambda row, image: None)
+            bad = _decode_all(records, format, lambda rows, images: None)
         (temporary / "bad.json").write_text(json.dumps(sorted(bad.items())))
 
     try:
@@ -334,9 +334,12 @@ def _cached(records: Records, format: Format, *, keep_array: bool) -> pathlib.Pa
 
 
 def _decode_all(
-    records: Records, format: Format, write: Callable[[int, np.ndarray], None]
+    records: Records, format: Format, write: Callable[[np.ndarray, np.ndarray], None]
 ) -> dict[int, str]:
-    """Decodes every row in parallel and hands each picture to `write`; returns the bad ones."""
+    """Decodes every row in parallel and hands rows and pictures to `write`; returns the bad ones.
+
+    The rows that `write` gets rise, with gaps where pictures are bad.
+    """
     missing = np.ones(len(records.labels), bool)
     pictures = (
         tf.data.Dataset.range(len(missing))
@@ -353,8 +356,7 @@ def _decode_all(
     )
     with tqdm.tqdm(total=len(missing), desc="decoding", unit=" pictures", disable=None) as progress:
         for rows, images in pictures.as_numpy_iterator():
-            for row, image in zip(rows, images, strict=True):
-                write(row, image)
+            write(rows, images)
             missing[rows] = False
             progress.update(len(rows))
     return {int(row): _reason(records, row, format) for row in np.flatnonzero(missing)}
@@ -378,7 +380,7 @@ def decoding_fault(encoded: tf.Tensor, format: Format) -> str | None:
 
 
 class _NpyWriter:
-    """Writes an array to a .npy file row by row, in any order.
+    """Writes an array to a .npy file, some rows at a time, in any order.
 
     Through the file, not through a map of it: pages that are written to a map count as memory of
     the process until they are on the disk.
@@ -392,9 +394,11 @@ class _NpyWriter:
         self._stride = math.prod(shape[1:])
         self._file.truncate(self._start + shape[0] * self._stride)
 
-    def write(self, row: int, image: np.ndarray) -> None:
-        self._file.seek(self._start + int(row) * self._stride)
-        self._file.write(image.data)
+    def write(self, rows: np.ndarray, images: np.ndarray) -> None:
+        gaps = np.flatnonzero(np.diff(rows) != 1) + 1
+        for part in np.split(np.arange(len(rows)), gaps):
+            self._file.seek(self._start + int(rows[part[0]]) * self._stride)
+            self._file.write(images[part[0] : part[-1] + 1].data)
 
     def __enter__(self) -> "_NpyWriter":
         return self

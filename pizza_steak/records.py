@@ -100,13 +100,19 @@ class Records:
         return tf.ensure_shape(encoded, rows.shape)
 
     def _read(self, rows: np.ndarray) -> np.ndarray:
-        return np.array([self._encoded(row) for row in rows], dtype=object)
-
-    def _encoded(self, row: int) -> bytes:
         # Not through a map of the file: its pages would count as memory of the process.
-        with open(self._paths[self._shards[row]], "rb", buffering=0) as file:
-            file.seek(self._offsets[row])
-            return file.read(self._lengths[row])
+        with contextlib.ExitStack() as stack:
+            files = {
+                shard: stack.enter_context(open(self._paths[shard], "rb", buffering=0))
+                for shard in np.unique(self._shards[rows])
+            }
+
+            def encoded(row: int) -> bytes:
+                file = files[self._shards[row]]
+                file.seek(self._offsets[row])
+                return file.read(self._lengths[row])
+
+            return np.array([encoded(row) for row in rows], dtype=object)
 
     @functools.cached_property
     def _paths(self) -> list[str]:
