@@ -10,13 +10,13 @@ def import_tensorflow() -> ModuleType:
     """Imports TensorFlow, and has it tell only what is worse than a warning from then on."""
     # It tells of each CUDA library that it does not find; what fails still raises.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with _stderr_dropped():  # Some of it is told before that variable is read.
+    with stderr_dropped():  # Some of it is told before that variable is read.
         import tensorflow
     return tensorflow
 
 
 @contextlib.contextmanager
-def _stderr_dropped() -> Iterator[None]:
+def stderr_dropped() -> Iterator[None]:
     """Drops what is written to stderr, by C++ code too."""
     stderr = os.dup(2)
     with open(os.devnull, "w") as devnull:

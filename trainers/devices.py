@@ -4,10 +4,8 @@ On a CPU that means oneDNN's kernels on and XLA off: measured, that is up to fou
 the other way round (BUILD_NOTES.md).
 """
 
-import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator
 
 from trainers.config import DevicesConfig
 
@@ -42,23 +40,9 @@ def prepare(config: DevicesConfig) -> None:
     """Imports TensorFlow, with what it and Keras read from the environment set before."""
     os.environ["KERAS_BACKEND"] = "tensorflow"
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1" if config.onednn == "on" else "0")
-    # TensorFlow tells of each CUDA library that it does not find; what fails still raises.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with stderr_dropped():  # Some of it is told before that variable is read.
-        import tensorflow  # noqa: F401
+    from pizza_steak.tensorflow_import import import_tensorflow  # Imports TFDS.
 
-
-@contextlib.contextmanager
-def stderr_dropped() -> Iterator[None]:
-    """Drops what is written to stderr, by C++ code too."""
-    stderr = os.dup(2)
-    with open(os.devnull, "w") as devnull:
-        os.dup2(devnull.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
+    import_tensorflow()
 
 
 def choose(config: DevicesConfig) -> Devices:

@@ -29,8 +29,9 @@ import tensorflow as tf
 from pizza_steak import decoded
 from pizza_steak.atomic import output_file, remove
 from pizza_steak.errors import UserError
+from pizza_steak.tensorflow_import import stderr_dropped
 from trainers import data as run_data
-from trainers import devices, prediction, runs
+from trainers import prediction, runs
 from trainers.config import ArtifactConfig
 
 # How far a probability may be from the Keras model's.
@@ -257,7 +258,7 @@ def export(run: runs.Run, config: ArtifactConfig) -> Export:
     _check_fits(model, format, classes, run)
     sample = _sample(run_data.load(run.config.data))
     expected = prediction.class_probabilities(model.predict(sample.images, verbose=0))
-    with output_file(path) as temporary, devices.stderr_dropped():  # The converters are talkative.
+    with output_file(path) as temporary, stderr_dropped():  # The converters are talkative.
         form.write(_Classifier(model, classes, format), temporary)
         answers = list(form.ask(temporary, sample))
         difference = max(_difference(answer, expected, classes, path) for answer in answers)
