@@ -367,6 +367,66 @@ class ExportConfig:
     artifact: ArtifactConfig = ArtifactConfig()
 
 
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """Which run's model is evaluated, and where the outcome goes."""
+
+    run_dir: str | None = _flag(None, "Folder of a finished run.")
+    split: str | None = _flag(
+        None, "TFDS split string to evaluate on; by default what the run was tested on."
+    )
+    json: str | None = _flag(
+        None, "File for the numbers, as JSON; by default evaluation.json in --out_dir."
+    )
+    out_dir: str | None = _flag(
+        None, "Folder for the figures; by default evaluation/ in the run's folder."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationDataConfig:
+    """Which pictures it is evaluated on; by default as the run's flags say."""
+
+    archive: str | None = _flag(None, "Zip file or folder of class folders, those of the run.")
+    data_dir: str | None = _flag(None, "Where records and decoded pictures are kept.")
+    follow_links: bool | None = _flag(None, "Follow links to folders in --archive.")
+    decoded_cache: str | None = _flag(
+        None, "Where decoded pictures are kept.", ("disk", "memory", "none")
+    )
+    on_bad_image: str | None = _flag(
+        None, "What a picture that cannot be decoded does.", ("fail", "skip")
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """All that `trainers.evaluate` takes."""
+
+    evaluation: EvaluationConfig = EvaluationConfig()
+    data: EvaluationDataConfig = EvaluationDataConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictionConfig:
+    """Which run's model predicts, and where the outcome goes."""
+
+    run_dir: str | None = _flag(None, "Folder of a finished run.")
+    json: str | None = _flag(
+        None, "File for the probabilities of all classes, as JSON; - is the standard output."
+    )
+    csv: str | None = _flag(
+        None, "File for path, class, probability and error, as CSV; - is the standard output."
+    )
+    batch_size: int = _flag(32, "Pictures a step.", minimum=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictConfig:
+    """All that `trainers.predict` takes."""
+
+    prediction: PredictionConfig = PredictionConfig()
+
+
 def fields(config: type) -> Iterator[tuple[str, dataclasses.Field]]:
     """The (concern, field) pairs of a configuration made of concerns, such as `FitConfig`."""
     for concern in dataclasses.fields(config):

@@ -177,3 +177,40 @@ def throughput(
     kinds = [Patch(color=_OURS, label="this package"), Patch(color=_PEERS, label="Keras alone")]
     figure.legend(handles=kinds, loc="outside upper right", ncols=2, frameon=False)
     figure.savefig(path, dpi=120, format="png")
+
+
+def calibration(bins: Sequence[Mapping[str, float]], error: float, path: pathlib.Path) -> None:
+    """Draws how often predictions are right, by how sure the model is of them (reliability).
+
+    Args:
+      bins: Means of "confidence" and "accuracy" of the "pictures" in each range "from" and "to".
+      error: The expected calibration error.
+      path: The PNG to write.
+    """
+    figure = Figure(figsize=(6, 6.5), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    ranges = {
+        "x": [row["from"] for row in bins],
+        "width": [row["to"] - row["from"] for row in bins],
+        "align": "edge",
+        "color": _COLORS[5],
+        "edgecolor": "white",
+    }
+    confidences, accuracies = ([row[name] for row in bins] for name in ("confidence", "accuracy"))
+    upper.bar(height=accuracies, label="accuracy of each range", **ranges)
+    upper.plot(confidences, accuracies, "o", color=_COLORS[1], label="at its mean probability")
+    upper.plot([0, 1], [0, 1], color="black", linestyle="--", label="calibrated")
+    upper.set(
+        title=f"Expected calibration error {error:.3f}",
+        ylabel="accuracy",
+        xlim=(bins[0]["from"], 1),
+        ylim=(0, 1.02),
+    )
+    lower.bar(height=[row["pictures"] for row in bins], **ranges)
+    lower.set(xlabel="probability of the predicted class", ylabel="pictures")
+    lower.yaxis.get_major_locator().set_params(integer=True)
+    for axes in (upper, lower):
+        axes.set_axisbelow(True)
+        axes.grid(color="0.9")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    figure.savefig(path, dpi=120, format="png")

@@ -10,6 +10,7 @@ augmentation.png      training pictures beside their augmented versions, where t
 curves.png            loss and accuracy by epoch
 confusion_matrix.png  what the best model takes for what
 tensorboard/          the curves for TensorBoard
+evaluation/           what trainers.evaluate says of the best model
 backup/               weights and optimizer after the last epoch, while the run is not finished
 saved_model/, model.tflite, model.onnx  what trainers.export made of the model
 """
@@ -46,6 +47,7 @@ _PARTS = (
     "curves.png",
     "confusion_matrix.png",
     "tensorboard",
+    "evaluation",
     "backup",
     "saved_model",
     "model.tflite",

@@ -1,7 +1,7 @@
 """A small archive, and the flags of a run on it."""
 
 import pytest
-from small_runs import SIZE, layout, train_and_test
+from small_runs import SIZE, fit, layout, train_and_test
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +24,10 @@ def small_flags(archive, tmp_path_factory) -> list[str]:
         "--epochs=4",
         "--notensorboard",
     ]
+
+
+@pytest.fixture(scope="session")
+def untrained(small_flags, tmp_path_factory):
+    """The directory of a finished run that learned nothing, so that it makes mistakes."""
+    run_dir = tmp_path_factory.mktemp("untrained") / "run"
+    return fit(*small_flags, f"--run_dir={run_dir}", "--learning_rate=0", "--epochs=1").run_dir

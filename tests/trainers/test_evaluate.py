@@ -1,0 +1,326 @@
+"""`python -m trainers.evaluate`: its numbers, its figures, and its answers to wrong input."""
+
+import itertools
+import json
+import pickle
+import shutil
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+from small_runs import fit, layout, pictures, result_of, run_command, snapshot, train_and_test
+
+from pizza_steak.errors import UserError
+from trainers import evaluation, runs
+from trainers.config import EvaluateConfig, EvaluationConfig, EvaluationDataConfig
+
+FIGURES = ("calibration.png", "confusion_matrix.png", "mistakes.png")
+
+
+def evaluate(run_dir, data=None, **asked):
+    config = EvaluateConfig(
+        EvaluationConfig(run_dir=str(run_dir), **asked), EvaluationDataConfig(**data or {})
+    )
+    return evaluation.evaluate(runs.open_run(str(run_dir)), config)
+
+
+@pytest.fixture(scope="module")
+def evaluated(untrained, tmp_path_factory):
+    """The outcome for a model that guesses, on the test split."""
+    return evaluate(untrained, out_dir=str(tmp_path_factory.mktemp("evaluated")))
+
+
+@pytest.fixture(scope="module")
+def three_classes(make_archive):
+    return make_archive(layout(train_and_test("dark", "light", "middle")), name="three")
+
+
+# Its numbers.
+
+
+def test_loss_and_accuracy_are_those_of_the_run(untrained, evaluated):
+    result = result_of(untrained)
+    assert evaluated.values["loss"] == result["test_loss"]
+    assert evaluated.values["accuracy"] == result["test_accuracy"]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--class_mode=categorical", "--augment_on=device", "--rotation_range=20"],
+        ["--archive={three}"],
+        ["--archive={three}", "--classes=middle,dark", "--test_split=test[:60%]"],
+    ],
+)
+def test_they_are_so_of_any_run(three_classes, small_flags, tmp_path, flags):
+    flags = [flag.format(three=three_classes) for flag in flags]
+    argv = [*small_flags, f"--run_dir={tmp_path}/run", "--learning_rate=1e-6", "--epochs=1"]
+    result = fit(*argv, *flags).values
+    values = evaluate(tmp_path / "run").values
+    assert values["loss"] == result["test_loss"]
+    assert values["accuracy"] == result["test_accuracy"]
+    assert list(values["by_class"]) == result["classes"]
+
+
+def test_numbers_are_those_that_their_definitions_give(untrained, evaluated):
+    model = keras.models.load_model(untrained / "model.keras")
+    images = np.concatenate([pictures("test/dark", 6), pictures("test/light", 6)])
+    light = model.predict(images, verbose=0)[:, 0]
+    labels, predicted = np.repeat([0, 1], 6), (light > 0.5).astype(int)
+    values = evaluated.values
+    for label, name in enumerate(("dark", "light")):
+        hits = np.sum((predicted == label) & (labels == label))
+        row = values["by_class"][name]
+        precision = hits / max(1, np.sum(predicted == label))
+        assert row["recall"] == pytest.approx(hits / 6)
+        assert row["precision"] == pytest.approx(precision)
+        assert row["f1-score"] == pytest.approx(2 * hits / (np.sum(predicted == label) + 6))
+        assert row["support"] == 6
+        counts = [np.sum((labels == label) & (predicted == other)) for other in (0, 1)]
+        assert values["confusion_matrix"][label] == counts
+    wins = [float(b > a) + (a == b) / 2 for a, b in itertools.product(light[:6], light[6:])]
+    assert values["roc_auc"] == pytest.approx(np.mean(wins))
+    assert values["pictures"] == 12
+    assert 0 < values["accuracy"] < 1
+
+
+def test_the_area_of_many_classes_is_the_mean_of_one_against_the_others():
+    rng = np.random.default_rng(0)
+    labels, probabilities = np.arange(60) % 3, rng.dirichlet(np.ones(3), 60)
+
+    def area(scores, positive):
+        wins = [(p > n) + (p == n) / 2 for p in scores[positive] for n in scores[~positive]]
+        return np.mean(wins)
+
+    expected = np.mean([area(probabilities[:, c], labels == c) for c in range(3)])
+    assert evaluation.roc_auc(labels, probabilities) == pytest.approx(expected)
+    assert evaluation.roc_auc(labels[labels < 2], probabilities[labels < 2]) is None
+
+
+def test_calibration_is_that_of_the_predicted_class():
+    confidence = np.array([0.95, 0.97, 0.65, 0.65, 0.65, 0.65, 0.5, 1.0])
+    correct = np.array([True, False, True, True, True, True, False, True])
+    bins = evaluation.calibration_bins(confidence, correct)
+    assert [round(row["from"], 9) for row in bins] == [0.4, 0.6, 0.9]
+    assert [row["pictures"] for row in bins] == [1, 4, 3]
+    assert [row["accuracy"] for row in bins] == pytest.approx([0, 1, 2 / 3])
+    assert [row["confidence"] for row in bins] == pytest.approx([0.5, 0.65, 2.92 / 3])
+    expected = (1 * 0.5 + 4 * 0.35 + 3 * (2.92 / 3 - 2 / 3)) / 8
+    assert evaluation.expected_calibration_error(bins) == pytest.approx(expected)
+
+
+def test_calibration_of_a_model_that_is_always_right():
+    bins = evaluation.calibration_bins(np.full(5, 0.8), np.ones(5, bool))
+    assert evaluation.expected_calibration_error(bins) == pytest.approx(0.2)
+
+
+def test_mistakes_are_wrong_and_the_surest_comes_first(evaluated):
+    values = evaluated.values
+    wrong = round(values["pictures"] * (1 - values["accuracy"]))
+    assert len(values["mistakes"]) == wrong > 0
+    for mistake in values["mistakes"]:
+        assert mistake["class"] == mistake["file"].split("/")[1] != mistake["predicted"]
+    sure = [mistake["probability"] for mistake in values["mistakes"]]
+    assert sure == sorted(sure, reverse=True)
+
+
+def test_the_summary_has_the_numbers(evaluated):
+    text, values = evaluated.summary(), evaluated.values
+    for name in ("loss", "accuracy", "roc_auc", "expected_calibration_error"):
+        assert f"{values[name]:.4f}" in text
+    rows = [line.split() for line in text.splitlines()]
+    for name, counts in zip(("dark", "light"), values["confusion_matrix"], strict=True):
+        assert [name, *map(str, counts)] in rows
+
+
+def test_of_many_classes_the_summary_has_the_most_frequent_confusions():
+    matrix = np.diag(np.full(101, 9))
+    matrix[7, 5] = 3
+    names = [f"class_{number}" for number in range(101)]
+    values = {"by_class": dict.fromkeys(names), "confusion_matrix": matrix, "pictures": 912}
+    _, line = evaluation.Evaluation("", values)._confusions().splitlines()
+    assert line.split() == ["3", "class_7", "taken", "for", "class_5"]
+
+
+# What it is of.
+
+
+@pytest.mark.parametrize("split, count", [("train", 24), ("train[:50%]", 12), ("train+test", 36)])
+def test_any_split_can_be_evaluated(untrained, tmp_path, split, count):
+    values = evaluate(untrained, split=split, out_dir=str(tmp_path)).values
+    assert (values["split"], values["pictures"]) == (split, count)
+
+
+def test_another_archive_can_be_evaluated(untrained, make_archive, tmp_path):
+    archive = make_archive(layout({"test/dark": 3, "test/light": 8}), name="other")
+    values = evaluate(untrained, {"archive": str(archive)}, out_dir=str(tmp_path)).values
+    assert [row["support"] for row in values["by_class"].values()] == [3, 8]
+    assert "other-" in values["dataset"]
+
+
+def test_bad_pictures_of_another_archive_can_be_left_out(untrained, make_archive, tmp_path):
+    files = layout({"test/dark": 3, "test/light": 8}) | {"test/dark/bad.png": b"no picture"}
+    data = {"archive": str(make_archive(files)), "on_bad_image": "skip"}
+    assert evaluate(untrained, data, out_dir=str(tmp_path)).values["pictures"] == 11
+
+
+# What it leaves.
+
+
+def test_it_leaves_figures_and_json_in_the_run_directory(untrained, tmp_path):
+    run_dir = shutil.copytree(untrained, tmp_path / "run")
+    before = snapshot(run_dir)
+    outcome = evaluate(run_dir)
+    assert outcome.out_dir == run_dir / "evaluation"
+    names = sorted(path.name for path in outcome.out_dir.iterdir())
+    assert names == sorted([*FIGURES, "evaluation.json"])
+    assert json.loads((outcome.out_dir / "evaluation.json").read_text()) == outcome.values
+    for name in FIGURES:
+        with Image.open(outcome.out_dir / name) as image:
+            assert np.asarray(image).std() > 0
+    after = snapshot(run_dir)
+    assert {name: after[name] for name in before} == before
+
+
+def test_without_mistakes_there_is_no_figure_of_earlier_ones(small_flags, tmp_path):
+    fit(*small_flags, f"--run_dir={tmp_path}/run")
+    assert result_of(tmp_path / "run")["test_accuracy"] == 1
+    (tmp_path / "run" / "evaluation").mkdir()
+    (tmp_path / "run" / "evaluation" / "mistakes.png").write_text("of an earlier evaluation")
+    outcome = evaluate(tmp_path / "run", json=str(tmp_path / "numbers.json"))
+    assert outcome.values["mistakes"] == []
+    names = {path.name for path in outcome.out_dir.iterdir()}
+    assert names == {"calibration.png", "confusion_matrix.png"}
+    assert json.loads((tmp_path / "numbers.json").read_text()) == outcome.values
+
+
+# Wrong input.
+
+
+def without_flags(run_dir):
+    (run_dir / "run.flags").unlink()
+
+
+def unfinished(run_dir):
+    (run_dir / "result.json").unlink()
+
+
+def without_model(run_dir):
+    (run_dir / "model.keras").unlink()
+
+
+def pickled(run_dir):
+    (run_dir / "model.keras").write_bytes(pickle.dumps(open))
+
+
+def truncated(run_dir):
+    model = (run_dir / "model.keras").read_bytes()
+    (run_dir / "model.keras").write_bytes(model[: len(model) // 2])
+
+
+def zip_of_something(run_dir):
+    with zipfile.ZipFile(run_dir / "model.keras", "w") as zip_file:
+        zip_file.writestr("a.txt", "")
+
+
+def with_a_lambda(run_dir):
+    inputs = keras.Input((32, 32, 3))
+    outputs = keras.layers.Lambda(lambda x: x[:, :1, 0, 0])(inputs)
+    keras.Model(inputs, outputs).save(run_dir / "model.keras")
+
+
+def with_unknown_flags(run_dir):
+    (run_dir / "run.flags").write_text("--flux_capacitor=1\n")
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (shutil.rmtree, "no run there"),
+        (without_flags, "no run there"),
+        (with_unknown_flags, "flux_capacitor"),
+        (unfinished, "not finished"),
+        (without_model, "missing, or no Keras model"),
+        (pickled, "missing, or no Keras model"),
+        (truncated, "missing, or no Keras model"),
+        (zip_of_something, "cannot be loaded"),
+        (with_a_lambda, "cannot be loaded"),
+    ],
+)
+def test_a_run_that_cannot_be_used_is_one_line(untrained, tmp_path, damage, message):
+    run_dir = shutil.copytree(untrained, tmp_path / "run")
+    damage(run_dir)
+    before = snapshot(tmp_path)
+    with pytest.raises(UserError) as caught:
+        evaluate(run_dir)
+    assert message in str(caught.value)
+    assert str(run_dir) in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        (["dark", "middle"], "it lacks light and has middle"),
+        (["dark", "light", "middle"], "it has middle"),
+    ],
+)
+def test_other_classes_than_the_runs_are_one_line(
+    untrained, make_archive, tmp_path, names, message
+):
+    archive = make_archive(layout(train_and_test(*names)))
+    with pytest.raises(UserError) as caught:
+        evaluate(untrained, {"archive": str(archive)}, out_dir=str(tmp_path / "out"))
+    assert message in str(caught.value)
+    assert str(archive) in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "asked, message",
+    [
+        ({"split": "validation"}, "split 'validation'"),
+        ({"out_dir": "{here}/file/out"}, "{here}/file/out"),
+        ({"out_dir": "{here}/out", "json": "{here}/nowhere/a.json"}, "{here}/nowhere/a.json"),
+    ],
+)
+def test_what_cannot_be_evaluated_or_written_is_one_line(untrained, tmp_path, asked, message):
+    (tmp_path / "file").write_text("")
+    asked = {name: value.format(here=tmp_path) for name, value in asked.items()}
+    with pytest.raises(UserError) as caught:
+        evaluate(untrained, **asked)
+    assert message.format(here=tmp_path) in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_the_command_prints_the_numbers_and_nothing_else(small_flags, tmp_path):
+    # A model with layers of this package, which a new process has to know.
+    argv = [*small_flags, "--augment_on=device", "--rotation_range=20", "--samplewise_center"]
+    result = fit(*argv, f"--run_dir={tmp_path}/run", "--epochs=1").values
+    status, stdout, stderr = run_command(f"--run_dir={tmp_path}/run", command="evaluate")
+    assert (status, stderr) == (0, "")
+    assert f"loss {result['test_loss']:.4f}, accuracy {result['test_accuracy']:.4f}" in stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "argv, status, named", [([], 1, "run_dir"), (["--split"], 2, "split"), (["a.zip"], 2, "a.zip")]
+)
+def test_wrong_flags_and_input_are_one_line_and_a_status(argv, status, named):
+    done = run_command(*argv, command="evaluate")
+    (line,) = done[2].splitlines()
+    assert done[:2] == (status, "")
+    assert line.startswith("error: ")
+    assert named in line
+
+
+@pytest.mark.slow
+def test_help_does_not_wait_for_tensorflow():
+    status, stdout, imports = run_command("--help", python=["-X", "importtime"], command="evaluate")
+    assert status == 0
+    assert "--out_dir" in stdout
+    assert "tensorflow" not in imports

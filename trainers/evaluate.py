@@ -1,0 +1,21 @@
+"""Tells how good a finished run's model is, on any split or archive of its classes.
+
+python -m trainers.evaluate --run_dir=runs/tinyvgg --split='test[:50%]'
+"""
+
+from trainers import command, devices
+from trainers.config import EvaluateConfig
+
+
+def main(config: EvaluateConfig) -> None:
+    from trainers import runs  # Imports TFDS, which --help must not wait for.
+
+    run = runs.open_run(config.evaluation.run_dir)
+    devices.prepare(run.config.devices)
+    from trainers import evaluation
+
+    print(evaluation.evaluate(run, config).summary())
+
+
+if __name__ == "__main__":
+    command.run(main, EvaluateConfig)

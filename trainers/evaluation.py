@@ -1,0 +1,252 @@
+"""How good a finished run's model is, on any pictures of its classes."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from sklearn import calibration, metrics
+
+from pizza_steak import figures
+from pizza_steak.archive import read_archive
+from pizza_steak.atomic import output_file, remove
+from pizza_steak.errors import UserError
+from trainers import data as run_data
+from trainers import models, plots, prediction, runs
+from trainers.config import DataConfig, EvaluateConfig
+
+_CALIBRATION_BINS = 10
+_MISTAKES_DRAWN = 24
+_CONFUSIONS_SHOWN = 10
+_WIDTH_SHOWN = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """The outcome.
+
+    Attributes:
+      out_dir: Where its figures are.
+      values: What its JSON says.
+    """
+
+    out_dir: pathlib.Path
+    values: dict[str, Any]
+
+    def summary(self) -> str:
+        """The numbers for people, and where the figures are."""
+        values = self.values
+        area = "not defined" if values["roc_auc"] is None else f"{values['roc_auc']:.4f}"
+        blocks = [
+            f"{values['split']} of {values['dataset']}: {values['pictures']:,} pictures\n"
+            f"loss {values['loss']:.4f}, accuracy {values['accuracy']:.4f}, ROC AUC {area}, "
+            f"expected calibration error {values['expected_calibration_error']:.4f}",
+            self._class_table(),
+            self._confusions(),
+            f"figures in {self.out_dir}",
+        ]
+        return "\n\n".join(blocks)
+
+    def _class_table(self) -> str:
+        rows = [*self.values["by_class"].items(), ("macro average", self.values["macro_average"])]
+        width = max(len(name) for name, _ in rows) + 2
+        measures = ("precision", "recall", "f1-score")
+        lines = [" " * width + "".join(f"{name:>11}" for name in (*measures, "pictures"))]
+        for name, row in rows:
+            numbers = "".join(f"{row[measure]:>11.4f}" for measure in measures)
+            lines.append(f"{name:<{width}}{numbers}{row['support']:>11,.0f}")
+        return "\n".join(lines)
+
+    def _confusions(self) -> str:
+        """The confusion matrix, or where it would be too wide the largest of it."""
+        names, matrix = list(self.values["by_class"]), self.values["confusion_matrix"]
+        width = max(map(len, (*names, f"{self.values['pictures']:,}"))) + 2
+        if width * (len(names) + 1) <= _WIDTH_SHOWN:
+            lines = ["true classes down, predicted ones across"]
+            lines.append(" " * width + "".join(f"{name:>{width}}" for name in names))
+            for name, counts in zip(names, matrix, strict=True):
+                lines.append(f"{name:<{width}}" + "".join(f"{n:>{width},}" for n in counts))
+            return "\n".join(lines)
+        confusions = [
+            (count, f"{names[true]} taken for {names[predicted]}")
+            for (true, predicted), count in np.ndenumerate(matrix)
+            if true != predicted and count
+        ]
+        largest = sorted(confusions, reverse=True)[:_CONFUSIONS_SHOWN]
+        return "\n".join(["most often", *(f"{count:>6,}  {text}" for count, text in largest)])
+
+
+def evaluate(run: runs.Run, config: EvaluateConfig) -> Evaluation:
+    """Evaluates a finished run's model; leaves figures and a JSON file.
+
+    The pictures go the way that they go in training, so that loss and accuracy on the test split
+    are those of the run's result.json.
+
+    Raises:
+      UserError: The model cannot be loaded, or the pictures; these are of other classes; or
+        something cannot be written.
+    """
+    data_config = _data_config(run, config)
+    _check_classes(run, data_config)
+    model, data = prediction.load_model(run), run_data.load(data_config)
+    outputs = model.predict(data.batches("test", data_config.batch_size), verbose=0)
+    probabilities, labels = prediction.class_probabilities(outputs), data.labels("test")
+    predicted, confidence = probabilities.argmax(axis=-1), probabilities.max(axis=-1)
+    options = {"labels": list(range(len(data.classes)))}
+    matrix = metrics.confusion_matrix(labels, predicted, **options)
+    scores = metrics.classification_report(
+        labels, predicted, zero_division=0, output_dict=True, **options
+    )
+    bins = calibration_bins(confidence, predicted == labels)
+    loss = keras.losses.get(models.loss_for(data.class_mode))
+    wrong = np.flatnonzero(predicted != labels)
+    mistakes = wrong[np.argsort(-confidence[wrong], kind="stable")]
+    files = data.records.filenames[data.rows["test"]]
+    values = {
+        "run": str(run.path),
+        "dataset": data.records.builder.info.full_name,
+        "split": data.splits["test"],
+        "pictures": len(labels),
+        "loss": float(np.mean(loss(data.encode(labels).reshape(len(labels), -1), outputs))),
+        "accuracy": metrics.accuracy_score(labels, predicted),
+        "roc_auc": roc_auc(labels, probabilities),
+        "expected_calibration_error": expected_calibration_error(bins),
+        "by_class": {name: scores[str(label)] for label, name in enumerate(data.classes)},
+        "macro_average": scores["macro avg"],
+        "confusion_matrix": matrix.tolist(),
+        "calibration": bins,
+        "mistakes": [
+            {
+                "file": str(files[place]),
+                "class": data.classes[labels[place]],
+                "predicted": data.classes[predicted[place]],
+                "probability": float(confidence[place]),
+            }
+            for place in mistakes
+        ],
+    }
+    out_dir = _made(config.evaluation.out_dir or run.path / "evaluation")
+    with output_file(config.evaluation.json or out_dir / "evaluation.json") as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n")
+    with output_file(out_dir / "confusion_matrix.png") as temporary:
+        plots.confusion_matrix(matrix, data.classes, temporary)
+    with output_file(out_dir / "calibration.png") as temporary:
+        plots.calibration(bins, values["expected_calibration_error"], temporary)
+    drawn = data.rows["test"][mistakes[:_MISTAKES_DRAWN]]
+    _draw_mistakes(
+        data.pictures.gather(drawn).numpy(), values["mistakes"], out_dir / "mistakes.png"
+    )
+    return Evaluation(out_dir, values)
+
+
+def _data_config(run: runs.Run, config: EvaluateConfig) -> DataConfig:
+    """The run's data flags, with what is asked for in their place; "test" is what is evaluated."""
+    asked = {name: value for name, value in vars(config.data).items() if value is not None}
+    data = dataclasses.replace(run.config.data, **asked)
+    split = config.evaluation.split
+    # Only what is evaluated has to be there.
+    return dataclasses.replace(
+        data,
+        train_split=split or data.validation_split,
+        validation_split=split or data.validation_split,
+        test_split=split or data.test_split,
+    )
+
+
+def _check_classes(run: runs.Run, data: DataConfig) -> None:
+    if not data.archive:
+        return
+    there = read_archive(data.archive, follow_links=data.follow_links).classes
+    expected = run.result["classes"]
+    missing = [name for name in expected if name not in there]
+    # Classes that the run was told to leave out may be there.
+    others = [] if data.classes else [name for name in there if name not in expected]
+    if missing or others:
+        parts = [f"lacks {', '.join(missing)}"] if missing else []
+        parts += [f"has {', '.join(others)}"] if others else []
+        raise UserError(
+            f"archive {data.archive}: its classes are not the run's (it {' and '.join(parts)}); "
+            f"expected the classes of {run.path}"
+        )
+
+
+def roc_auc(labels: np.ndarray, probabilities: np.ndarray) -> float | None:
+    """The area under the ROC curve; of more than two classes the mean of one against the others.
+
+    Args:
+      labels: int array of shape (N,).
+      probabilities: Of shape (N, C).
+
+    Returns:
+      0 to 1, or None where a class has no picture: then it is not defined.
+    """
+    classes = range(probabilities.shape[1])
+    if set(labels) != set(classes):
+        return None
+    if len(classes) == 2:
+        return float(metrics.roc_auc_score(labels, probabilities[:, 1]))
+    return float(metrics.roc_auc_score(labels, probabilities, multi_class="ovr", labels=classes))
+
+
+def calibration_bins(confidence: np.ndarray, correct: np.ndarray) -> list[dict[str, float]]:
+    """How often predictions are right, by how sure the model is of them.
+
+    Args:
+      confidence: Of shape (N,), the probability of the predicted class.
+      correct: bool array of shape (N,).
+
+    Returns:
+      Of each tenth of 0 to 1 that has predictions its bounds "from" and "to", the means of
+      "confidence" and "accuracy", and the number of "pictures".
+    """
+    accuracies, confidences = calibration.calibration_curve(
+        correct, confidence, n_bins=_CALIBRATION_BINS, pos_label=True
+    )
+    # By the rule of calibration_curve for what lies between two bins.
+    edges = np.linspace(0, 1, _CALIBRATION_BINS + 1)
+    counts = np.bincount(np.searchsorted(edges[1:-1], confidence))
+    filled = np.flatnonzero(counts)
+    columns = {
+        "from": edges[filled],
+        "to": edges[filled + 1],
+        "confidence": confidences,
+        "accuracy": accuracies,
+        "pictures": counts[filled],
+    }
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+    return [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+def expected_calibration_error(bins: Sequence[dict[str, float]]) -> float:
+    """The mean distance of accuracy and confidence over all pictures (Guo et al., 2017)."""
+    distances = [abs(row["accuracy"] - row["confidence"]) for row in bins]
+    return float(np.average(distances, weights=[row["pictures"] for row in bins]))
+
+
+def _made(folder: str | pathlib.Path) -> pathlib.Path:
+    folder = pathlib.Path(folder).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"out_dir {folder}: {error.strerror or error}; pass another --out_dir"
+        ) from error
+    return folder
+
+
+def _draw_mistakes(
+    images: np.ndarray, mistakes: Sequence[dict[str, Any]], path: pathlib.Path
+) -> None:
+    """Draws the first of the mistakes; of none the figure of an earlier evaluation goes."""
+    if not len(images):
+        remove(path)
+        return
+    captions = [
+        f"{mistake['class']}\ntaken for {mistake['predicted']}\n"
+        f"{mistake['probability']:.3f}  {pathlib.PurePosixPath(mistake['file']).name}"
+        for mistake in mistakes[: len(images)]
+    ]
+    figures.picture_grid(images, captions, path)

@@ -1,0 +1,29 @@
+"""Tells the classes of pictures, by a finished run's model.
+
+python -m trainers.predict --run_dir=runs/tinyvgg photo.jpg ~/photos 'more/*.jpg' food.zip/test
+
+An IMAGE is a file, a folder, a pattern, or a zip; what stands behind a zip's path is within it.
+"""
+
+import sys
+
+from trainers import command, devices
+from trainers.config import PredictConfig
+
+
+def main(config: PredictConfig, images: list[str]) -> None:
+    from trainers import runs  # Imports TFDS, which --help must not wait for.
+
+    run = runs.open_run(config.prediction.run_dir)
+    devices.prepare(run.config.devices)
+    from trainers import prediction
+
+    predictions = prediction.predict(run, images, config.prediction.batch_size)
+    print(predictions.write(config.prediction), end="")
+    if predictions.faults:
+        print(predictions.errors(), end="", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    command.run(main, PredictConfig, arguments="IMAGE")
