@@ -12,16 +12,15 @@ import numpy as np
 from pizza_steak.atomic import atomic_path
 from pizza_steak.errors import UserError
 from trainers import plots, training
-from trainers.config import AugmentationConfig, ChapterConfig, FitConfig, ModelConfig, RunConfig
-
-_CHAPTERS_AUGMENTATION = AugmentationConfig(
-    rotation_range=20.0,
-    shear_range=0.2,
-    zoom_range=0.2,
-    width_shift_range=0.2,
-    height_shift_range=0.2,
-    horizontal_flip=True,
+from trainers.config import (
+    CHAPTERS_AUGMENTATION,
+    AugmentationConfig,
+    ChapterConfig,
+    FitConfig,
+    ModelConfig,
+    RunConfig,
 )
+
 # The network of each of the chapter's models, and whether its pictures are augmented.
 CHAPTER = {
     "model_1": ("tinyvgg", False),
@@ -76,7 +75,7 @@ def fit_config(config: ChapterConfig, name: str) -> FitConfig:
     network, augmented = CHAPTER[name]
     return FitConfig(
         data=config.data,
-        augmentation=_CHAPTERS_AUGMENTATION if augmented else AugmentationConfig(),
+        augmentation=CHAPTERS_AUGMENTATION if augmented else AugmentationConfig(),
         model=ModelConfig(network),
         optimisation=config.optimisation,
         devices=config.devices,

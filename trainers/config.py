@@ -98,7 +98,7 @@ class AugmentationConfig:
     rotation_range: float = _flag(0.0, "Degrees to turn by, to either side.", minimum=0.0)
     width_shift_range: Numbers = _flag(
         0.0,
-        "The same of the width; as there it shifts up and down.",
+        "As --height_shift_range, of the width; as there it shifts up and down.",
         minimum=0.0,
     )
     height_shift_range: Numbers = _flag(
@@ -144,6 +144,17 @@ class AugmentationConfig:
         "step, or on the device, as the model's first layers.",
         ("host", "device"),
     )
+
+
+# The augmentation of the chapter's model_6 and model_7.
+CHAPTERS_AUGMENTATION = AugmentationConfig(
+    rotation_range=20.0,
+    shear_range=0.2,
+    zoom_range=0.2,
+    width_shift_range=0.2,
+    height_shift_range=0.2,
+    horizontal_flip=True,
+)
 
 
 @dataclasses.dataclass(frozen=True)

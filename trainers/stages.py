@@ -23,19 +23,9 @@ from pizza_steak import decoded, records
 from pizza_steak.errors import UserError
 from trainers import data as run_data
 from trainers import devices, preprocessing, training
-from trainers.config import AugmentationConfig, BenchmarkConfig, DataConfig
+from trainers.config import CHAPTERS_AUGMENTATION, AugmentationConfig, BenchmarkConfig, DataConfig
 
 Done = Callable[[int], None]
-
-# What the augmented stages do where the flags ask for no augmentation.
-CHAPTER = AugmentationConfig(
-    rotation_range=20,
-    shear_range=0.2,
-    zoom_range=0.2,
-    width_shift_range=0.2,
-    height_shift_range=0.2,
-    horizontal_flip=True,
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +57,7 @@ class Setting:
     @property
     def ranges(self) -> AugmentationConfig:
         """The flags of `augmentation`."""
-        return self.config.augmentation if self.asked else CHAPTER
+        return self.config.augmentation if self.asked else CHAPTERS_AUGMENTATION
 
     def batches(self, augment: Callable | None = None) -> tf.data.Dataset:
         """`--passes` epochs of all training pictures."""
@@ -101,7 +91,7 @@ def prepare(config: BenchmarkConfig, folder: pathlib.Path, *, peers: bool) -> Se
     keras.utils.set_random_seed(seed)
     keras.config.set_dtype_policy(chosen.precision)
     asked = preprocessing.augmentation_of(config.augmentation, seed)
-    augmentation = asked or preprocessing.augmentation_of(CHAPTER, seed)
+    augmentation = asked or preprocessing.augmentation_of(CHAPTERS_AUGMENTATION, seed)
     _fresh_records(config.data, folder)
     data = _load(config.data, folder)
     batch_size, count = config.data.batch_size, len(data.rows["train"])

@@ -19,7 +19,7 @@ from small_runs import ROOT, layout, snapshot, train_and_test
 from pizza_steak.errors import UserError
 from trainers import config as configs
 from trainers import stages, throughput
-from trainers.config import BenchmarkConfig
+from trainers.config import CHAPTERS_AUGMENTATION, BenchmarkConfig
 from trainers.stages import COLD, END_TO_END, ON_HOST, OURS, PEERS, STEP, WARM
 from trainers.throughput import Measurement
 
@@ -151,7 +151,7 @@ def test_the_augmented_stages_do_what_the_flags_ask_for(archive, tmp_path):
 
 def test_without_such_flags_they_do_what_the_chapter_does(setting):
     images, _ = next(iter(setting.batches()))
-    assert setting.ranges == stages.CHAPTER
+    assert setting.ranges == CHAPTERS_AUGMENTATION
     assert not np.array_equal(setting.in_model(images), images)
     for batch, _ in setting.batches_of_few():  # Training has none, as the flags say.
         for picture in batch.numpy():
