@@ -6,6 +6,7 @@ composed into one matrix (`compose`), and the pictures are resampled (`resample`
 has its brightness and channel shift.
 """
 
+import itertools
 import math
 import numbers
 from collections.abc import Mapping, Sequence
@@ -413,3 +414,61 @@ class RandomIntensity(_SeededLayer):
             "brightness_range": self.brightness_range,
             "channel_shift_range": self.channel_shift_range,
         }
+
+
+def augmentation_layers(
+    *,
+    rotation_range: float = 0.0,
+    width_shift_range: float | Sequence[float] = 0.0,
+    height_shift_range: float | Sequence[float] = 0.0,
+    brightness_range: Sequence[float] | None = None,
+    shear_range: float = 0.0,
+    zoom_range: float | Sequence[float] = 0.0,
+    channel_shift_range: float = 0.0,
+    fill_mode: str = "nearest",
+    cval: float = 0.0,
+    horizontal_flip: bool = False,
+    vertical_flip: bool = False,
+    interpolation_order: int = 1,
+    seed: int | None = None,
+) -> list[RandomAffine | RandomIntensity]:
+    """The layers that the arguments of ImageDataGenerator stand for, in its order.
+
+    Args:
+      interpolation_order: 0 for the nearest pixel, 1 for bilinear.
+      seed: Integer, seeds the generators of the layers; None for random ones.
+      The others are those of `RandomAffine` and `RandomIntensity`.
+
+    Returns:
+      Of these the ones that change anything.
+
+    Raises:
+      ValueError: As theirs, or interpolation_order is another number.
+    """
+    affine = {
+        "rotation_range": rotation_range,
+        "width_shift_range": width_shift_range,
+        "height_shift_range": height_shift_range,
+        "shear_range": shear_range,
+        "zoom_range": zoom_range,
+        "horizontal_flip": horizontal_flip,
+        "vertical_flip": vertical_flip,
+    }
+    if interpolation_order not in (0, 1):
+        raise ValueError(
+            f"interpolation_order={interpolation_order}: expected 0 (nearest) or 1 (bilinear)"
+        )
+    layers = [
+        RandomAffine(
+            **affine,
+            fill_mode=fill_mode,
+            cval=cval,
+            interpolation="bilinear" if interpolation_order else "nearest",
+            seed=seed,
+        ),
+        RandomIntensity(
+            brightness_range, channel_shift_range, seed=None if seed is None else seed + 1
+        ),
+    ]
+    wanted = any(map(np.any, affine.values())), brightness_range is not None or channel_shift_range
+    return list(itertools.compress(layers, wanted))

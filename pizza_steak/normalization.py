@@ -49,7 +49,7 @@ class SamplewiseNormalization(keras.layers.Layer):
 def normalization_layers(
     pictures: tf.data.Dataset,
     *,
-    rescale: float = 1 / 255,
+    rescale: float | None = 1 / 255,
     samplewise_center: bool = False,
     samplewise_std_normalization: bool = False,
     featurewise_center: bool = False,
@@ -59,13 +59,15 @@ def normalization_layers(
 ) -> list[keras.layers.Layer]:
     """The layers that the arguments of ImageDataGenerator stand for, in its order.
 
-    Its featurewise statistics are of whatever is given to its `fit`, usually not rescaled; here
-    they are of the pictures as they come to each layer, rescaled and normalised samplewise.
+    As there, dividing by a standard deviation centers too, and ZCA whitening centers featurewise
+    and takes the place of featurewise_std_normalization. Featurewise statistics are there of what
+    is given to `fit`, usually not rescaled; here they are of the pictures as they come to each
+    layer, rescaled and normalised samplewise.
 
     Args:
       pictures: One pass over the pictures that statistics are taken of, the training split and no
         other: batches of shape (B, H, W, C), values 0 to 255. Read only where statistics are asked.
-      rescale: Factor of the pixels.
+      rescale: Factor of the pixels; with None the layers take floats alone.
       samplewise_center: Subtract each picture's mean.
       samplewise_std_normalization: Divide each picture by its standard deviation.
       featurewise_center: Subtract the pictures' mean, a number a channel.
@@ -74,24 +76,33 @@ def normalization_layers(
         Layers of Features from Tiny Images", 2009, appendix A).
       zca_epsilon: Added to the singular values.
 
+    Returns:
+      Layers that compute in float32, whatever the dtype policy.
+
     Raises:
       UserError: The pictures are too large for ZCA whitening.
     """
-    made: list[keras.layers.Layer] = [keras.layers.Rescaling(rescale)]
+    shape = pictures.element_spec.shape
+    # Built at once: a layer that is built while a dataset is traced belongs to that trace alone.
+    made: list[keras.layers.Layer] = []
+
+    def add(layer: keras.layers.Layer) -> None:
+        layer.build(shape)
+        made.append(layer)
+
+    if rescale is not None:
+        add(keras.layers.Rescaling(rescale, dtype="float32"))
     if samplewise_center or samplewise_std_normalization:
-        made.append(SamplewiseNormalization(samplewise_center, samplewise_std_normalization))
-    if featurewise_center or featurewise_std_normalization:
-        measured = keras.layers.Normalization()
+        add(SamplewiseNormalization(scale=samplewise_std_normalization, dtype="float32"))
+    if featurewise_center or featurewise_std_normalization or zca_whitening:
+        measured = keras.layers.Normalization(dtype="float32")
         measured.adapt(_through(made, pictures))
         mean, variance = (np.ravel(value) for value in (measured.mean, measured.variance))
-        made.append(
-            keras.layers.Normalization(
-                mean=mean if featurewise_center else np.zeros_like(mean),
-                variance=variance if featurewise_std_normalization else np.ones_like(variance),
-            )
-        )
+        if zca_whitening or not featurewise_std_normalization:
+            variance = np.ones_like(variance)
+        add(keras.layers.Normalization(mean=mean, variance=variance, dtype="float32"))
     if zca_whitening:
-        made += _zca_layers(_through(made, pictures), pictures.element_spec.shape[1:], zca_epsilon)
+        made += _zca_layers(_through(made, pictures), shape[1:], zca_epsilon)
     return made
 
 
@@ -118,7 +129,13 @@ def _zca_layers(
     flat = np.concatenate([np.reshape(batch, (-1, values)) for batch in pictures])
     vectors, singular, _ = np.linalg.svd(flat.T, full_matrices=False)
     matrix = (vectors * (np.sqrt(len(flat)) / (singular + epsilon))) @ vectors.T
-    whiten = keras.layers.Dense(values, use_bias=False, trainable=False, name="zca_whitening")
+    whiten = keras.layers.Dense(
+        values, use_bias=False, trainable=False, dtype="float32", name="zca_whitening"
+    )
     whiten.build((None, values))
     whiten.set_weights([matrix])
-    return [keras.layers.Flatten(), whiten, keras.layers.Reshape(shape)]
+    return [
+        keras.layers.Flatten(dtype="float32"),
+        whiten,
+        keras.layers.Reshape(shape, dtype="float32"),
+    ]

@@ -55,14 +55,18 @@ def augmentation_of(config: AugmentationConfig, seed: int) -> Augmentation | Non
     Raises:
       UserError: A range makes no sense.
     """
-    affine = {
+    arguments = {
         name: getattr(config, name)
         for name in (
             "rotation_range",
             "width_shift_range",
             "height_shift_range",
+            "brightness_range",
             "shear_range",
             "zoom_range",
+            "channel_shift_range",
+            "fill_mode",
+            "cval",
             "horizontal_flip",
             "vertical_flip",
         )
@@ -71,22 +75,11 @@ def augmentation_of(config: AugmentationConfig, seed: int) -> Augmentation | Non
         name: getattr(config, name)
         for name in ("contrast_factor", "saturation_factor", "hue_factor")
     }
-    seeded, stateful = [], []
+    stateful = []
     try:
-        made = augmentation.RandomAffine(
-            **affine,
-            fill_mode=config.fill_mode,
-            cval=config.cval,
-            interpolation="bilinear" if config.interpolation_order == "1" else "nearest",
-            seed=seed,
+        seeded = augmentation.augmentation_layers(
+            **arguments, interpolation_order=int(config.interpolation_order), seed=seed
         )
-        if any(affine.values()):
-            seeded.append(made)
-        if config.brightness_range is not None or config.channel_shift_range:
-            intensity = augmentation.RandomIntensity(
-                config.brightness_range, config.channel_shift_range, seed=seed + 1
-            )
-            seeded.append(intensity)
         if any(factor is not None for factor in jitter.values()):
             stateful.append(keras.layers.RandomColorJitter(**jitter, seed=seed + 2))
         if config.rand_augment is not None:

@@ -1,0 +1,495 @@
+"""`flow_from_directory` for those who come from ImageDataGenerator."""
+
+import dataclasses
+import itertools
+import math
+import numbers
+import os
+import pathlib
+import posixpath
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from pizza_steak import augmentation, decoded, input_pipeline, normalization, records
+from pizza_steak.archive import Archive, Picture, read_archive
+from pizza_steak.errors import UserError
+
+# Pillow's names for methods of TensorFlow's.
+_INTERPOLATIONS = {"box": "area", "lanczos": "lanczos3"}
+
+
+def flow_from_directory(
+    directory: str | os.PathLike[str],
+    target_size: tuple[int, int] = (256, 256),
+    color_mode: str = "rgb",
+    classes: Sequence[str] | None = None,
+    class_mode: str | None = "categorical",
+    batch_size: int = 32,
+    shuffle: bool = True,
+    seed: int | None = None,
+    save_to_dir: str | os.PathLike[str] | None = None,
+    save_prefix: str = "",
+    save_format: str = "png",
+    follow_links: bool = False,
+    subset: str | None = None,
+    interpolation: str = "nearest",
+    keep_aspect_ratio: bool = False,
+    *,
+    featurewise_center: bool = False,
+    samplewise_center: bool = False,
+    featurewise_std_normalization: bool = False,
+    samplewise_std_normalization: bool = False,
+    zca_whitening: bool = False,
+    zca_epsilon: float = 1e-6,
+    rotation_range: float = 0,
+    width_shift_range: float | Sequence[float] = 0.0,
+    height_shift_range: float | Sequence[float] = 0.0,
+    brightness_range: Sequence[float] | None = None,
+    shear_range: float = 0.0,
+    zoom_range: float | Sequence[float] = 0.0,
+    channel_shift_range: float = 0.0,
+    fill_mode: str = "nearest",
+    cval: float = 0.0,
+    horizontal_flip: bool = False,
+    vertical_flip: bool = False,
+    rescale: float | None = None,
+    preprocessing_function: Callable[[np.ndarray], np.ndarray] | None = None,
+    data_format: str | None = None,
+    validation_split: float = 0.0,
+    interpolation_order: int = 1,
+    dtype: str | None = None,
+    crop_to_aspect_ratio: bool = False,
+    pad_to_aspect_ratio: bool = False,
+    data_dir: str | os.PathLike[str] | None = None,
+    decoded_cache: str = "disk",
+    on_bad_image: str = "fail",
+) -> tf.data.Dataset:
+    """What `ImageDataGenerator(**arguments).flow_from_directory(...)` gives, as a fast Dataset.
+
+    All arguments have the names, the order and the defaults that they have there; those of
+    ImageDataGenerator itself follow by name.
+
+    >>> train = pizza_steak.flow_from_directory("food/train", (224, 224), rescale=1 / 255)
+    >>> test = pizza_steak.flow_from_directory("food/test", (224, 224), rescale=1 / 255)
+    >>> model.fit(train, epochs=5, validation_data=test)
+
+    Whoever iterates over the Dataset sees one epoch: `next(iter(train))` is a batch. Each time its
+    first batch is asked for, a new epoch begins, with an order and augmentation of its own, counted
+    from 0 on: so in `fit`, with or without `steps_per_epoch=len(train)`. The pixels of an example
+    are a function of the seed, the epoch and the example.
+
+    Pictures are decoded once, into an array beside the records in `data_dir`, which every later
+    call and process finds there.
+
+    Args:
+      directory: A folder of class folders, or a zip of such; where a zip holds train/ and test/,
+        "food.zip/train".
+      target_size: Height and width of the pictures, in pixels.
+      color_mode: "rgb", "grayscale" or "rgba".
+      classes: Some of the class folders, in the order of their labels; by default all, sorted.
+      class_mode: "categorical" for one-hot labels, "binary" or "sparse" for indices, "input" for
+        the pictures themselves, None for pictures without labels.
+      batch_size: Pictures a batch; the last one of an epoch may hold fewer.
+      shuffle: Whether each epoch has an order of its own; else it is that of `filenames`.
+      seed: Integer, draws order and augmentation; None for one from NumPy's global generator.
+      save_to_dir: Folder to write every picture to as it comes out: a preview.
+      save_prefix: Begins the names of these files.
+      save_format: Their suffix, such as "png" or "jpeg".
+      follow_links: Whether links to folders are followed; else they are refused.
+      subset: "training" or "validation": the part of each class that `validation_split` says.
+      interpolation: How pictures are resized: "nearest" takes Pillow's pixels; "bilinear",
+        "bicubic", "box" (also "area"), "lanczos" (also "lanczos3"), "lanczos5", "gaussian" and
+        "mitchellcubic" are `tf.image.resize`'s, without antialias.
+      keep_aspect_ratio: Whether to cut off what is beyond the aspect ratio of `target_size`.
+      featurewise_center: Subtract the mean of the directory's pictures, a number a channel. There
+        is no `fit` to call: it is measured here, on the training subset where `validation_split` is
+        asked for. For another directory's statistics normalise in the model, where they are saved:
+        `normalization.normalization_layers`.
+      samplewise_center: Subtract each picture's mean.
+      featurewise_std_normalization: Center, then divide by the standard deviation, measured so.
+      samplewise_std_normalization: Center, then divide each picture by its standard deviation.
+      zca_whitening: Center, then multiply by the pictures' ZCA matrix, measured so.
+      zca_epsilon: Added to its singular values.
+      rotation_range: As those that follow, see `augmentation.RandomAffine`. Degrees.
+      width_shift_range: A fraction, pixels or a list.
+      height_shift_range: A fraction, pixels or a list.
+      brightness_range: See `augmentation.RandomIntensity`. A pair of factors.
+      shear_range: Degrees.
+      zoom_range: A number or a pair of factors.
+      channel_shift_range: Of 255.
+      fill_mode: "constant", "nearest", "reflect" or "wrap".
+      cval: Of 255, for "constant".
+      horizontal_flip: Whether to mirror half of the pictures left to right.
+      vertical_flip: Whether to mirror half of the pictures top to bottom.
+      rescale: Factor of the pixels, which are 0 to 255; None for 1.
+      preprocessing_function: Called with one augmented picture, a float32 array of `image_shape`,
+        not yet rescaled; gives such an array.
+      data_format: "channels_last" or "channels_first"; by default what Keras is set to.
+      validation_split: The part of each class, its first pictures, that is for validation.
+      interpolation_order: How augmentation resamples: 1 is bilinear, 0 nearest.
+      dtype: Of the pictures and the labels; by default Keras's floatx.
+      crop_to_aspect_ratio: image_dataset_from_directory's name for `keep_aspect_ratio`.
+      pad_to_aspect_ratio: Whether to pad with black up to the aspect ratio of `target_size`.
+      data_dir: Where records and decoded pictures are kept; by default `~/tensorflow_datasets`.
+      decoded_cache: "disk", "memory" or "none"; see `decoded.decode`.
+      on_bad_image: "fail", or "skip" to leave out, with a warning, what cannot be decoded.
+
+    Returns:
+      Dataset of (images, labels), or of images: both of `dtype`, images of shape (B, *image_shape),
+      labels of (B, classes) or (B,). Its length is the steps of an epoch. It has the attributes of
+      a DirectoryIterator: `class_indices`, `num_classes`, `samples`, `n`, `filenames`, `filepaths`,
+      `classes` and `labels` (the index of each file's class, int32), `batch_size`, `target_size`,
+      `image_shape`; what is made of it, such as by `map`, has not.
+
+    Raises:
+      UserError: An argument, the directory or a picture is not what it must be; one line, where a
+        flag that is named stands for the argument of that name.
+      ValueError: So with a range of the augmentation.
+    """
+    _check_choice("color_mode", color_mode, decoded.CHANNELS)
+    _check_choice("class_mode", class_mode, ("categorical", "binary", "sparse", "input", None))
+    _check_choice("subset", subset, ("training", "validation", None))
+    _check_choice("decoded_cache", decoded_cache, decoded.CACHES)
+    _check_choice("on_bad_image", on_bad_image, ("fail", "skip"))
+    data_format = data_format or keras.config.image_data_format()
+    _check_choice("data_format", data_format, ("channels_last", "channels_first"))
+    seed = _whole("seed", np.random.randint(2**31 - 1) if seed is None else seed, least=0)
+    batch_size = _whole("batch_size", batch_size, least=1)
+    dtype = _dtype(dtype or keras.config.floatx())
+    image_format = decoded.Format(
+        _size(target_size),
+        _interpolation(interpolation),
+        _aspect_ratio(keep_aspect_ratio or crop_to_aspect_ratio, pad_to_aspect_ratio),
+        color_mode,
+    )
+    image_shape = image_format.shape
+    if data_format == "channels_first":
+        image_shape = image_shape[-1:] + image_shape[:-1]
+    augmenting = augmentation.augmentation_layers(
+        rotation_range=rotation_range,
+        width_shift_range=width_shift_range,
+        height_shift_range=height_shift_range,
+        brightness_range=brightness_range,
+        shear_range=shear_range,
+        zoom_range=zoom_range,
+        channel_shift_range=channel_shift_range,
+        fill_mode=fill_mode,
+        cval=cval,
+        horizontal_flip=horizontal_flip,
+        vertical_flip=vertical_flip,
+        interpolation_order=interpolation_order,
+    )
+    if augmenting and subset == "validation":
+        raise UserError(
+            "subset='validation': validation pictures are not augmented; leave out the ranges and "
+            "flips, which are for subset='training'"
+        )
+
+    listing = _list_files(directory, classes, follow_links, data_dir)
+    num_classes = len(listing.class_indices)
+    labels = None
+    if class_mode not in ("input", None):
+        input_pipeline.choose_class_mode(class_mode, num_classes)
+        labels = input_pipeline.encode_labels(listing.labels, class_mode, num_classes)
+        labels = labels.astype(dtype.as_numpy_dtype)
+    rows, measured_rows = _cut(listing.rows_by_class, validation_split, subset)
+    pictures = decoded.decode(
+        listing.records, image_format, cache=decoded_cache, on_bad_image=on_bad_image
+    )
+    rows, measured_rows = (
+        part[~np.isin(part, list(pictures.bad))] for part in (rows, measured_rows)
+    )
+    if not rows.size:
+        raise UserError(f"directory {directory}: no pictures for subset={subset!r}")
+
+    example = pictures.gather(tf.constant(rows[:1])).numpy()
+    preprocess = _by_picture(preprocessing_function, example, data_format)
+    normalizing = normalization.normalization_layers(
+        input_pipeline.batches(pictures, measured_rows, None, batch_size).map(preprocess),
+        rescale=rescale or None,
+        samplewise_center=samplewise_center,
+        samplewise_std_normalization=samplewise_std_normalization,
+        featurewise_center=featurewise_center,
+        featurewise_std_normalization=featurewise_std_normalization,
+        zca_whitening=zca_whitening,
+        zca_epsilon=zca_epsilon,
+    )
+    preview = _preview(rows, save_to_dir, save_prefix, save_format, data_format)
+
+    def process(images, seeds):
+        images = tf.cast(images, tf.float32)
+        for layer in augmenting:
+            images = layer.augment(images, seeds)
+        images = preprocess(images)
+        for layer in normalizing:
+            images = layer(images)
+        if data_format == "channels_first":
+            images = tf.transpose(images, (0, 3, 1, 2))
+        return preview(tf.cast(images, dtype), seeds[:, 1])
+
+    dataset = _epochs(
+        lambda epoch: input_pipeline.batches(
+            pictures,
+            rows,
+            labels,
+            batch_size,
+            seed=seed,
+            shuffle=shuffle,
+            first_epoch=epoch,
+            epochs=epoch + 1,
+            augment=process,
+        ),
+        steps=math.ceil(len(rows) / batch_size),
+    )
+    if class_mode == "input":
+        dataset = dataset.map(lambda images: (images, images))
+    for name, value in {
+        "class_indices": dict(listing.class_indices),
+        "num_classes": num_classes,
+        "samples": len(rows),
+        "n": len(rows),
+        "filenames": [listing.filenames[row] for row in rows],
+        "filepaths": [listing.filepaths[row] for row in rows],
+        "classes": listing.labels[rows],
+        "labels": listing.labels[rows],
+        "batch_size": batch_size,
+        "target_size": image_format.size,
+        "image_shape": image_shape,
+    }.items():
+        setattr(dataset, name, value)
+    print(f"Found {len(rows)} images belonging to {num_classes} classes{listing.left_out}.")
+    return dataset
+
+
+def _epochs(batches_of: Callable[[tf.Tensor], tf.data.Dataset], *, steps: int) -> tf.data.Dataset:
+    """Each time it is iterated over, the batches of the next epoch."""
+    epochs = itertools.count()
+    return (
+        tf.data.Dataset.from_generator(
+            # Called when an iterator is asked for its first batch, not when it is made: Keras makes
+            # some that it never reads.
+            lambda: itertools.islice(epochs, 1),
+            output_signature=tf.TensorSpec((), tf.int64),
+        )
+        .flat_map(batches_of)
+        .apply(tf.data.experimental.assert_cardinality(steps))
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Listing:
+    """The files of a directory, as flow_from_directory lists them.
+
+    Attributes:
+      records: N pictures, those that are not asked for among them.
+      class_indices: The labels of the classes that are asked for.
+      labels: int32 array of shape (N,); 0 where a picture is not asked for.
+      filenames: Of all N, below the directory.
+      filepaths: Of all N.
+      rows_by_class: The rows of each class that is asked for, in the order of its files.
+      left_out: How many files are no pictures, in words.
+    """
+
+    records: records.Records
+    class_indices: Mapping[str, int]
+    labels: np.ndarray
+    filenames: Sequence[str]
+    filepaths: Sequence[str]
+    rows_by_class: Sequence[np.ndarray]
+    left_out: str
+
+
+def _list_files(
+    directory: str | os.PathLike[str],
+    classes: Sequence[str] | None,
+    follow_links: bool,
+    data_dir: str | os.PathLike[str] | None,
+) -> _Listing:
+    archive, top = _located(directory, follow_links)
+    class_indices = _class_indices(classes, archive.classes)
+    prepared = records.prepare(archive=archive.path, data_dir=data_dir, follow_links=follow_links)
+    names = prepared.filenames.tolist()
+    members = {picture.filename: picture.member for picture in _pictures(archive)}
+    rows_by_class: list[list[int]] = [[] for _ in class_indices]
+    labels = np.zeros(len(names), np.int32)
+    # As os.walk comes to them: a folder's own files before those of the folders in it.
+    for row in sorted(range(len(names)), key=lambda row: posixpath.split(names[row])):
+        label = class_indices.get(prepared.classes[prepared.labels[row]])
+        if label is not None and names[row].startswith(top):
+            labels[row] = label
+            rows_by_class[label].append(row)
+    left_out = ", ".join(f"{count} {kind}" for kind, count in archive.left_out.items())
+    return _Listing(
+        records=prepared,
+        class_indices=class_indices,
+        labels=labels,
+        filenames=[name.removeprefix(top) for name in names],
+        filepaths=[str(archive.path / members[name]) for name in names],
+        rows_by_class=[np.array(rows, np.int64) for rows in rows_by_class],
+        left_out=f" (left out: {left_out})" if left_out else "",
+    )
+
+
+def _located(directory: str | os.PathLike[str], follow_links: bool) -> tuple[Archive, str]:
+    """The archive that a directory is or is in, and how the names of its files begin there."""
+    path = pathlib.Path(directory).expanduser()
+    root = next((parent for parent in path.parents if parent.is_file()), path)
+    archive = read_archive(root, follow_links=follow_links)
+    pictures = list(_pictures(archive))
+    tops = {
+        picture.filename.split("/")[0] + "/"
+        for picture in pictures
+        if not picture.filename.startswith(f"{picture.label}/")
+    } or {""}
+    # A folder around everything counts in a folder, where its path tells it, and not in a zip.
+    around = pictures[0].member.removesuffix(pictures[0].filename) if root.is_dir() else ""
+    places = {root / around / top: top for top in tops}
+    if root.is_file() and len(places) == 1:
+        places[root] = next(iter(tops))
+    if path not in places:
+        expected = " or ".join(sorted(map(str, places)))
+        raise UserError(f"directory {directory}: no class folders there; expected {expected}")
+    return archive, places[path]
+
+
+def _pictures(archive: Archive) -> Iterator[Picture]:
+    return itertools.chain.from_iterable(archive.splits.values())
+
+
+def _cut(
+    rows_by_class: Sequence[np.ndarray], validation_split: float, subset: str | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of a subset, and those to take statistics of: never the validation subset's."""
+    if not 0 <= validation_split < 1:
+        raise UserError(f"validation_split={validation_split}: expected 0 or a fraction below 1")
+    if subset == "validation" and not validation_split:
+        raise UserError("subset='validation': expected a validation_split above 0 with it")
+
+    def part(first: float, last: float) -> np.ndarray:
+        return np.concatenate(
+            [rows[int(first * len(rows)) : int(last * len(rows))] for rows in rows_by_class]
+        )
+
+    training = part(validation_split if subset else 0, 1)
+    return part(0, validation_split) if subset == "validation" else training, training
+
+
+def _by_picture(
+    function: Callable[[np.ndarray], np.ndarray] | None, example: np.ndarray, data_format: str
+) -> Callable[[tf.Tensor], tf.Tensor]:
+    """A preprocessing_function as a function of batches, channels last: float32 in, float32 out.
+
+    Raises:
+      UserError: It makes another shape of the picture in `example`, a batch of one.
+    """
+
+    def call(images: np.ndarray) -> np.ndarray:
+        if data_format == "channels_first":
+            images = np.moveaxis(images, -1, 1)
+        # Copies, because the function may write into its argument, which is TensorFlow's.
+        results = np.stack([function(image.copy()) for image in images]).astype(np.float32)
+        if results.shape != images.shape:
+            raise UserError(
+                f"preprocessing_function: made {results.shape[1:]} of a picture of "
+                f"{images.shape[1:]}; expected the same shape"
+            )
+        return np.moveaxis(results, 1, -1) if data_format == "channels_first" else results
+
+    def preprocess(images: tf.Tensor) -> tf.Tensor:
+        images = tf.cast(images, tf.float32)
+        if function is None:
+            return images
+        return tf.ensure_shape(tf.numpy_function(call, [images], tf.float32), images.shape)
+
+    if function is not None:
+        call(example.astype(np.float32))  # What it fails of is told here, not in training.
+    return preprocess
+
+
+def _preview(
+    rows: np.ndarray,
+    folder: str | os.PathLike[str] | None,
+    prefix: str,
+    file_format: str,
+    data_format: str,
+) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+    """Gives batches back as they are and writes their pictures, where there is a folder to."""
+    if folder is None:
+        return lambda images, rows_of_batch: images
+    if f".{file_format}".lower() not in Image.registered_extensions():
+        raise UserError(f"save_format={file_format!r}: expected a suffix such as 'png' or 'jpeg'")
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"save_to_dir {folder}: {error.strerror}; expected a folder") from error
+    index_of = {row: index for index, row in enumerate(rows.tolist())}
+    random = np.random.default_rng()
+
+    def write(images: np.ndarray, rows_of_batch: np.ndarray) -> np.ndarray:
+        for image, row in zip(images, rows_of_batch.tolist(), strict=True):
+            name = f"{prefix}_{index_of[row]}_{random.integers(10**7)}.{file_format}"
+            keras.utils.save_img(os.path.join(folder, name), image, data_format)
+        return images
+
+    def preview(images: tf.Tensor, rows_of_batch: tf.Tensor) -> tf.Tensor:
+        written = tf.numpy_function(write, [images, rows_of_batch], images.dtype)
+        return tf.ensure_shape(written, images.shape)
+
+    return preview
+
+
+def _class_indices(asked: Sequence[str] | None, there: Sequence[str]) -> dict[str, int]:
+    asked = list(asked or there)
+    if unknown := [name for name in asked if name not in there]:
+        raise UserError(f"class {unknown[0]!r}: unknown; expected some of {', '.join(there)}")
+    if len(set(asked)) < len(asked):
+        raise UserError(f"classes {', '.join(asked)}: expected each once")
+    return {name: index for index, name in enumerate(asked)}
+
+
+def _size(target_size: Sequence[int]) -> tuple[int, int]:
+    if np.shape(target_size) != (2,):
+        raise UserError(f"target_size={target_size}: expected a height and a width")
+    height, width = (_whole("target_size", length, least=1) for length in target_size)
+    return height, width
+
+
+def _interpolation(name: str) -> str:
+    if name == "hamming":
+        raise UserError(
+            "interpolation='hamming': TensorFlow has no such method; the nearest to it is 'bicubic'"
+        )
+    name = _INTERPOLATIONS.get(name, name)
+    _check_choice("interpolation", name, (*decoded.INTERPOLATIONS, *_INTERPOLATIONS))
+    return name
+
+
+def _aspect_ratio(crop: bool, pad: bool) -> str:
+    if crop and pad:
+        raise UserError("pad_to_aspect_ratio: expected without cropping to the aspect ratio")
+    return "crop" if crop else "pad" if pad else "stretch"
+
+
+def _dtype(name: str) -> tf.DType:
+    try:
+        dtype = tf.as_dtype(name)
+    except TypeError:
+        dtype = tf.string
+    if not (dtype.is_floating or dtype.is_integer):
+        raise UserError(f"dtype={name!r}: expected one of numbers, such as 'float32'")
+    return dtype
+
+
+def _check_choice(argument: str, value: str | None, choices: Collection[str | None]) -> None:
+    if value not in choices:
+        raise UserError(f"{argument}={value!r}: expected one of {', '.join(map(repr, choices))}")
+
+
+def _whole(argument: str, value: int, *, least: int) -> int:
+    if not isinstance(value, numbers.Integral) or not least <= value < 2**31:
+        raise UserError(f"{argument}={value!r}: expected a whole number from {least} to 2**31 - 1")
+    return int(value)
