@@ -15,7 +15,7 @@ _CELL, _LINE = 1.9, 0.17
 _CHARACTERS = 28  # Of a caption, in that width.
 
 
-def save(figure: Figure, path: str | os.PathLike[str]) -> None:
+def save(figure: Figure, path: str | os.PathLike[str], dpi: int = 120) -> None:
     """Writes a figure, whole or not at all, in the format of the name's suffix; without one a PNG.
 
     Raises:
@@ -28,7 +28,7 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     with output_file(path) as temporary, warnings.catch_warnings():
         # A letter that the font lacks is drawn as a box.
         warnings.filterwarnings("ignore", message="Glyph")
-        figure.savefig(temporary, dpi=100, format=suffix[1:].lower() or "png")
+        figure.savefig(temporary, dpi=dpi, format=suffix[1:].lower() or "png")
 
 
 def picture_grid(
@@ -42,13 +42,14 @@ def picture_grid(
 
     Args:
       images: N uint8 arrays of shape (H, W, C), 1, 3 or 4 channels; heights and widths may differ.
-      captions: N texts of as many lines each; "" for none.
+      captions: Texts of one or more lines; pictures beyond their number have none.
       path: The file to write.
       columns: Pictures a row.
 
     Raises:
       UserError: As `save`.
     """
+    captions = [*captions, *[""] * (len(images) - len(captions))]
     # A row is as high as its pictures need, but no higher than wide.
     ratio = min(max(image.shape[0] / image.shape[1] for image in images), 1.0)
     starts = range(0, len(images), columns)
@@ -68,4 +69,4 @@ def picture_grid(
             for line in caption.splitlines()
         )
         axes.set_title("\n".join(cut), fontsize=8, pad=3, parse_math=False)
-    save(figure, path)
+    save(figure, path, dpi=100)

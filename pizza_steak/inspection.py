@@ -385,7 +385,6 @@ def draw_augmented(
         versions.append(images)
     images = np.concatenate(np.stack(versions, axis=1))  # Row after row of the figure.
     captions = ["original", *(f"version {number + 1}" for number in range(_VERSIONS))]
-    captions += [""] * (len(images) - len(captions))
     figures.picture_grid(images, captions, path, columns=len(versions))
 
 

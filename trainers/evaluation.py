@@ -131,10 +131,9 @@ def evaluate(run: runs.Run, config: EvaluateConfig) -> Evaluation:
     out_dir = _made(config.evaluation.out_dir or run.path / "evaluation")
     with output_file(config.evaluation.json or out_dir / "evaluation.json") as temporary:
         temporary.write_text(json.dumps(values, indent=2) + "\n")
-    with output_file(out_dir / "confusion_matrix.png") as temporary:
-        plots.confusion_matrix(matrix, data.classes, temporary)
-    with output_file(out_dir / "calibration.png") as temporary:
-        plots.calibration(bins, values["expected_calibration_error"], temporary)
+    plots.confusion_matrix(matrix, data.classes, out_dir / "confusion_matrix.png")
+    error = values["expected_calibration_error"]
+    plots.calibration(bins, error, out_dir / "calibration.png")
     drawn = data.rows["test"][mistakes[:_MISTAKES_DRAWN]]
     _draw_mistakes(
         data.pictures.gather(drawn).numpy(), values["mistakes"], out_dir / "mistakes.png"

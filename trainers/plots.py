@@ -9,6 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from pizza_steak import figures
+
 # Okabe and Ito's colours, which colour-blind people tell apart.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _TRAIN, _VALIDATION = _COLORS[:2]
@@ -39,7 +41,7 @@ def curves(history: Mapping[str, Sequence[float]], path: pathlib.Path) -> None:
         axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axes.grid(color="0.9")
         axes.legend()
-    figure.savefig(path, dpi=120)
+    figures.save(figure, path)
 
 
 def _marker(epochs: Sequence[float]) -> str | None:
@@ -59,7 +61,7 @@ def comparison(histories: Mapping[str, Mapping[str, Sequence[float]]], path: pat
         _overlay(axes, [history[metric] for history in histories.values()])
         axes.set(title=metric.replace("val_", "Validation "))
     axes.legend(axes.lines, histories, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(path, dpi=120, format="png")
+    figures.save(figure, path)
 
 
 def overlay_svg(curves: Sequence[Sequence[float]]) -> bytes:
@@ -123,7 +125,7 @@ def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], path: pathlib.P
         for (row, column), count in np.ndenumerate(matrix):
             color = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, f"{count:,}", ha="center", va="center", color=color)
-    figure.savefig(path, dpi=120)
+    figures.save(figure, path)
 
 
 def augmentation(images: np.ndarray, versions: np.ndarray, path: pathlib.Path) -> None:
@@ -134,17 +136,9 @@ def augmentation(images: np.ndarray, versions: np.ndarray, path: pathlib.Path) -
       versions: uint8 of shape (N, V, H, W, C).
       path: The PNG to write.
     """
-    height, width = images.shape[1:3]
     columns = np.concatenate([images[:, np.newaxis], versions], axis=1)
-    size = (1.8 * columns.shape[1], 1.8 * len(images) * height / width + 0.4)
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(*columns.shape[:2], squeeze=False)
-    for (row, column), axes in np.ndenumerate(grid):
-        axes.imshow(columns[row, column].squeeze(), cmap="gray", vmin=0, vmax=255)
-        axes.set_axis_off()
-        if row == 0:
-            axes.set_title(f"epoch {column}" if column else "original")
-    figure.savefig(path, dpi=100)
+    captions = ["original", *(f"epoch {number + 1}" for number in range(versions.shape[1]))]
+    figures.picture_grid(np.concatenate(columns), captions, path, columns=len(captions))
 
 
 def throughput(
@@ -176,7 +170,7 @@ def throughput(
     axes.spines[["top", "right"]].set_visible(False)
     kinds = [Patch(color=_OURS, label="this package"), Patch(color=_PEERS, label="Keras alone")]
     figure.legend(handles=kinds, loc="outside upper right", ncols=2, frameon=False)
-    figure.savefig(path, dpi=120, format="png")
+    figures.save(figure, path)
 
 
 def calibration(bins: Sequence[Mapping[str, float]], error: float, path: pathlib.Path) -> None:
@@ -213,4 +207,4 @@ def calibration(bins: Sequence[Mapping[str, float]], error: float, path: pathlib
         axes.set_axisbelow(True)
         axes.grid(color="0.9")
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
-    figure.savefig(path, dpi=120, format="png")
+    figures.save(figure, path)
