@@ -1,6 +1,7 @@
 """What every command does around its library call: read flags, and tell errors from bugs."""
 
 import functools
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -31,17 +32,23 @@ def run(main: Callable[..., None], config: type, arguments: str | None = None) -
 
 
 def _call(main: Callable[..., None], values: Any, *arguments: list[str]) -> None:
-    if hasattr(values, "devices"):  # Else nothing is computed, and TensorFlow is not needed.
-        devices.prepare(values.devices)
-    from pizza_steak.errors import UserError  # Imports TFDS, which --help must not wait for.
-
     try:
+        if hasattr(values, "devices"):  # Else nothing is computed, and TensorFlow is not needed.
+            devices.prepare(values.devices)
         main(values, *arguments)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:  # Whoever reads has read enough, as `head` does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    except Exception as error:
+        from pizza_steak.errors import UserError  # Imports TFDS, which --help must not wait for.
+
+        if not isinstance(error, UserError):
+            raise
+        sys.exit(f"error: {error}")
 
 
 def _parse(argv: list[str], config: type, arguments: str | None) -> list[str]:

@@ -1,5 +1,7 @@
 """`python -m trainers.fit`: what it answers to wrong flags and wrong input."""
 
+import signal
+
 import pytest
 from small_runs import fit, layout, parse_flags, run_command, snapshot, train_and_test
 
@@ -170,3 +172,23 @@ def test_a_validation_loss_that_is_no_number_ends_the_run(small_flags, tmp_path)
     with pytest.raises(UserError, match="loss became nan in epoch 1"):
         fit(*small_flags, f"--run_dir={tmp_path}/run", "--class_mode=sparse", *one_step)
     assert not (tmp_path / "run" / "model.keras").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "main, status, message",
+    [
+        ("print('a line')", 128 + signal.SIGPIPE, ""),
+        ("os.kill(os.getpid(), signal.SIGINT)", 128 + signal.SIGINT, "interrupted\n"),
+    ],
+)
+def test_a_reader_that_leaves_and_ctrl_c_end_a_command_without_a_traceback(
+    start_python, main, status, message
+):
+    process = start_python(
+        "import os, signal; from trainers import command; from trainers.config import ReportConfig;"
+        f"command.run(lambda config: {main}, ReportConfig)"
+    )
+    process.stdout.close()
+    assert process.stderr.read() == message
+    assert process.wait() == status
