@@ -268,13 +268,15 @@ def flow_from_directory(
 def _epochs(batches_of: Callable[[tf.Tensor], tf.data.Dataset], *, steps: int) -> tf.data.Dataset:
     """Each time it is iterated over, the batches of the next epoch."""
     epochs = itertools.count()
+
+    def next_epoch(_: tf.Tensor) -> tf.Tensor:
+        # Called when an iterator is asked for its first batch, not when it is made: Keras makes
+        # some that it never reads.
+        return tf.ensure_shape(tf.numpy_function(lambda: next(epochs), [], tf.int64), ())
+
     return (
-        tf.data.Dataset.from_generator(
-            # Called when an iterator is asked for its first batch, not when it is made: Keras makes
-            # some that it never reads.
-            lambda: itertools.islice(epochs, 1),
-            output_signature=tf.TensorSpec((), tf.int64),
-        )
+        tf.data.Dataset.range(1)
+        .map(next_epoch)
         .flat_map(batches_of)
         .apply(tf.data.experimental.assert_cardinality(steps))
     )
