@@ -167,6 +167,7 @@ class Inspection:
         groups = self.duplicates()
         leaks = [group for group in groups if _leaks(group)]
         contradictions = [group for group in groups if _contradicts(group)]
+        others = [group for group in groups if not _leaks(group) and not _contradicts(group)]
         faults = [f"{name} ({fault})" for name, fault in self.broken().items()]
         lines = [
             f"formats     {_counted(self.formats())}",
@@ -174,20 +175,18 @@ class Inspection:
             f"broken      {len(faults) or 'none'}",
             *_listed(faults),
             f"duplicates  {len(groups) or 'none'}",
-            *_listed(_equal(group) for group in groups),
+            *_listed(_equal(group) for group in others),
         ]
-        if contradictions:
-            lines += [
-                f"\nCONTRADICTION: of {len(contradictions):,} pictures the same bytes are in more "
-                "than one class:",
-                *_listed(_equal(group) for group in contradictions),
-            ]
-        if leaks:
-            lines += [
-                f"\nLEAKAGE: of {len(leaks):,} pictures the same bytes are in more than one split, "
-                "so that a test is none:",
-                *_listed(_equal(group) for group in leaks),
-            ]
+        for found, what in (
+            (contradictions, "CONTRADICTION: the same bytes are in more than one class"),
+            (
+                leaks,
+                "LEAKAGE: the same bytes are in more than one split; tests on them prove nothing",
+            ),
+        ):
+            if found:
+                lines += ["", f"{what} ({len(found):,}):"]
+                lines += _listed(_equal(group) for group in found)
         return "\n".join(lines)
 
 
