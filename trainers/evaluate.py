@@ -14,7 +14,9 @@ def main(config: EvaluateConfig) -> None:
     devices.prepare(run.config.devices)
     from trainers import evaluation
 
-    print(evaluation.evaluate(run, config).summary())
+    outcome = evaluation.evaluate(run, config)
+    print(outcome.summary())
+    print(f"\nfigures in {outcome.write(config.evaluation)}")
 
 
 if __name__ == "__main__":

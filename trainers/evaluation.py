@@ -16,7 +16,7 @@ from pizza_steak.atomic import output_file, remove
 from pizza_steak.errors import UserError
 from trainers import data as run_data
 from trainers import models, plots, prediction, runs
-from trainers.config import DataConfig, EvaluateConfig
+from trainers.config import DataConfig, EvaluateConfig, EvaluationConfig
 
 _CALIBRATION_BINS = 10
 _MISTAKES_DRAWN = 24
@@ -29,15 +29,16 @@ class Evaluation:
     """The outcome.
 
     Attributes:
-      out_dir: Where its figures are.
-      values: What its JSON says.
+      values: All numbers, as JSON has them.
+      mistakes: The pictures that the model was most sure of and wrong, as it saw them: uint8 of
+        shape (M, H, W, C).
     """
 
-    out_dir: pathlib.Path
     values: dict[str, Any]
+    mistakes: np.ndarray
 
     def summary(self) -> str:
-        """The numbers for people, and where the figures are."""
+        """The numbers for people."""
         values = self.values
         area = "not defined" if values["roc_auc"] is None else f"{values['roc_auc']:.4f}"
         blocks = [
@@ -46,9 +47,45 @@ class Evaluation:
             f"expected calibration error {values['expected_calibration_error']:.4f}",
             self._class_table(),
             self._confusions(),
-            f"figures in {self.out_dir}",
         ]
         return "\n\n".join(blocks)
+
+    def write(self, asked: EvaluationConfig) -> pathlib.Path:
+        """Writes the numbers and the figures.
+
+        Returns:
+          The folder of the figures.
+
+        Raises:
+          UserError: Something cannot be written.
+        """
+        values, out_dir = self.values, pathlib.Path(self.values["run"], "evaluation")
+        if asked.out_dir:
+            out_dir = pathlib.Path(asked.out_dir).expanduser()
+        try:
+            out_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"out_dir {out_dir}: {error.strerror or error}; pass another --out_dir"
+            ) from error
+        with output_file(asked.json or out_dir / "evaluation.json") as temporary:
+            temporary.write_text(json.dumps(values, indent=2) + "\n")
+        matrix, classes = np.array(values["confusion_matrix"]), list(values["by_class"])
+        plots.confusion_matrix(matrix, classes, out_dir / "confusion_matrix.png")
+        error = values["expected_calibration_error"]
+        plots.calibration(values["calibration"], error, out_dir / "calibration.png")
+        self._draw_mistakes(out_dir / "mistakes.png")
+        return out_dir
+
+    def _draw_mistakes(self, path: pathlib.Path) -> None:
+        remove(path)  # Without mistakes there is no figure, an earlier evaluation's neither.
+        if len(self.mistakes):
+            captions = [
+                f"{mistake['class']}\ntaken for {mistake['predicted']}\n"
+                f"{mistake['probability']:.3f}  {pathlib.PurePosixPath(mistake['file']).name}"
+                for mistake in self.values["mistakes"]
+            ]
+            figures.picture_grid(self.mistakes, captions, path)
 
     def _class_table(self) -> str:
         rows = [*self.values["by_class"].items(), ("macro average", self.values["macro_average"])]
@@ -80,14 +117,13 @@ class Evaluation:
 
 
 def evaluate(run: runs.Run, config: EvaluateConfig) -> Evaluation:
-    """Evaluates a finished run's model; leaves figures and a JSON file.
+    """Evaluates a finished run's model.
 
     The pictures go the way that they go in training, so that loss and accuracy on the test split
     are those of the run's result.json.
 
     Raises:
-      UserError: The model cannot be loaded, or the pictures; these are of other classes; or
-        something cannot be written.
+      UserError: The model cannot be loaded, or the pictures, or these are of other classes.
     """
     data_config = _data_config(run, config)
     _check_classes(run, data_config)
@@ -128,17 +164,8 @@ def evaluate(run: runs.Run, config: EvaluateConfig) -> Evaluation:
             for place in mistakes
         ],
     }
-    out_dir = _made(config.evaluation.out_dir or run.path / "evaluation")
-    with output_file(config.evaluation.json or out_dir / "evaluation.json") as temporary:
-        temporary.write_text(json.dumps(values, indent=2) + "\n")
-    plots.confusion_matrix(matrix, data.classes, out_dir / "confusion_matrix.png")
-    error = values["expected_calibration_error"]
-    plots.calibration(bins, error, out_dir / "calibration.png")
     drawn = data.rows["test"][mistakes[:_MISTAKES_DRAWN]]
-    _draw_mistakes(
-        data.pictures.gather(drawn).numpy(), values["mistakes"], out_dir / "mistakes.png"
-    )
-    return Evaluation(out_dir, values)
+    return Evaluation(values, data.pictures.gather(drawn).numpy())
 
 
 def _data_config(run: runs.Run, config: EvaluateConfig) -> DataConfig:
@@ -223,29 +250,3 @@ def expected_calibration_error(bins: Sequence[dict[str, float]]) -> float:
     """The mean distance of accuracy and confidence over all pictures (Guo et al., 2017)."""
     distances = [abs(row["accuracy"] - row["confidence"]) for row in bins]
     return float(np.average(distances, weights=[row["pictures"] for row in bins]))
-
-
-def _made(folder: str | pathlib.Path) -> pathlib.Path:
-    folder = pathlib.Path(folder).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"out_dir {folder}: {error.strerror or error}; pass another --out_dir"
-        ) from error
-    return folder
-
-
-def _draw_mistakes(
-    images: np.ndarray, mistakes: Sequence[dict[str, Any]], path: pathlib.Path
-) -> None:
-    """Draws the first of the mistakes; of none the figure of an earlier evaluation goes."""
-    if not len(images):
-        remove(path)
-        return
-    captions = [
-        f"{mistake['class']}\ntaken for {mistake['predicted']}\n"
-        f"{mistake['probability']:.3f}  {pathlib.PurePosixPath(mistake['file']).name}"
-        for mistake in mistakes[: len(images)]
-    ]
-    figures.picture_grid(images, captions, path)

@@ -28,6 +28,10 @@ def small_flags(archive, tmp_path_factory) -> list[str]:
 
 @pytest.fixture(scope="session")
 def untrained(small_flags, tmp_path_factory):
-    """The directory of a finished run that learned nothing, so that it makes mistakes."""
+    """The directory of a finished run that learned nothing, so that it makes mistakes.
+
+    Its model has layers of this package, which a process that loads it has to know.
+    """
     run_dir = tmp_path_factory.mktemp("untrained") / "run"
-    return fit(*small_flags, f"--run_dir={run_dir}", "--learning_rate=0", "--epochs=1").run_dir
+    flags = ["--learning_rate=0", "--epochs=1", "--augment_on=device", "--vertical_flip"]
+    return fit(*small_flags, *flags, f"--run_dir={run_dir}").run_dir

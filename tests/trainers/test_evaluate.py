@@ -1,5 +1,6 @@
 """`python -m trainers.evaluate`: its numbers, its figures, and its answers to wrong input."""
 
+import io
 import itertools
 import json
 import pickle
@@ -27,9 +28,9 @@ def evaluate(run_dir, data=None, **asked):
 
 
 @pytest.fixture(scope="module")
-def evaluated(untrained, tmp_path_factory):
+def evaluated(untrained):
     """The outcome for a model that guesses, on the test split."""
-    return evaluate(untrained, out_dir=str(tmp_path_factory.mktemp("evaluated")))
+    return evaluate(untrained)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def test_loss_and_accuracy_are_those_of_the_run(untrained, evaluated):
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--class_mode=categorical", "--augment_on=device", "--rotation_range=20"],
+        ["--class_mode=categorical"],
         ["--archive={three}"],
         ["--archive={three}", "--classes=middle,dark", "--test_split=test[:60%]"],
     ],
@@ -140,7 +141,7 @@ def test_of_many_classes_the_summary_has_the_most_frequent_confusions():
     matrix[7, 5] = 3
     names = [f"class_{number}" for number in range(101)]
     values = {"by_class": dict.fromkeys(names), "confusion_matrix": matrix, "pictures": 912}
-    _, line = evaluation.Evaluation("", values)._confusions().splitlines()
+    _, line = evaluation.Evaluation(values, np.empty(0))._confusions().splitlines()
     assert line.split() == ["3", "class_7", "taken", "for", "class_5"]
 
 
@@ -148,22 +149,22 @@ def test_of_many_classes_the_summary_has_the_most_frequent_confusions():
 
 
 @pytest.mark.parametrize("split, count", [("train", 24), ("train[:50%]", 12), ("train+test", 36)])
-def test_any_split_can_be_evaluated(untrained, tmp_path, split, count):
-    values = evaluate(untrained, split=split, out_dir=str(tmp_path)).values
+def test_any_split_can_be_evaluated(untrained, split, count):
+    values = evaluate(untrained, split=split).values
     assert (values["split"], values["pictures"]) == (split, count)
 
 
-def test_another_archive_can_be_evaluated(untrained, make_archive, tmp_path):
+def test_another_archive_can_be_evaluated(untrained, make_archive):
     archive = make_archive(layout({"test/dark": 3, "test/light": 8}), name="other")
-    values = evaluate(untrained, {"archive": str(archive)}, out_dir=str(tmp_path)).values
+    values = evaluate(untrained, {"archive": str(archive)}).values
     assert [row["support"] for row in values["by_class"].values()] == [3, 8]
     assert "other-" in values["dataset"]
 
 
-def test_bad_pictures_of_another_archive_can_be_left_out(untrained, make_archive, tmp_path):
+def test_bad_pictures_of_another_archive_can_be_left_out(untrained, make_archive):
     files = layout({"test/dark": 3, "test/light": 8}) | {"test/dark/bad.png": b"no picture"}
     data = {"archive": str(make_archive(files)), "on_bad_image": "skip"}
-    assert evaluate(untrained, data, out_dir=str(tmp_path)).values["pictures"] == 11
+    assert evaluate(untrained, data).values["pictures"] == 11
 
 
 # What it leaves.
@@ -173,27 +174,34 @@ def test_it_leaves_figures_and_json_in_the_run_directory(untrained, tmp_path):
     run_dir = shutil.copytree(untrained, tmp_path / "run")
     before = snapshot(run_dir)
     outcome = evaluate(run_dir)
-    assert outcome.out_dir == run_dir / "evaluation"
-    names = sorted(path.name for path in outcome.out_dir.iterdir())
+    out_dir = outcome.write(EvaluationConfig())
+    assert out_dir == run_dir / "evaluation"
+    names = sorted(path.name for path in out_dir.iterdir())
     assert names == sorted([*FIGURES, "evaluation.json"])
-    assert json.loads((outcome.out_dir / "evaluation.json").read_text()) == outcome.values
+    assert json.loads((out_dir / "evaluation.json").read_text()) == outcome.values
     for name in FIGURES:
-        with Image.open(outcome.out_dir / name) as image:
+        with Image.open(out_dir / name) as image:
             assert np.asarray(image).std() > 0
     after = snapshot(run_dir)
     assert {name: after[name] for name in before} == before
 
 
-def test_without_mistakes_there_is_no_figure_of_earlier_ones(small_flags, tmp_path):
-    fit(*small_flags, f"--run_dir={tmp_path}/run")
-    assert result_of(tmp_path / "run")["test_accuracy"] == 1
-    (tmp_path / "run" / "evaluation").mkdir()
-    (tmp_path / "run" / "evaluation" / "mistakes.png").write_text("of an earlier evaluation")
-    outcome = evaluate(tmp_path / "run", json=str(tmp_path / "numbers.json"))
-    assert outcome.values["mistakes"] == []
-    names = {path.name for path in outcome.out_dir.iterdir()}
-    assert names == {"calibration.png", "confusion_matrix.png"}
-    assert json.loads((tmp_path / "numbers.json").read_text()) == outcome.values
+def test_the_figures_show_the_mistakes_as_the_model_saw_them(evaluated):
+    files = layout({f"test/{name}": 6 for name in ("dark", "light")})
+    for image, mistake in zip(evaluated.mistakes, evaluated.values["mistakes"], strict=True):
+        with Image.open(io.BytesIO(files[mistake["file"]])) as picture:
+            np.testing.assert_array_equal(image, np.asarray(picture))
+
+
+def test_without_mistakes_there_is_no_figure_of_earlier_ones(evaluated, tmp_path):
+    (tmp_path / "mistakes.png").write_text("of an earlier evaluation")
+    values = evaluated.values | {"mistakes": []}
+    outcome = evaluation.Evaluation(values, evaluated.mistakes[:0])
+    asked = EvaluationConfig(out_dir=str(tmp_path), json=str(tmp_path / "numbers.json"))
+    assert outcome.write(asked) == tmp_path
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["calibration.png", "confusion_matrix.png", "numbers.json"]
+    assert json.loads((tmp_path / "numbers.json").read_text()) == values
 
 
 # Wrong input.
@@ -273,37 +281,42 @@ def test_other_classes_than_the_runs_are_one_line(
 ):
     archive = make_archive(layout(train_and_test(*names)))
     with pytest.raises(UserError) as caught:
-        evaluate(untrained, {"archive": str(archive)}, out_dir=str(tmp_path / "out"))
+        evaluate(untrained, {"archive": str(archive)})
     assert message in str(caught.value)
     assert str(archive) in str(caught.value)
-    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_split_is_one_line(untrained):
+    with pytest.raises(UserError, match="split 'validation'"):
+        evaluate(untrained, split="validation")
 
 
 @pytest.mark.parametrize(
     "asked, message",
     [
-        ({"split": "validation"}, "split 'validation'"),
         ({"out_dir": "{here}/file/out"}, "{here}/file/out"),
-        ({"out_dir": "{here}/out", "json": "{here}/nowhere/a.json"}, "{here}/nowhere/a.json"),
+        ({"out_dir": "{here}", "json": "{here}/nowhere/a.json"}, "{here}/nowhere/a.json"),
     ],
 )
-def test_what_cannot_be_evaluated_or_written_is_one_line(untrained, tmp_path, asked, message):
+def test_what_cannot_be_written_is_one_line(evaluated, tmp_path, asked, message):
     (tmp_path / "file").write_text("")
     asked = {name: value.format(here=tmp_path) for name, value in asked.items()}
+    before = snapshot(tmp_path)
     with pytest.raises(UserError) as caught:
-        evaluate(untrained, **asked)
+        evaluated.write(EvaluationConfig(**asked))
     assert message.format(here=tmp_path) in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+    assert snapshot(tmp_path) == before
 
 
 @pytest.mark.slow
-def test_the_command_prints_the_numbers_and_nothing_else(small_flags, tmp_path):
-    # A model with layers of this package, which a new process has to know.
-    argv = [*small_flags, "--augment_on=device", "--rotation_range=20", "--samplewise_center"]
-    result = fit(*argv, f"--run_dir={tmp_path}/run", "--epochs=1").values
-    status, stdout, stderr = run_command(f"--run_dir={tmp_path}/run", command="evaluate")
+def test_the_command_prints_the_numbers_and_nothing_else(untrained, tmp_path):
+    argv = [f"--run_dir={untrained}", f"--out_dir={tmp_path}/out"]
+    status, stdout, stderr = run_command(*argv, command="evaluate")
     assert (status, stderr) == (0, "")
+    result = result_of(untrained)
     assert f"loss {result['test_loss']:.4f}, accuracy {result['test_accuracy']:.4f}" in stdout
+    assert f"figures in {tmp_path}/out" in stdout
 
 
 @pytest.mark.slow

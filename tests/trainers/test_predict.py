@@ -53,7 +53,6 @@ def run(make_run):
 @pytest.mark.parametrize(
     "flags",
     [
-        [],
         ["--aspect_ratio=crop", "--color_mode=grayscale", "--interpolation=nearest"],
         ["--aspect_ratio=pad", "--image_size=20,30", "--class_mode=categorical"],
     ],
