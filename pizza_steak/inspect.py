@@ -12,26 +12,26 @@ from pizza_steak.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = vars(_parser().parse_args(argv))
+    arguments = vars(parser().parse_args(argv))
     from pizza_steak import inspection  # Imports Matplotlib, which --help must not wait for.
 
     print(inspection.report(**arguments))
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     """What `inspection.report` takes, by the names that trainers.fit has for it."""
-    parser = _Parser(
+    made = _Parser(
         prog="python -m pizza_steak.inspect",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    source = parser.add_mutually_exclusive_group(required=True)
+    source = made.add_mutually_exclusive_group(required=True)
     source.add_argument("--archive", metavar="PATH", help="zip file or folder of class folders")
     source.add_argument(
         "--dataset", metavar="NAME", help="pizza_steak/photos (downloaded) or pizza_steak/sample"
     )
-    add = parser.add_argument
+    add = made.add_argument
     add("--data_dir", metavar="FOLDER", help="where the dataset's records are kept")
     add("--follow_links", action="store_true", help="follow links to folders in an archive")
     add("--json", dest="json_file", metavar="FILE", help="what was found, with all filenames")
@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=42, help="draws the pictures, and the versions; 42")
     add("--image_size", type=_pixels, default=224, help="pixels, of those that are augmented; 224")
 
-    group = parser.add_argument_group(
+    group = made.add_argument_group(
         "flags of the augmentation, as of trainers.fit", argument_default=argparse.SUPPRESS
     )
     for name in ("rotation_range", "shear_range", "channel_shift_range", "cval"):
@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("horizontal_flip", "vertical_flip"):
         group.add_argument(f"--{name}", action="store_true")
     group.add_argument("--fill_mode", choices=("constant", "nearest", "reflect", "wrap"))
-    return parser
+    return made
 
 
 class _Parser(argparse.ArgumentParser):

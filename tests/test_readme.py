@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from pizza_steak import inspect
 from trainers import config as configs
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -17,7 +18,7 @@ FLAGS = {
     for concern in vars(configs).values()
     if dataclasses.is_dataclass(concern)
     for field in dataclasses.fields(concern)
-}
+} | {*re.findall(r"--([a-z_]+)", inspect.parser().format_help())}
 
 
 def test_the_test_command_is_that_of_continuous_integration():
@@ -37,8 +38,8 @@ def test_the_commands_to_start_with_are_there(command):
     assert command in README
 
 
-def test_every_flag_for_fit_exists():
-    commands = re.findall(r"-m trainers\.fit((?:.*\\\n)*.*)", README)
+def test_every_flag_exists():
+    commands = re.findall(r"-m [a-z_]+\.[a-z]+((?:.*\\\n)*.*)", README)
     named = re.findall(r"--(?:no)?([a-z_]+)", "\n".join(commands))
     named += re.findall(r"`--(?:no)?([a-z_]+)[^`]*`", README)
     assert commands

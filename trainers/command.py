@@ -1,6 +1,7 @@
 """What every command does around its library call: read flags, and tell errors from bugs."""
 
 import functools
+import logging
 import os
 import signal
 import sys
@@ -8,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from absl import app, flags
+from absl import logging as absl_logging
 
 from trainers import config as configs
 from trainers import devices
@@ -24,6 +26,7 @@ def run(main: Callable[..., None], config: type, arguments: str | None = None) -
     """
     configs.define_flags(config)
     flags.FLAGS.set_gnu_getopt()  # Flags may follow what is no flag.
+    absl_logging.get_absl_handler().setFormatter(logging.Formatter("warning: %(message)s"))
 
     def call(argv: list[str]) -> None:
         _call(main, configs.from_flags(config), *([argv[1:]] if arguments else ()))

@@ -164,11 +164,12 @@ class NormalizationConfig:
     rescale: float = _flag(1 / 255, "Factor of the pixels, 0 to 255.")
     samplewise_center: bool = _flag(False, "Subtract each picture's mean.")
     samplewise_std_normalization: bool = _flag(
-        False, "Divide each picture by its standard deviation."
+        False, "Subtract each picture's mean and divide by its standard deviation."
     )
     featurewise_center: bool = _flag(False, "Subtract the training pictures' mean, by channel.")
     featurewise_std_normalization: bool = _flag(
-        False, "Divide by the training pictures' standard deviation, by channel."
+        False,
+        "Subtract the training pictures' mean and divide by their standard deviation, by channel.",
     )
     zca_whitening: bool = _flag(
         False, "Whiten by the training pictures' covariance; for small pictures only."

@@ -61,13 +61,14 @@ class Setting:
 
     def batches(self, augment: Callable | None = None) -> tf.data.Dataset:
         """`--passes` epochs of all training pictures."""
-        return self._shuffled(self.data, epochs=self.config.measuring.passes, augment=augment)
+        return self.shuffled(self.data, epochs=self.config.measuring.passes, augment=augment)
 
     def batches_of_few(self) -> tf.data.Dataset:
         """One epoch of `few`, augmented as the flags ask for."""
-        return self._shuffled(self.few, augment=self.asked.on_batches if self.asked else None)
+        return self.shuffled(self.few, augment=self.asked.on_batches if self.asked else None)
 
-    def _shuffled(self, data: run_data.Data, **options) -> tf.data.Dataset:
+    def shuffled(self, data: run_data.Data, **options) -> tf.data.Dataset:
+        """Batches of training pictures; `options` as in `input_pipeline.batches`."""
         seed = self.config.optimisation.seed
         batch_size = self.config.data.batch_size
         return data.batches("train", batch_size, seed=seed, shuffle=True, **options)
@@ -208,6 +209,13 @@ def _encoded(setting: Setting) -> tf.data.Dataset:
 
 
 def _decode_and_resize(setting: Setting, done: Done) -> None:
+    """Batches decoded as they are used, as with --decoded_cache=none."""
+    format = run_data.format_of(setting.config.data)
+    pictures = decoded.StreamedPictures(setting.data.records, format, setting.data.pictures.bad)
+    _consume(setting.shuffled(dataclasses.replace(setting.data, pictures=pictures)), done)
+
+
+def _array_made(setting: Setting, done: Done) -> None:
     with tempfile.TemporaryDirectory(dir=setting.folder) as folder:
         fresh = _fresh_records(setting.config.data, folder)
         format = run_data.format_of(setting.config.data)
@@ -321,6 +329,7 @@ OURS: dict[str, Stage] = {
     "records read": _records_read,
     "decode only": _decode_only,
     COLD: _decode_and_resize,
+    "decoded array made": _array_made,
     WARM: _warm,
     ON_HOST: _augmented_on_host,
     "warm + augmentation in the model": _augmented_in_model,

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from pizza_steak import input_pipeline
 from pizza_steak.errors import UserError
-from trainers import callbacks, devices, models, plots, preprocessing, runs
+from trainers import callbacks, devices, models, plots, prediction, preprocessing, runs
 from trainers import data as run_data
 from trainers.config import AugmentationConfig, FitConfig, OptimisationConfig
 
@@ -230,19 +230,16 @@ def _test(
     data: run_data.Data, model: keras.Model, batch_size: int, run: runs.Run
 ) -> dict[str, float]:
     """Loss and accuracy on the test split; draws its confusion matrix."""
-    probabilities = model.predict(data.batches("test", batch_size), verbose=0)
+    outputs = model.predict(data.batches("test", batch_size), verbose=0)
     labels = data.labels("test")
-    if data.class_mode == "binary":
-        predicted = (probabilities[:, 0] > 0.5).astype(int)
-    else:
-        predicted = probabilities.argmax(axis=-1)
+    predicted = prediction.class_probabilities(outputs).argmax(axis=-1)
     matrix = tf.math.confusion_matrix(labels, predicted, len(data.classes)).numpy()
     plots.confusion_matrix(matrix, data.classes, run.path / "confusion_matrix.png")
     loss = keras.losses.get(models.loss_for(data.class_mode))
     encoded = data.encode(labels).reshape(len(labels), -1)
     return {
         "test_accuracy": float(np.mean(predicted == labels)),
-        "test_loss": float(np.mean(loss(encoded, probabilities))),
+        "test_loss": float(np.mean(loss(encoded, outputs))),
     }
 
 

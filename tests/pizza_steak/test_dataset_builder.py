@@ -1,4 +1,7 @@
 import hashlib
+import pathlib
+import subprocess
+import sys
 import zipfile
 
 import pytest
@@ -195,3 +198,16 @@ print(hashlib.sha256(b"".join(sorted(dataset.map(lambda e: e["filename"]).as_num
 def test_importing_the_package_does_not_import_tensorflow(run_python):
     code = "import pizza_steak, sys; print('tensorflow' in sys.modules)"
     assert run_python(code).split() == ["False"]
+
+
+@pytest.mark.slow
+def test_tfds_builds_it_from_the_command_line(tmp_path):
+    pytest.importorskip("apache_beam", reason="TFDS's commands import Apache Beam")
+    command = [sys.executable, "-m", "tensorflow_datasets.scripts.cli.main"]
+    subprocess.run(
+        [*command, "build", "pizza_steak", "--config=sample", f"--data_dir={tmp_path}"],
+        cwd=pathlib.Path(__file__).parents[2],
+        check=True,
+        capture_output=True,
+    )
+    assert tfds.builder("pizza_steak/sample", data_dir=tmp_path).info.splits["train"].num_examples

@@ -202,7 +202,7 @@ def test_flags_of_the_augmentation_are_those_of_fit(argument):
     values(["fit", argument])
     (name, value), *_ = (
         item
-        for item in vars(inspect._parser().parse_args(["--archive=food.zip", argument])).items()
+        for item in vars(inspect.parser().parse_args(["--archive=food.zip", argument])).items()
         if item[0] in argument
     )
     assert getattr(configs.from_flags(configs.FitConfig, values).augmentation, name) == value
