@@ -99,7 +99,7 @@ def compare(result: Mapping[str, Any], augmented: bool) -> dict[str, Any]:
     chance = 1 / len(result["classes"])
     if history["val_accuracy"][-1] < chance + 0.05:
         fit = "no better than chance"
-    elif gap > 0.1:
+    elif gap > 0.05:
         fit = "overfits"
     elif gap < -0.02:
         fit = "still underfits"
