@@ -47,6 +47,9 @@ def network(inputs: keras.KerasTensor, sizes: ModelConfig) -> keras.KerasTensor:
 
     Returns:
       The features that the last layer sees, shape (B, F).
+
+    Raises:
+      ValueError: The pictures are too small.
     """
     x = inputs
     for _ in range(sizes.blocks):
@@ -54,6 +57,8 @@ def network(inputs: keras.KerasTensor, sizes: ModelConfig) -> keras.KerasTensor:
             x = _activated(x, layers.Conv2D, sizes.filters, sizes.kernel_size, sizes=sizes)
         if sizes.pool_size > 1:
             x = layers.MaxPooling2D(sizes.pool_size)(x)
+        if min(x.shape[1:3]) < 1:  # Keras 3.12 does not mind.
+            raise ValueError("no pixels are left")
     x = layers.GlobalAveragePooling2D()(x) if sizes.global_pooling else layers.Flatten()(x)
     for _ in range(sizes.dense_layers):
         x = _dropped(_activated(x, layers.Dense, sizes.dense_units, sizes=sizes), sizes)
