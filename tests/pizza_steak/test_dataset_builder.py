@@ -202,7 +202,8 @@ def test_importing_the_package_does_not_import_tensorflow(run_python):
 
 @pytest.mark.slow
 def test_tfds_builds_it_from_the_command_line(tmp_path):
-    pytest.importorskip("apache_beam", reason="TFDS's commands import Apache Beam")
+    for package in ("apache_beam", "mlcroissant"):
+        pytest.importorskip(package, reason=f"TFDS's commands import {package}")
     command = [sys.executable, "-m", "tensorflow_datasets.scripts.cli.main"]
     subprocess.run(
         [*command, "build", "pizza_steak", "--config=sample", f"--data_dir={tmp_path}"],
