@@ -75,7 +75,6 @@ class Backup(keras.callbacks.Callback):
             for callback in self._patient:
                 callback.on_epoch_end(epoch, dict(past))
         # After them, because one of them sets the learning rate.
-        self.model.optimizer.build(self.model.trainable_variables)
         self.model.load_weights(self._path)
         with h5py.File(self._path) as file:
             for index, variable in enumerate(self.model.non_trainable_variables):

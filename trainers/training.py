@@ -118,6 +118,8 @@ def compiled_model(
         metrics=["accuracy"],
         jit_compile=chosen.jit_compile,
     )
+    # Now, so that a backup finds the variables that it is to be read into.
+    model.optimizer.build(model.trainable_variables)
     return model
 
 
