@@ -152,8 +152,8 @@ def read_archive(path: str | os.PathLike[str], *, follow_links: bool = False) ->
     has_splits = any(map(_in_split, paths)) or all(
         parts[0].lower() in _SPLITS for parts in paths if len(parts) > 1
     )
-    for filename in filenames:
-        placed = _place(filename, has_splits)
+    for filename, parts in zip(filenames, paths, strict=True):
+        placed = _place(parts, has_splits)
         if placed is None:
             left_out["outside the class folders"] += 1
             continue
@@ -344,9 +344,8 @@ def _in_split(parts: Sequence[str]) -> bool:
     return len(parts) > 2 and parts[0].lower() in _SPLITS
 
 
-def _place(filename: str, has_splits: bool) -> tuple[str, str] | None:
-    """The (split, class) of a file, or None where it is in no class folder."""
-    parts = filename.split("/")
+def _place(parts: Sequence[str], has_splits: bool) -> tuple[str, str] | None:
+    """The (split, class) of a path, cut at its slashes, or None where it is in no class folder."""
     if not has_splits:
         return ("train", parts[0]) if len(parts) > 1 else None
     return (_SPLITS[parts[0].lower()], parts[1]) if _in_split(parts) else None

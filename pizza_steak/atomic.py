@@ -55,8 +55,8 @@ def remove(path: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def output_file(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-    """`atomic_path` of a file that the user asked for; `~` is the home folder.
+def output_file(path: str | os.PathLike[str], flag: str | None = None) -> Iterator[pathlib.Path]:
+    """`atomic_path` of a file that the user asked for, by a flag; `~` is the home folder.
 
     Raises:
       UserError: It cannot be written.
@@ -66,4 +66,5 @@ def output_file(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         with atomic_path(path) as temporary:
             yield temporary
     except OSError as error:
-        raise UserError(f"file {path}: {error.strerror or error}; pass another") from error
+        name, another = (flag, f"another --{flag}") if flag else ("file", "another")
+        raise UserError(f"{name} {path}: {error.strerror or error}; pass {another}") from error

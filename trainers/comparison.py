@@ -65,8 +65,8 @@ def train_chapter(config: ChapterConfig) -> str:
     rows = {name: compare(values, CHAPTER[name][1]) for name, values in results.items()}
     with atomic_path(folder / "comparison.json") as temporary:
         temporary.write_text(json.dumps({"runs": rows, "baselines": BASELINES}, indent=2) + "\n")
-    with atomic_path(folder / "comparison.png") as temporary:
-        plots.comparison({name: values["history"] for name, values in results.items()}, temporary)
+    histories = {name: values["history"] for name, values in results.items()}
+    plots.comparison(histories, folder / "comparison.png")
     return f"\n{_table(rows)}\n\nall of it in {folder}"
 
 

@@ -6,7 +6,6 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import keras
 import numpy as np
 from sklearn import calibration, metrics
 
@@ -15,7 +14,7 @@ from pizza_steak.archive import read_archive
 from pizza_steak.atomic import output_file, remove
 from pizza_steak.errors import UserError
 from trainers import data as run_data
-from trainers import models, plots, prediction, runs
+from trainers import plots, prediction, runs
 from trainers.config import DataConfig, EvaluateConfig, EvaluationConfig
 
 _CALIBRATION_BINS = 10
@@ -137,7 +136,6 @@ def evaluate(run: runs.Run, config: EvaluateConfig) -> Evaluation:
         labels, predicted, zero_division=0, output_dict=True, **options
     )
     bins = calibration_bins(confidence, predicted == labels)
-    loss = keras.losses.get(models.loss_for(data.class_mode))
     wrong = np.flatnonzero(predicted != labels)
     mistakes = wrong[np.argsort(-confidence[wrong], kind="stable")]
     files = data.records.filenames[data.rows["test"]]
@@ -146,7 +144,7 @@ def evaluate(run: runs.Run, config: EvaluateConfig) -> Evaluation:
         "dataset": data.records.builder.info.full_name,
         "split": data.splits["test"],
         "pictures": len(labels),
-        "loss": float(np.mean(loss(data.encode(labels).reshape(len(labels), -1), outputs))),
+        "loss": prediction.mean_loss(data, labels, outputs),
         "accuracy": metrics.accuracy_score(labels, predicted),
         "roc_auc": roc_auc(labels, probabilities),
         "expected_calibration_error": expected_calibration_error(bins),

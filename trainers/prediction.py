@@ -23,7 +23,7 @@ from pizza_steak.archive import list_pictures
 from pizza_steak.atomic import output_file
 from pizza_steak.errors import UserError
 from trainers import data as run_data
-from trainers import devices, runs
+from trainers import devices, models, runs
 from trainers.config import PredictionConfig
 
 
@@ -162,6 +162,18 @@ def class_probabilities(outputs: np.ndarray) -> np.ndarray:
       float32 of shape (N, C).
     """
     return np.concatenate([1 - outputs, outputs], axis=1) if outputs.shape[1] == 1 else outputs
+
+
+def mean_loss(data: run_data.Data, labels: np.ndarray, outputs: np.ndarray) -> float:
+    """The loss that a model is trained with, over N pictures.
+
+    Args:
+      data: Whose class mode the model has.
+      labels: int array of shape (N,).
+      outputs: The model's, float32 of shape (N, 1) or (N, C).
+    """
+    loss = keras.losses.get(models.loss_for(data.class_mode))
+    return float(np.mean(loss(data.encode(labels).reshape(len(labels), -1), outputs)))
 
 
 def _batches(sources: Sequence[Source], format: decoded.Format, batch_size: int) -> tf.data.Dataset:

@@ -16,7 +16,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from pizza_steak.atomic import atomic_path
+from pizza_steak.atomic import output_file
 from pizza_steak.errors import UserError
 from trainers import config as configs
 from trainers import plots, runs
@@ -119,12 +119,9 @@ def write(config: ReportConfig) -> str:
     entries, left_out = find(config.page.runs)
     page = render(entries, left_out)
     output = pathlib.Path(config.page.output).expanduser()
-    try:
-        with atomic_path(output) as temporary:
-            # Names of folders may hold bytes that are no UTF-8.
-            temporary.write_text(page, encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise UserError(f"output {output}: {error.strerror}; pass another --output") from error
+    with output_file(output, "output") as temporary:
+        # Names of folders may hold bytes that are no UTF-8.
+        temporary.write_text(page, encoding="utf-8", errors="replace")
     best = _best(entries)
     lines = [f"{output}: {len(entries)} run{'s' * (len(entries) != 1)}"]
     if best:

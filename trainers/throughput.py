@@ -22,6 +22,7 @@ import tensorflow as tf
 import tqdm
 from absl import logging
 
+from pizza_steak.atomic import output_file
 from pizza_steak.errors import UserError
 from trainers import devices, plots, stages
 from trainers.config import AugmentationConfig, BenchmarkConfig, MeasuringConfig
@@ -137,8 +138,8 @@ def measure(config: BenchmarkConfig) -> Report:
         augmented = setting.asked and setting.asked.on_batches
         report = report_of(measured, _about(setting), source=ON_HOST if augmented else WARM)
     if measuring.json:
-        text = json.dumps(dataclasses.asdict(report), indent=2)
-        pathlib.Path(measuring.json).write_text(text + "\n")
+        with output_file(measuring.json) as temporary:
+            temporary.write_text(json.dumps(dataclasses.asdict(report), indent=2) + "\n")
     if measuring.plot:
         speeds = {row.name: row.turns for row in report.rows}
         plots.throughput(speeds, PEERS, pathlib.Path(measuring.plot))

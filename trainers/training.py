@@ -89,7 +89,7 @@ def fit(config: FitConfig) -> FitResult:
         **test,
         "history": run.history,
     }
-    plots.curves(run.history, run.path / "curves.png")
+    plots.curves(result["history"], run.path / "curves.png")
     run.finish(result)
     return FitResult(run.path, result)
 
@@ -237,11 +237,9 @@ def _test(
     predicted = prediction.class_probabilities(outputs).argmax(axis=-1)
     matrix = tf.math.confusion_matrix(labels, predicted, len(data.classes)).numpy()
     plots.confusion_matrix(matrix, data.classes, run.path / "confusion_matrix.png")
-    loss = keras.losses.get(models.loss_for(data.class_mode))
-    encoded = data.encode(labels).reshape(len(labels), -1)
     return {
         "test_accuracy": float(np.mean(predicted == labels)),
-        "test_loss": float(np.mean(loss(encoded, outputs))),
+        "test_loss": prediction.mean_loss(data, labels, outputs),
     }
 
 
