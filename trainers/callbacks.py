@@ -27,7 +27,8 @@ class StopOnNaN(keras.callbacks.Callback):
         self._check("loss", logs["loss"], f"step {batch + 1}")
 
     def on_epoch_end(self, epoch, logs=None):
-        self._check("validation loss", logs["val_loss"], "at its end")
+        if "val_loss" in logs:
+            self._check("validation loss", logs["val_loss"], "at its end")
 
     def _check(self, name: str, value: float, where: str) -> None:
         if not math.isfinite(value):

@@ -54,6 +54,8 @@ def train_chapter(config: ChapterConfig) -> str:
     Raises:
       UserError: `only` names no model of the chapter, or a run is there with other flags.
     """
+    if config.data.validation_split == "none":
+        raise UserError("validation_split 'none': validation is what models are compared by")
     folder = pathlib.Path(config.chapter.run_dir).expanduser()
     results = {}
     for name in _asked(config.chapter.only):

@@ -44,7 +44,11 @@ class DataConfig:
         None, "Where records and decoded pictures are kept; by default ~/tensorflow_datasets."
     )
     train_split: str = _flag("train", "TFDS split string to train on, such as 'train[:80%]'.")
-    validation_split: str = _flag("test", "TFDS split string to validate on after every epoch.")
+    validation_split: str = _flag(
+        "test",
+        "TFDS split string to validate on after every epoch; none for no validation, and then the "
+        "last epoch's model is kept in place of the best.",
+    )
     test_split: str | None = _flag(
         None,
         "TFDS split string that the best model is tested on at the end; by default 'test' where "
@@ -186,10 +190,18 @@ class ModelConfig:
         "tinyvgg, playground, dense, conv3 or conv3_pool; the sizes below that are not given are "
         "its own.",
     )
-    filters: int | None = _flag(None, "Filters of a convolution.", minimum=1)
+    filters: int | None = _flag(None, "Filters of a convolution of the first block.", minimum=1)
+    filter_growth: float = _flag(
+        1.0, "Filters of a block, as a multiple of those of the block before.", minimum=0.0
+    )
     blocks: int | None = _flag(None, "Blocks of convolutions, each ended by a pooling.", minimum=0)
     convolutions: int | None = _flag(None, "Convolutions a block.", minimum=1)
     kernel_size: int | None = _flag(None, "Height and width of a convolution's kernel.", minimum=1)
+    padding: str = _flag(
+        "valid",
+        "Whether convolutions leave the edges out, so that pictures shrink, or pad with zeros.",
+        ("valid", "same"),
+    )
     pool_size: int | None = _flag(
         None, "Height and width that a pooling takes the maximum of; 1 for none.", minimum=1
     )
@@ -214,8 +226,19 @@ class OptimisationConfig:
     epochs: int = _flag(5, "Passes over the training pictures.", minimum=1)
     optimizer: str = _flag("adam", "Name of a Keras optimizer.")
     learning_rate: float = _flag(0.001, "Learning rate.", minimum=0.0)
+    learning_rate_schedule: str = _flag(
+        "constant",
+        "Keep the learning rate, or let it fall to 0 over all epochs along a half cosine.",
+        ("constant", "cosine"),
+    )
     weight_decay: float | None = _flag(
         None, "Decoupled from the gradient, as AdamW's.", minimum=0.0
+    )
+    label_smoothing: float = _flag(
+        0.0,
+        "Share of each label that is spread evenly over all classes while training.",
+        minimum=0.0,
+        maximum=1.0,
     )
     class_weight: str | None = _flag(
         None, "'balanced' weighs each class by the inverse of its share of pictures.", ("balanced",)

@@ -21,7 +21,7 @@ class Data:
       image_shape: Of each: (height, width, channels).
       classes: The class names, in the labels' order.
       class_mode: "binary", "categorical" or "sparse".
-      splits: Split strings by what they are for: "train", "validation" and "test".
+      splits: Split strings by what they are for: "train", "validation" where there is one, "test".
       rows: Rows of the records by what they are for, without those of bad pictures and of classes
         that are not asked for.
     """
@@ -77,12 +77,7 @@ def load(config: DataConfig) -> Data:
     class_mode = input_pipeline.choose_class_mode(config.class_mode, len(classes))
     if class_mode == "none":
         raise UserError("class_mode 'none': gives no labels to train on; expected another")
-    has_test = "test" in prepared.builder.info.splits
-    splits = {
-        "train": config.train_split,
-        "validation": config.validation_split,
-        "test": config.test_split or ("test" if has_test else config.validation_split),
-    }
+    splits = _splits(config, has_test="test" in prepared.builder.info.splits)
     rows = {purpose: prepared.rows(split) for purpose, split in splits.items()}
     pictures = decoded.decode(
         prepared, format, cache=config.decoded_cache, on_bad_image=config.on_bad_image
@@ -97,6 +92,18 @@ def load(config: DataConfig) -> Data:
                 f"{', '.join(classes)}"
             )
     return Data(prepared, pictures, format.shape, classes, class_mode, splits, rows)
+
+
+def _splits(config: DataConfig, has_test: bool) -> dict[str, str]:
+    validation = config.validation_split if config.validation_split != "none" else None
+    test = config.test_split or ("test" if has_test else validation)
+    if test is None:
+        raise UserError(
+            "test_split: missing, and there is neither a split 'test' nor a --validation_split; "
+            "expected a split to test the model on"
+        )
+    splits = {"train": config.train_split, "validation": validation, "test": test}
+    return {purpose: split for purpose, split in splits.items() if split}
 
 
 def format_of(config: DataConfig) -> decoded.Format:

@@ -172,10 +172,11 @@ def _data_config(run: runs.Run, config: EvaluateConfig) -> DataConfig:
     data = dataclasses.replace(run.config.data, **asked)
     split = config.evaluation.split
     # Only what is evaluated has to be there.
+    there = data.train_split if data.validation_split == "none" else data.validation_split
     return dataclasses.replace(
         data,
-        train_split=split or data.validation_split,
-        validation_split=split or data.validation_split,
+        train_split=split or there,
+        validation_split=split or there,
         test_split=split or data.test_split,
     )
 

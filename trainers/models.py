@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable
+from typing import Any
 
 import keras
 
@@ -48,30 +49,49 @@ def network(inputs: keras.KerasTensor, sizes: ModelConfig) -> keras.KerasTensor:
     Returns:
       The features that the last layer sees, shape (B, F).
 
-    Raises:
-      ValueError: The pictures are too small.
     """
     x = inputs
-    for _ in range(sizes.blocks):
+    for block in range(sizes.blocks):
+        filters = max(1, round(sizes.filters * sizes.filter_growth**block))
         for _ in range(sizes.convolutions):
-            x = _activated(x, layers.Conv2D, sizes.filters, sizes.kernel_size, sizes=sizes)
+            x = _activated(
+                x, layers.Conv2D, sizes, filters, sizes.kernel_size, padding=sizes.padding
+            )
         if sizes.pool_size > 1:
             x = layers.MaxPooling2D(sizes.pool_size)(x)
-        if min(x.shape[1:3]) < 1:  # Keras 3.12 does not mind.
-            raise ValueError("no pixels are left")
     x = layers.GlobalAveragePooling2D()(x) if sizes.global_pooling else layers.Flatten()(x)
     for _ in range(sizes.dense_layers):
-        x = _dropped(_activated(x, layers.Dense, sizes.dense_units, sizes=sizes), sizes)
+        x = _dropped(_activated(x, layers.Dense, sizes, sizes.dense_units), sizes)
     return x if sizes.dense_layers else _dropped(x, sizes)
 
 
+def fits(sizes: ModelConfig, image_shape: tuple[int, int, int]) -> bool:
+    """Whether convolutions and poolings leave anything of such pictures.
+
+    Args:
+      sizes: Without None, as `sizes_of` gives it.
+      image_shape: Height, width and channels.
+    """
+    shrunk = sizes.convolutions * (sizes.kernel_size - 1) if sizes.padding == "valid" else 0
+    side = min(image_shape[:2])
+    for _ in range(sizes.blocks):
+        side = (side - shrunk) // sizes.pool_size
+    return side > 0
+
+
 def _activated(
-    x: keras.KerasTensor, layer: type[keras.layers.Layer], *arguments: int, sizes: ModelConfig
+    x: keras.KerasTensor,
+    layer: type[keras.layers.Layer],
+    sizes: ModelConfig,
+    *arguments: int,
+    **options: Any,
 ) -> keras.KerasTensor:
     if not sizes.batch_normalization:
-        return layer(*arguments, activation="relu")(x)
-    x = layer(*arguments, use_bias=False)(x)  # The normalisation has a bias of its own.
-    return layers.ReLU()(layers.BatchNormalization()(x))
+        return layer(*arguments, activation="relu", **options)(x)
+    # Without a bias: the normalisation has one of its own.
+    x = layer(*arguments, use_bias=False, **options)(x)
+    # Keras's own momentum, 0.99, is still far from the mean after the few steps of a small epoch.
+    return layers.ReLU()(layers.BatchNormalization(momentum=0.9)(x))
 
 
 def _dropped(x: keras.KerasTensor, sizes: ModelConfig) -> keras.KerasTensor:
@@ -100,28 +120,51 @@ def build(
       UserError: There is no such network, or the pictures are too small for its layers.
     """
     sizes = sizes_of(config)
-    inputs = layers.Input(image_shape, name="images")
-    x = inputs
-    for layer in [layers.Rescaling(1 / 255)] if first_layers is None else first_layers:
-        x = layer(x)
-    try:
-        x = network(x, sizes)
-    except ValueError as error:
+    if not fits(sizes, image_shape):
         height, width, _ = image_shape
         raise UserError(
             f"model {config.model!r}: its layers do not fit pictures of {height} x {width} pixels; "
             "use a larger --image_size or fewer --blocks"
-        ) from error
+        )
+    inputs = layers.Input(image_shape, name="images")
+    x = inputs
+    for layer in [layers.Rescaling(1 / 255)] if first_layers is None else first_layers:
+        x = layer(x)
+    x = network(x, sizes)
     units, activation = (1, "sigmoid") if class_mode == "binary" else (num_classes, "softmax")
     # In float32 whatever the policy: a loss of probabilities in half precision loses its tail.
     outputs = layers.Dense(units, activation=activation, dtype="float32", name="probabilities")(x)
     return keras.Model(inputs, outputs, name=config.model)
 
 
-def loss_for(class_mode: str) -> str:
+def loss_for(class_mode: str, label_smoothing: float = 0.0) -> keras.losses.Loss:
     """The Keras loss that goes with labels of `class_mode` and the outputs of `build`."""
-    return {
-        "binary": "binary_crossentropy",
-        "categorical": "categorical_crossentropy",
-        "sparse": "sparse_categorical_crossentropy",
-    }[class_mode]
+    if class_mode == "binary":
+        return keras.losses.BinaryCrossentropy(label_smoothing=label_smoothing)
+    if class_mode == "categorical":
+        return keras.losses.CategoricalCrossentropy(label_smoothing=label_smoothing)
+    if label_smoothing:
+        return SmoothedSparseCategoricalCrossentropy(label_smoothing)
+    return keras.losses.SparseCategoricalCrossentropy()
+
+
+@keras.saving.register_keras_serializable("pizza_steak")
+class SmoothedSparseCategoricalCrossentropy(keras.losses.Loss):
+    """Keras's CategoricalCrossentropy with label smoothing, of class indices.
+
+    Args:
+      label_smoothing: Share of each label that is spread evenly over all classes, 0 to 1.
+    """
+
+    def __init__(self, label_smoothing: float, **options: Any):
+        super().__init__(**options)
+        self.label_smoothing = label_smoothing
+
+    def call(self, y_true, y_pred):
+        one_hot = keras.ops.one_hot(keras.ops.reshape(y_true, [-1]), y_pred.shape[-1])
+        return keras.losses.categorical_crossentropy(
+            one_hot, y_pred, label_smoothing=self.label_smoothing
+        )
+
+    def get_config(self):
+        return super().get_config() | {"label_smoothing": self.label_smoothing}

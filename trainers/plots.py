@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from pizza_steak import figures
+from trainers import runs
 
 # Okabe and Ito's colours, which colour-blind people tell apart.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -27,16 +28,18 @@ def curves(history: Mapping[str, Sequence[float]], path: pathlib.Path) -> None:
       path: The PNG to write.
     """
     epochs = np.arange(1, len(history["loss"]) + 1)
-    best = int(np.argmin(history["val_loss"]))
+    kept = runs.kept_epoch(history) + 1
+    word = "best" if "val_loss" in history else "last"
     figure = Figure(figsize=(10, 4), layout="constrained")
     for axes, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         for name, color, label in (
             (metric, _TRAIN, "training"),
             (f"val_{metric}", _VALIDATION, "validation"),
         ):
-            marker = _marker(epochs)
-            axes.plot(epochs, history[name], color=color, label=label, marker=marker, markersize=4)
-        axes.axvline(epochs[best], color="0.5", linestyle=":", label=f"best epoch ({epochs[best]})")
+            if values := history.get(name):
+                marker = _marker(epochs)
+                axes.plot(epochs, values, color=color, label=label, marker=marker, markersize=4)
+        axes.axvline(kept, color="0.5", linestyle=":", label=f"{word} epoch ({kept})")
         axes.set(title=metric.capitalize(), xlabel="epoch", xlim=(0.5, len(epochs) + 0.5))
         axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axes.grid(color="0.9")

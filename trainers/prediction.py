@@ -165,15 +165,15 @@ def class_probabilities(outputs: np.ndarray) -> np.ndarray:
 
 
 def mean_loss(data: run_data.Data, labels: np.ndarray, outputs: np.ndarray) -> float:
-    """The loss that a model is trained with, over N pictures.
+    """The loss of a model over N pictures: cross-entropy with their labels as they are.
 
     Args:
       data: Whose class mode the model has.
       labels: int array of shape (N,).
       outputs: The model's, float32 of shape (N, 1) or (N, C).
     """
-    loss = keras.losses.get(models.loss_for(data.class_mode))
-    return float(np.mean(loss(data.encode(labels).reshape(len(labels), -1), outputs)))
+    loss = models.loss_for(data.class_mode)
+    return float(loss(data.encode(labels).reshape(len(labels), -1), outputs))
 
 
 def _batches(sources: Sequence[Source], format: decoded.Format, batch_size: int) -> tf.data.Dataset:

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jinja2
-import numpy as np
 from PIL import Image
 
 from pizza_steak.atomic import output_file
@@ -65,7 +64,8 @@ class Entry:
     Attributes:
       name: Where it is, as short as the others' places allow.
       config: Its flags.
-      history: A number for each epoch so far, by each name of `_METRICS`.
+      history: A number for each epoch so far, by each name of `_METRICS`; of a run without
+        validation no number for its metrics.
       devices: What it was computed with.
       fingerprint: Tells its pictures from others.
       numbers: By the names of `_NUMBERS`; None while the run is not finished, as the next two.
@@ -87,21 +87,22 @@ class Entry:
     @property
     def epochs(self) -> int:
         """How many have been finished."""
-        return len(self.history["val_loss"])
+        return len(self.history["loss"])
 
     @property
     def best_epoch(self) -> int | None:
         """The epoch, counted from 1, whose model is kept; None before the first."""
-        return int(np.argmin(self.history["val_loss"])) + 1 if self.epochs else None
+        return runs.kept_epoch(self.history) + 1 if self.epochs else None
 
     def kept(self, metric: str) -> float | None:
-        """A metric of the model that is kept."""
-        return self.history[metric][self.best_epoch - 1] if self.epochs else None
+        """A metric of the model that is kept, where there is one."""
+        return self.history[metric][self.best_epoch - 1] if self.history[metric] else None
 
     @property
     def gap(self) -> float | None:
         """Training accuracy less validation accuracy of the model that is kept."""
-        return self.kept("accuracy") - self.kept("val_accuracy") if self.epochs else None
+        validated = self.kept("val_accuracy")
+        return None if validated is None else self.kept("accuracy") - validated
 
 
 def write(config: ReportConfig) -> str:
@@ -192,7 +193,7 @@ def render(entries: Sequence[Entry], left_out: Sequence[str]) -> str:
 def _best(entries: Sequence[Entry]) -> Entry | None:
     """By validation accuracy: to choose by test accuracy would be to train on the test pictures."""
     return max(
-        (entry for entry in entries if entry.numbers and entry.epochs),
+        (entry for entry in entries if entry.numbers and entry.history["val_accuracy"]),
         key=lambda entry: (entry.kept("val_accuracy"), -entry.kept("val_loss")),
         default=None,
     )
@@ -234,7 +235,8 @@ def _read(folder: pathlib.Path, name: str) -> Entry:
         run = runs.Run(folder, file.read_text(), resumed=True)
         config = run.config
     with _reading(folder / "metrics.csv"):
-        history = {metric: [row[metric] for row in run.logs] for metric in _METRICS}
+        logs = run.logs
+        history = {metric: [row[metric] for row in logs if metric in row] for metric in _METRICS}
     with _reading(folder / "environment.json") as file:
         environment = json.loads(file.read_text())
         devices = ", ".join([*map(str, environment["names"]), str(environment["precision"])])

@@ -3,7 +3,7 @@
 run.flags             repeats the run: python -m trainers.fit --flagfile=<run_dir>/run.flags
 environment.json      versions, devices, precision, and what was trained on
 summary.txt           the architecture
-model.keras           the best model by validation loss
+model.keras           the best model by validation loss, or without validation the last
 metrics.csv           one row an epoch
 result.json           the final numbers; there when the run has ended
 augmentation.png      training pictures beside their augmented versions, where there are any
@@ -24,6 +24,7 @@ import re
 import secrets
 import time
 import zipfile
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from absl import flags as absl_flags
@@ -135,7 +136,11 @@ class Run:
             return []
         with metrics.open(newline="") as file:
             rows = list(csv.DictReader(file))
-        return [{name: float(row[name]) for name in row if name != "epoch"} for row in rows]
+        # CSVLogger has columns for validation without validation, too.
+        return [
+            {name: float(row[name]) for name in row if name != "epoch" and row[name] != "NA"}
+            for row in rows
+        ]
 
     @property
     def history(self) -> dict[str, list[float]]:
@@ -195,6 +200,17 @@ class Run:
     def _write_json(self, name: str, values: dict[str, Any]) -> None:
         with atomic_path(self.path / name) as temporary:
             temporary.write_text(json.dumps(values, indent=2) + "\n")
+
+
+def kept_epoch(history: Mapping[str, Sequence[float]]) -> int:
+    """The epoch, counted from 0, whose model is kept: the best by validation loss, or the last.
+
+    Args:
+      history: Of one epoch or more, a number for each, by Keras's names.
+    """
+    if losses := history.get("val_loss"):
+        return losses.index(min(losses))
+    return len(history["loss"]) - 1
 
 
 def plan(config: FitConfig) -> Run:

@@ -6,6 +6,7 @@ import math
 import pathlib
 import platform
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -35,12 +36,13 @@ class FitResult:
         """The numbers for people, and where everything is."""
         values = self.values
         history = values["history"]
-        best = int(np.argmin(history["val_loss"]))
+        kept = runs.kept_epoch(history)
+        metrics = [name for name in ("val_accuracy", "val_loss") if name in history]
+        said = ", ".join(f"{name} {history[name][kept]:.4f}" for name in metrics or ["accuracy"])
         return "\n".join(
             [
-                f"best epoch {best + 1} of {len(history['loss'])}: "
-                f"val_accuracy {history['val_accuracy'][best]:.4f}, "
-                f"val_loss {history['val_loss'][best]:.4f}",
+                f"{'best' if metrics else 'last'} epoch {kept + 1} of {len(history['loss'])}: "
+                + said,
                 f"test accuracy {values['test_accuracy']:.4f}, loss {values['test_loss']:.4f}",
                 f"{values['fit_seconds']:.1f} s, "
                 f"{values['train_images_per_second']:.0f} training pictures a second",
@@ -53,45 +55,159 @@ def fit(config: FitConfig) -> FitResult:
     """Trains the model that `config` describes and leaves a run directory.
 
     The weights are those of the last epoch during training; what is kept, tested and drawn is the
-    best model by validation loss.
+    best model by validation loss, or without validation the last.
 
     Raises:
       UserError: For anything that the user can mend; then no run directory was made, unless the
         loss became NaN, which leaves the epochs before it.
     """
-    clock = callbacks.Clock()
-    chosen = devices.choose(config.devices)
     run = runs.plan(config)
     if run.finished:
         return FitResult(run.path, run.result)
-    data = run_data.load(config.data)
-    run.check_same_pictures(data.records.fingerprint)
-    keras.utils.set_random_seed(config.optimisation.seed)
-    keras.config.set_dtype_policy(chosen.precision)
-    augmentation = preprocessing.augmentation_of(config.augmentation, config.optimisation.seed)
-    model = compiled_model(config, data, chosen, augmentation)
-    print(_plan_table(config, data, chosen, model, run), flush=True)
-
-    architecture = []
-    model.summary(print_fn=architecture.append, line_length=80)
-    if not run.resumed:
-        run.create("\n".join(architecture), _environment(data, chosen))
-    _train(config, data, model, augmentation, run, clock)
-    if augmentation:
+    training = Training.prepare(config, run)
+    data, model = training.data, training.model
+    print(_plan_table(training), flush=True)
+    training.start()
+    training.train(_logging_callbacks(training), verbose=1 if sys.stdout.isatty() else 2)
+    if training.augmentation:
         _draw_augmentation(config, data, run)
     model.load_weights(run.path / "model.keras")
-    test = _test(data, model, config.data.batch_size, run)
-    result = {
-        "model": config.model.model,
-        "classes": list(data.classes),
-        "parameters": model.count_params(),
-        **clock.numbers(len(data.rows["train"])),
-        **test,
-        "history": run.history,
-    }
+    result = training.result(**_test(data, model, config.data.batch_size, run))
     plots.curves(result["history"], run.path / "curves.png")
     run.finish(result)
     return FitResult(run.path, result)
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """All that a run is trained with.
+
+    Attributes:
+      config: The flags.
+      run: Its directory.
+      chosen: What it is computed with.
+      data: Its pictures.
+      augmentation: How they are varied, None for not at all.
+      model: The network, compiled.
+      clock: Started when all this was begun.
+    """
+
+    config: FitConfig
+    run: runs.Run
+    chosen: devices.Devices
+    data: run_data.Data
+    augmentation: preprocessing.Augmentation | None
+    model: keras.Model
+    clock: callbacks.Clock
+
+    @classmethod
+    def prepare(cls, config: FitConfig, run: runs.Run) -> "Training":
+        """Opens the pictures and builds the model; nothing is written but decoded pictures.
+
+        Raises:
+          UserError: For anything that the user can mend.
+        """
+        clock = callbacks.Clock()
+        chosen = devices.choose(config.devices)
+        _check_schedule(config)
+        data = run_data.load(config.data)
+        run.check_same_pictures(data.records.fingerprint)
+        keras.utils.set_random_seed(config.optimisation.seed)
+        keras.config.set_dtype_policy(chosen.precision)
+        augmentation = preprocessing.augmentation_of(config.augmentation, config.optimisation.seed)
+        model = compiled_model(config, data, chosen, augmentation)
+        return cls(config, run, chosen, data, augmentation, model, clock)
+
+    def start(self) -> None:
+        """Makes the run directory, unless the run is resumed.
+
+        Raises:
+          UserError: It cannot be written.
+        """
+        if not self.run.resumed:
+            architecture = []
+            self.model.summary(print_fn=architecture.append, line_length=80)
+            self.run.create("\n".join(architecture), _environment(self.data, self.chosen))
+
+    def train(
+        self,
+        logging: Sequence[keras.callbacks.Callback],
+        *,
+        epochs: int | None = None,
+        verbose: int = 0,
+    ) -> None:
+        """Trains from the last finished epoch on, with a backup after each.
+
+        Args:
+          logging: Callbacks that take what others add to the logs, but change nothing.
+          epochs: Where to stop, by default after all; the learning rate's schedule is that of all.
+          verbose: As of Keras's fit.
+
+        Raises:
+          UserError: The loss became NaN.
+        """
+        data, optimisation = self.data, self.config.optimisation
+        batch_size, epochs = self.config.data.batch_size, epochs or optimisation.epochs
+        self.run.forget_after(self.run.first_epoch)
+        patient = _patient_callbacks(optimisation)
+        backup = callbacks.Backup(self.run.backup, self.run.logs, patient)
+        if backup.stopped or backup.epochs >= epochs:
+            return
+        train = data.batches(
+            "train",
+            batch_size,
+            seed=optimisation.seed,
+            shuffle=True,
+            first_epoch=backup.epochs,
+            epochs=epochs,
+            augment=self.augmentation.on_batches if self.augmentation else None,
+        )
+        validated = "validation" in data.rows
+        self.model.fit(
+            train,
+            epochs=epochs,
+            initial_epoch=backup.epochs,
+            steps_per_epoch=_steps(self.config, data),
+            validation_data=data.batches("validation", batch_size) if validated else None,
+            class_weight=_class_weight(optimisation, data),
+            # Those that log come after those that add to the logs, the backup after all that count.
+            callbacks=[callbacks.StopOnNaN(), *patient, *logging, backup, self.clock],
+            shuffle=False,  # The batches come shuffled.
+            verbose=verbose,
+        )
+
+    def result(self, **test: float) -> dict[str, Any]:
+        """What result.json says, with the numbers of the test."""
+        return {
+            "model": self.config.model.model,
+            "classes": list(self.data.classes),
+            "parameters": self.model.count_params(),
+            **self.clock.numbers(len(self.data.rows["train"])),
+            **test,
+            "history": self.run.history,
+        }
+
+
+def _check_schedule(config: FitConfig) -> None:
+    optimisation = config.optimisation
+    patience = {
+        name: getattr(optimisation, name)
+        for name in ("early_stopping_patience", "reduce_lr_patience")
+    }
+    asked = [name for name, epochs in patience.items() if epochs is not None]
+    if asked and config.data.validation_split == "none":
+        raise UserError(f"{asked[0]}: watches the validation loss; expected a --validation_split")
+    if "reduce_lr_patience" in asked and optimisation.learning_rate_schedule != "constant":
+        raise UserError(
+            "reduce_lr_patience: changes the learning rate, which "
+            f"--learning_rate_schedule={optimisation.learning_rate_schedule} sets at every step; "
+            "expected one of the two"
+        )
+
+
+def _steps(config: FitConfig, data: run_data.Data) -> int:
+    """Of an epoch."""
+    return math.ceil(len(data.rows["train"]) / config.data.batch_size)
 
 
 def compiled_model(
@@ -113,8 +229,8 @@ def compiled_model(
         ],
     )
     model.compile(
-        optimizer=_optimizer(config.optimisation),
-        loss=models.loss_for(data.class_mode),
+        optimizer=_optimizer(config.optimisation, _steps(config, data)),
+        loss=models.loss_for(data.class_mode, config.optimisation.label_smoothing),
         metrics=["accuracy"],
         jit_compile=chosen.jit_compile,
     )
@@ -123,7 +239,7 @@ def compiled_model(
     return model
 
 
-def _optimizer(config: OptimisationConfig) -> keras.optimizers.Optimizer:
+def _optimizer(config: OptimisationConfig, steps: int) -> keras.optimizers.Optimizer:
     base, wrapper = keras.optimizers.Optimizer, keras.optimizers.LossScaleOptimizer
     known = {
         name.lower(): kind
@@ -136,50 +252,10 @@ def _optimizer(config: OptimisationConfig) -> keras.optimizers.Optimizer:
         )
     # Not given at all where it is None: AdamW has a default of its own.
     options = {} if config.weight_decay is None else {"weight_decay": config.weight_decay}
-    return known[config.optimizer.lower()](learning_rate=config.learning_rate, **options)
-
-
-def _train(
-    config: FitConfig,
-    data: run_data.Data,
-    model: keras.Model,
-    augmentation: preprocessing.Augmentation | None,
-    run: runs.Run,
-    clock: callbacks.Clock,
-) -> None:
-    optimisation, batch_size = config.optimisation, config.data.batch_size
-    run.forget_after(run.first_epoch)
-    patient = _patient_callbacks(optimisation)
-    backup = callbacks.Backup(run.backup, run.logs, patient)
-    if backup.stopped or backup.epochs >= optimisation.epochs:
-        return
-    train = data.batches(
-        "train",
-        batch_size,
-        seed=optimisation.seed,
-        shuffle=True,
-        first_epoch=backup.epochs,
-        epochs=optimisation.epochs,
-        augment=augmentation.on_batches if augmentation else None,
-    )
-    model.fit(
-        train,
-        epochs=optimisation.epochs,
-        initial_epoch=backup.epochs,
-        steps_per_epoch=math.ceil(len(data.rows["train"]) / batch_size),
-        validation_data=data.batches("validation", batch_size),
-        class_weight=_class_weight(optimisation, data),
-        # Those that log come after those that add to the logs, the backup after all that count.
-        callbacks=[
-            callbacks.StopOnNaN(),
-            *patient,
-            *_logging_callbacks(config, run),
-            backup,
-            clock,
-        ],
-        shuffle=False,  # The batches come shuffled.
-        verbose=1 if sys.stdout.isatty() else 2,
-    )
+    learning_rate = config.learning_rate
+    if config.learning_rate_schedule == "cosine":
+        learning_rate = keras.optimizers.schedules.CosineDecay(learning_rate, config.epochs * steps)
+    return known[config.optimizer.lower()](learning_rate=learning_rate, **options)
 
 
 def _patient_callbacks(config: OptimisationConfig) -> list[keras.callbacks.Callback]:
@@ -191,17 +267,18 @@ def _patient_callbacks(config: OptimisationConfig) -> list[keras.callbacks.Callb
     return made
 
 
-def _logging_callbacks(config: FitConfig, run: runs.Run) -> list[keras.callbacks.Callback]:
+def _logging_callbacks(training: Training) -> list[keras.callbacks.Callback]:
+    run, validated = training.run, "validation" in training.data.rows
     made = [
         keras.callbacks.CSVLogger(run.path / "metrics.csv", append=True),
         keras.callbacks.ModelCheckpoint(
             run.path / "model.keras",
             monitor="val_loss",
-            save_best_only=True,
-            initial_value_threshold=run.best("val_loss"),
+            save_best_only=validated,
+            initial_value_threshold=run.best("val_loss") if validated else None,
         ),
     ]
-    if config.run.tensorboard:
+    if training.config.run.tensorboard:
         made.append(keras.callbacks.TensorBoard(run.path / "tensorboard", write_graph=False))
     return made
 
@@ -243,15 +320,11 @@ def _test(
     }
 
 
-def _plan_table(
-    config: FitConfig,
-    data: run_data.Data,
-    chosen: devices.Devices,
-    model: keras.Model,
-    run: runs.Run,
-) -> str:
+def _plan_table(training: Training) -> str:
     """What will run, for people, before it does."""
+    config, data, run = training.config, training.data, training.run
     optimisation, batch_size = config.optimisation, config.data.batch_size
+    schedule = optimisation.learning_rate_schedule
     rows = []
     for purpose, split in data.splits.items():
         counts = data.counts(purpose)
@@ -268,13 +341,14 @@ def _plan_table(
         ("left out", ", ".join(f"{n:,} {kind}" for kind, n in _left_out(data).items())),
         ("caution", _overlap(data)),
         ("augmented", _augmentation_text(config.augmentation)),
-        ("model", f"{config.model.model}, {model.count_params():,} parameters"),
+        ("model", f"{config.model.model}, {training.model.count_params():,} parameters"),
         (
             "training",
-            f"{optimisation.optimizer}, learning rate {optimisation.learning_rate:g}, "
+            f"{optimisation.optimizer}, learning rate {optimisation.learning_rate:g}"
+            f"{'' if schedule == 'constant' else f' ({schedule})'}, "
             f"batch size {batch_size}, {optimisation.epochs} epochs, seed {optimisation.seed}",
         ),
-        ("devices", chosen.summary()),
+        ("devices", training.chosen.summary()),
         ("run", f"{run.path}" + (f", from epoch {run.first_epoch + 1}" if run.resumed else "")),
     ]
     return "\n".join(f"{name:<12}{text}" for name, text in rows if text)
@@ -291,7 +365,7 @@ def _augmentation_text(config: AugmentationConfig) -> str:
 
 
 def _overlap(data: run_data.Data) -> str:
-    shared = np.intersect1d(data.rows["train"], data.rows["validation"]).size
+    shared = np.intersect1d(data.rows["train"], data.rows.get("validation", [])).size
     return f"{shared:,} of the validation pictures are trained on as well" if shared else ""
 
 
