@@ -8,7 +8,7 @@ import csv
 import dataclasses
 import io
 import typing
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 from absl import flags
@@ -17,78 +17,87 @@ from absl import flags
 Numbers = float | int | tuple[float, ...]
 
 
-def _flag(
+def flag(
     default: Any,
     help: str,
     choices: Sequence[str] = (),
     *,
     minimum: float | None = None,
     maximum: float | None = None,
+    check: Callable[[str], Any] | None = None,
 ) -> Any:
-    metadata = {"help": help, "choices": choices, "limits": (minimum, maximum)}
+    """A field that is a flag; `check` raises a ValueError for a text that is none of its values."""
+    metadata = {"help": help, "choices": choices, "limits": (minimum, maximum), "check": check}
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def same_flag(concern: type, name: str, **changes: Any) -> Any:
+    """A field that is the flag of another concern, but for what is given, such as its default."""
+    field = concern.__dataclass_fields__[name]
+    metadata = {**field.metadata, **changes}
+    return dataclasses.field(default=metadata.pop("default", field.default), metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Which pictures, and how they become batches."""
 
-    dataset: str = _flag(
+    dataset: str = flag(
         "pizza_steak/photos",
         "pizza_steak/photos (downloaded) or pizza_steak/sample (rendered, needs no network).",
     )
-    archive: str | None = _flag(
+    archive: str | None = flag(
         None, "Zip file or folder of class folders to use in place of --dataset."
     )
-    data_dir: str | None = _flag(
+    data_dir: str | None = flag(
         None, "Where records and decoded pictures are kept; by default ~/tensorflow_datasets."
     )
-    train_split: str = _flag("train", "TFDS split string to train on, such as 'train[:80%]'.")
-    validation_split: str = _flag(
+    train_split: str = flag("train", "TFDS split string to train on, such as 'train[:80%]'.")
+    validation_split: str = flag(
         "test",
         "TFDS split string to validate on after every epoch; none for no validation, and then the "
         "last epoch's model is kept in place of the best.",
     )
-    test_split: str | None = _flag(
+    test_split: str | None = flag(
         None,
         "TFDS split string that the best model is tested on at the end; by default 'test' where "
         "there is one, else the validation split.",
     )
-    classes: tuple[str, ...] | None = _flag(
+    classes: tuple[str, ...] | None = flag(
         None, "Some of the classes, in the order of their labels; by default all, sorted by name."
     )
-    follow_links: bool = _flag(False, "Follow links to folders in an --archive that is a folder.")
-    image_size: Numbers = _flag(
+    follow_links: bool = flag(False, "Follow links to folders in an --archive that is a folder.")
+    image_size: Numbers = flag(
         224,
         "Height and width that pictures are resized to, in pixels: one number for both, or two.",
         minimum=1,
     )
-    aspect_ratio: str = _flag(
+    aspect_ratio: str = flag(
         "stretch",
         "What becomes of pictures of another aspect ratio: stretched, cropped to their middle, or "
         "padded with black.",
         ("stretch", "crop", "pad"),
     )
-    color_mode: str = _flag("rgb", "Channels of the pictures.", ("rgb", "grayscale", "rgba"))
-    interpolation: str = _flag(
+    color_mode: str = flag("rgb", "Channels of the pictures.", ("rgb", "grayscale", "rgba"))
+    interpolation: str = flag(
         "bilinear",
         "How pictures are resized.",
         ("bilinear", "nearest", "bicubic", "lanczos3", "lanczos5", "area", "gaussian",
          "mitchellcubic"),
     )  # fmt: skip
-    class_mode: str | None = _flag(
+    class_mode: str | None = flag(
         None,
         "Form of the labels; by default binary for two classes, else sparse.",
         ("binary", "categorical", "sparse", "none"),
     )
-    batch_size: int = _flag(32, "Pictures a step.", minimum=1)
-    decoded_cache: str = _flag(
+    batch_size: int = flag(32, "Pictures a step.", minimum=1)
+    decoded_cache: str = flag(
         "disk",
         "Where decoded pictures are kept: on the disk for every later run, in this run's memory, "
         "or nowhere.",
         ("disk", "memory", "none"),
     )
-    on_bad_image: str = _flag(
+    on_bad_image: str = flag(
         "fail",
         "What a picture that cannot be decoded does: end the run, or be left out with a warning.",
         ("fail", "skip"),
@@ -99,50 +108,48 @@ class DataConfig:
 class AugmentationConfig:
     """How training pictures are varied, each anew in every epoch."""
 
-    rotation_range: float = _flag(0.0, "Degrees to turn by, to either side.", minimum=0.0)
-    width_shift_range: Numbers = _flag(
+    rotation_range: float = flag(0.0, "Degrees to turn by, to either side.", minimum=0.0)
+    width_shift_range: Numbers = flag(
         0.0,
         "As --height_shift_range, of the width; as there it shifts up and down.",
         minimum=0.0,
     )
-    height_shift_range: Numbers = _flag(
+    height_shift_range: Numbers = flag(
         0.0,
         "Fraction of the height (below 1), or pixels, to shift by to either side; of several "
         "numbers one is drawn. As in ImageDataGenerator it shifts sideways (keras issue 17398).",
         minimum=0.0,
     )
-    shear_range: float = _flag(0.0, "Degrees to shear by, to either side.", minimum=0.0)
-    zoom_range: Numbers = _flag(
+    shear_range: float = flag(0.0, "Degrees to shear by, to either side.", minimum=0.0)
+    zoom_range: Numbers = flag(
         0.0, "z for factors from 1 - z to 1 + z, or the smallest and the largest.", minimum=0.0
     )
-    horizontal_flip: bool = _flag(False, "Mirror half of the pictures left to right.")
-    vertical_flip: bool = _flag(False, "Mirror half of the pictures top to bottom.")
-    fill_mode: str = _flag(
+    horizontal_flip: bool = flag(False, "Mirror half of the pictures left to right.")
+    vertical_flip: bool = flag(False, "Mirror half of the pictures top to bottom.")
+    fill_mode: str = flag(
         "nearest", "What lies beyond the edges.", ("constant", "nearest", "reflect", "wrap")
     )
-    cval: float = _flag(0.0, "The value beyond the edges with --fill_mode=constant, 0 to 255.")
-    interpolation_order: str = _flag(
+    cval: float = flag(0.0, "The value beyond the edges with --fill_mode=constant, 0 to 255.")
+    interpolation_order: str = flag(
         "1", "How pictures are resampled: 1 is bilinear, 0 nearest.", ("0", "1")
     )
-    brightness_range: Numbers | None = _flag(
+    brightness_range: Numbers | None = flag(
         None, "The smallest and the largest factor of the pixels, such as 0.8,1.2.", minimum=0.0
     )
-    channel_shift_range: float = _flag(
+    channel_shift_range: float = flag(
         0.0, "Added to all channels, at most, to either side; of 255.", minimum=0.0
     )
-    contrast_factor: float | None = _flag(
+    contrast_factor: float | None = flag(
         None, "Factor of Keras's RandomContrast, in the model.", minimum=0.0
     )
-    saturation_factor: float | None = _flag(
+    saturation_factor: float | None = flag(
         None, "Factor of Keras's RandomSaturation, in the model.", minimum=0.0
     )
-    hue_factor: float | None = _flag(
-        None, "Factor of Keras's RandomHue, in the model.", minimum=0.0
-    )
-    rand_augment: int | None = _flag(
+    hue_factor: float | None = flag(None, "Factor of Keras's RandomHue, in the model.", minimum=0.0)
+    rand_augment: int | None = flag(
         None, "Operations a picture of Keras's RandAugment, in the model; slow.", minimum=1
     )
-    augment_on: str = _flag(
+    augment_on: str = flag(
         "host",
         "Where it runs, but for Keras's own layers: in the input pipeline, beside the training "
         "step, or on the device, as the model's first layers.",
@@ -165,53 +172,53 @@ CHAPTERS_AUGMENTATION = AugmentationConfig(
 class NormalizationConfig:
     """How pixels are scaled, by the model's own first layers."""
 
-    rescale: float = _flag(1 / 255, "Factor of the pixels, 0 to 255.")
-    samplewise_center: bool = _flag(False, "Subtract each picture's mean.")
-    samplewise_std_normalization: bool = _flag(
+    rescale: float = flag(1 / 255, "Factor of the pixels, 0 to 255.")
+    samplewise_center: bool = flag(False, "Subtract each picture's mean.")
+    samplewise_std_normalization: bool = flag(
         False, "Subtract each picture's mean and divide by its standard deviation."
     )
-    featurewise_center: bool = _flag(False, "Subtract the training pictures' mean, by channel.")
-    featurewise_std_normalization: bool = _flag(
+    featurewise_center: bool = flag(False, "Subtract the training pictures' mean, by channel.")
+    featurewise_std_normalization: bool = flag(
         False,
         "Subtract the training pictures' mean and divide by their standard deviation, by channel.",
     )
-    zca_whitening: bool = _flag(
+    zca_whitening: bool = flag(
         False, "Whiten by the training pictures' covariance; for small pictures only."
     )
-    zca_epsilon: float = _flag(1e-6, "Added to the singular values of ZCA whitening.", minimum=0.0)
+    zca_epsilon: float = flag(1e-6, "Added to the singular values of ZCA whitening.", minimum=0.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Which network."""
 
-    model: str = _flag(
+    model: str = flag(
         "tinyvgg",
         "tinyvgg, playground, dense, conv3 or conv3_pool; the sizes below that are not given are "
         "its own.",
     )
-    filters: int | None = _flag(None, "Filters of a convolution of the first block.", minimum=1)
-    filter_growth: float = _flag(
+    filters: int | None = flag(None, "Filters of a convolution of the first block.", minimum=1)
+    filter_growth: float = flag(
         1.0, "Filters of a block, as a multiple of those of the block before.", minimum=0.0
     )
-    blocks: int | None = _flag(None, "Blocks of convolutions, each ended by a pooling.", minimum=0)
-    convolutions: int | None = _flag(None, "Convolutions a block.", minimum=1)
-    kernel_size: int | None = _flag(None, "Height and width of a convolution's kernel.", minimum=1)
-    padding: str = _flag(
+    blocks: int | None = flag(None, "Blocks of convolutions, each ended by a pooling.", minimum=0)
+    convolutions: int | None = flag(None, "Convolutions a block.", minimum=1)
+    kernel_size: int | None = flag(None, "Height and width of a convolution's kernel.", minimum=1)
+    padding: str = flag(
         "valid",
         "Whether convolutions leave the edges out, so that pictures shrink, or pad with zeros.",
         ("valid", "same"),
     )
-    pool_size: int | None = _flag(
+    pool_size: int | None = flag(
         None, "Height and width that a pooling takes the maximum of; 1 for none.", minimum=1
     )
-    global_pooling: bool = _flag(
+    global_pooling: bool = flag(
         False, "Take the mean of each filter, in place of all values, before the dense layers."
     )
-    dense_layers: int | None = _flag(None, "Dense layers before the last.", minimum=0)
-    dense_units: int | None = _flag(None, "Units of each of them.", minimum=1)
-    batch_normalization: bool = _flag(False, "Normalise batches before every activation.")
-    dropout: float = _flag(
+    dense_layers: int | None = flag(None, "Dense layers before the last.", minimum=0)
+    dense_units: int | None = flag(None, "Units of each of them.", minimum=1)
+    batch_normalization: bool = flag(False, "Normalise batches before every activation.")
+    dropout: float = flag(
         0.0,
         "Share of the values dropped after each dense layer, or before the last layer.",
         minimum=0.0,
@@ -223,50 +230,48 @@ class ModelConfig:
 class OptimisationConfig:
     """How it is trained."""
 
-    epochs: int = _flag(5, "Passes over the training pictures.", minimum=1)
-    optimizer: str = _flag("adam", "Name of a Keras optimizer.")
-    learning_rate: float = _flag(0.001, "Learning rate.", minimum=0.0)
-    learning_rate_schedule: str = _flag(
+    epochs: int = flag(5, "Passes over the training pictures.", minimum=1)
+    optimizer: str = flag("adam", "Name of a Keras optimizer.")
+    learning_rate: float = flag(0.001, "Learning rate.", minimum=0.0)
+    learning_rate_schedule: str = flag(
         "constant",
         "Keep the learning rate, or let it fall to 0 over all epochs along a half cosine.",
         ("constant", "cosine"),
     )
-    weight_decay: float | None = _flag(
-        None, "Decoupled from the gradient, as AdamW's.", minimum=0.0
-    )
-    label_smoothing: float = _flag(
+    weight_decay: float | None = flag(None, "Decoupled from the gradient, as AdamW's.", minimum=0.0)
+    label_smoothing: float = flag(
         0.0,
         "Share of each label that is spread evenly over all classes while training.",
         minimum=0.0,
         maximum=1.0,
     )
-    class_weight: str | None = _flag(
+    class_weight: str | None = flag(
         None, "'balanced' weighs each class by the inverse of its share of pictures.", ("balanced",)
     )
-    early_stopping_patience: int | None = _flag(
+    early_stopping_patience: int | None = flag(
         None,
         "Stop after so many epochs without a better validation loss.",
         minimum=0,
     )
-    reduce_lr_patience: int | None = _flag(
+    reduce_lr_patience: int | None = flag(
         None,
         "Divide the learning rate by ten after so many epochs without a better one.",
         minimum=0,
     )
-    seed: int = _flag(42, "Draws the weights and the order of the pictures.", minimum=0)
+    seed: int = flag(42, "Draws the weights and the order of the pictures.", minimum=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class DevicesConfig:
     """What it is computed with."""
 
-    precision: str = _flag(
+    precision: str = flag(
         "float32", "Keras dtype policy: float32, mixed_float16 or mixed_bfloat16."
     )
-    jit_compile: str = _flag(
+    jit_compile: str = flag(
         "auto", "XLA; auto: on a GPU, and not on a CPU, where it is slower.", ("auto", "on", "off")
     )
-    onednn: str = _flag(
+    onednn: str = flag(
         "on",
         "oneDNN's kernels on a CPU; TensorFlow leaves them off on some processors, where they are "
         "three times as fast. The variable TF_ENABLE_ONEDNN_OPTS, where it is set, comes first.",
@@ -278,12 +283,12 @@ class DevicesConfig:
 class RunConfig:
     """What it leaves behind."""
 
-    run_dir: str | None = _flag(
+    run_dir: str | None = flag(
         None, "Folder for all that the run leaves; by default runs/<model>-<time>."
     )
-    overwrite: bool = _flag(False, "Replace the run in --run_dir.")
-    resume: bool = _flag(False, "Go on with the run in --run_dir after its last finished epoch.")
-    tensorboard: bool = _flag(True, "Write curves for TensorBoard.")
+    overwrite: bool = flag(False, "Replace the run in --run_dir.")
+    resume: bool = flag(False, "Go on with the run in --run_dir after its last finished epoch.")
+    tensorboard: bool = flag(True, "Write curves for TensorBoard.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -303,8 +308,8 @@ class FitConfig:
 class ComparisonConfig:
     """Which of the chapter's models."""
 
-    only: tuple[str, ...] | None = _flag(None, "Some of model_1 to model_7; by default all.")
-    run_dir: str = _flag(
+    only: tuple[str, ...] | None = flag(None, "Some of model_1 to model_7; by default all.")
+    run_dir: str = flag(
         "runs/chapter",
         "Folder of their run directories and the comparison; what is trained there is not trained "
         "again.",
@@ -325,26 +330,26 @@ class ChapterConfig:
 class MeasuringConfig:
     """What is measured, and how often."""
 
-    repeats: int = _flag(3, "How often each row is timed, in turns.", minimum=1)
-    passes: int = _flag(
+    repeats: int = flag(3, "How often each row is timed, in turns.", minimum=1)
+    passes: int = flag(
         5, "Passes over the training pictures by the rows that start from decoded ones.", minimum=1
     )
-    pictures: int = _flag(
+    pictures: int = flag(
         512,
         "Training pictures that a turn takes, at most, of the slow rows: those that train, and the "
         "peers. Two batches, where that is more.",
         minimum=1,
     )
-    peers: bool = _flag(True, "Measure Keras's own ways to load pictures beside ours.")
-    only: tuple[str, ...] | None = _flag(
+    peers: bool = flag(True, "Measure Keras's own ways to load pictures beside ours.")
+    only: tuple[str, ...] | None = flag(
         None, "Parts of names, such as warm,decode: measure the rows that have one, and no others."
     )
-    threads: int | None = _flag(
+    threads: int | None = flag(
         None, "Processor cores that everything is held to, the peers too; Linux only.", minimum=1
     )
-    json: str | None = _flag(None, "File for the figures, as JSON.")
-    plot: str | None = _flag(None, "File for a chart of them: .png, .pdf or .svg.")
-    profile: str | None = _flag(
+    json: str | None = flag(None, "File for the figures, as JSON.")
+    plot: str | None = flag(None, "File for a chart of them: .png, .pdf or .svg.")
+    profile: str | None = flag(
         None, "Folder for a TensorBoard trace of one more turn of training end to end."
     )
 
@@ -366,8 +371,8 @@ class BenchmarkConfig:
 class PageConfig:
     """Which runs are reported on, and where."""
 
-    runs: str = _flag("runs/*", "Run directories, as a pattern with * and ?.")
-    output: str = _flag("report.html", "The page to write; a file that is there is replaced.")
+    runs: str = flag("runs/*", "Run directories, as a pattern with * and ?.")
+    output: str = flag("report.html", "The page to write; a file that is there is replaced.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -381,18 +386,18 @@ class ReportConfig:
 class ArtifactConfig:
     """Which run's model is exported, how, and where to."""
 
-    run_dir: str | None = _flag(None, "Folder of a finished run.")
-    format: str = _flag(
+    run_dir: str | None = flag(None, "Folder of a finished run.")
+    format: str = flag(
         "saved_model",
         "A SavedModel for TensorFlow and its Serving, a .tflite file for LiteRT, or an .onnx file "
         "for ONNX Runtime.",
         ("saved_model", "litert", "onnx"),
     )
-    output: str | None = _flag(
+    output: str | None = flag(
         None,
         "File or folder to write; by default saved_model, model.tflite or model.onnx in --run_dir.",
     )
-    overwrite: bool = _flag(False, "Replace the export that is there.")
+    overwrite: bool = flag(False, "Replace the export that is there.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -406,14 +411,14 @@ class ExportConfig:
 class EvaluationConfig:
     """Which run's model is evaluated, and where the outcome goes."""
 
-    run_dir: str | None = _flag(None, "Folder of a finished run.")
-    split: str | None = _flag(
+    run_dir: str | None = flag(None, "Folder of a finished run.")
+    split: str | None = flag(
         None, "TFDS split string to evaluate on; by default what the run was tested on."
     )
-    json: str | None = _flag(
+    json: str | None = flag(
         None, "File for the numbers, as JSON; by default evaluation.json in --out_dir."
     )
-    out_dir: str | None = _flag(
+    out_dir: str | None = flag(
         None, "Folder for the figures; by default evaluation/ in the run's folder."
     )
 
@@ -422,13 +427,13 @@ class EvaluationConfig:
 class EvaluationDataConfig:
     """Which pictures it is evaluated on; by default as the run's flags say."""
 
-    archive: str | None = _flag(None, "Zip file or folder of class folders, those of the run.")
-    data_dir: str | None = _flag(None, "Where records and decoded pictures are kept.")
-    follow_links: bool | None = _flag(None, "Follow links to folders in --archive.")
-    decoded_cache: str | None = _flag(
+    archive: str | None = flag(None, "Zip file or folder of class folders, those of the run.")
+    data_dir: str | None = flag(None, "Where records and decoded pictures are kept.")
+    follow_links: bool | None = flag(None, "Follow links to folders in --archive.")
+    decoded_cache: str | None = flag(
         None, "Where decoded pictures are kept.", ("disk", "memory", "none")
     )
-    on_bad_image: str | None = _flag(
+    on_bad_image: str | None = flag(
         None, "What a picture that cannot be decoded does.", ("fail", "skip")
     )
 
@@ -445,14 +450,14 @@ class EvaluateConfig:
 class PredictionConfig:
     """Which run's model predicts, and where the outcome goes."""
 
-    run_dir: str | None = _flag(None, "Folder of a finished run.")
-    json: str | None = _flag(
+    run_dir: str | None = flag(None, "Folder of a finished run.")
+    json: str | None = flag(
         None, "File for the probabilities of all classes, as JSON; - is the standard output."
     )
-    csv: str | None = _flag(
+    csv: str | None = flag(
         None, "File for path, class, probability and error, as CSV; - is the standard output."
     )
-    batch_size: int = _flag(32, "Pictures a step.", minimum=1)
+    batch_size: int = flag(32, "Pictures a step.", minimum=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -529,6 +534,19 @@ def _define_flag(field: dataclasses.Field, flag_values: flags.FlagValues, headin
         flags.DEFINE_list(field.name, field.default, **common)
     else:
         flags.DEFINE_string(field.name, field.default, **common)
+    if check := field.metadata["check"]:
+        flags.register_validator(field.name, _validator(check), flag_values=flag_values)
+
+
+def _validator(check: Callable[[str], Any]) -> Callable[[str], bool]:
+    def validate(text):
+        try:
+            check(text)
+        except ValueError as error:
+            raise flags.ValidationError(str(error)) from error
+        return True
+
+    return validate
 
 
 def from_flags(config: type, flag_values: flags.FlagValues = flags.FLAGS) -> Any:

@@ -1,0 +1,172 @@
+"""What a search can be told; as `trainers.config`, which see."""
+
+import dataclasses
+import functools
+from typing import Any
+
+from trainers.config import (
+    AugmentationConfig,
+    DataConfig,
+    DevicesConfig,
+    ModelConfig,
+    NormalizationConfig,
+    OptimisationConfig,
+    flag,
+    same_flag,
+)
+from tuning import ranges
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchDataConfig(DataConfig):
+    """Which pictures, and how they become batches."""
+
+    train_split: str = same_flag(DataConfig, "train_split", default="train[:80%]")
+    validation_split: str = flag(
+        "train[80%:]",
+        "TFDS split string that models are chosen by; the best of them is trained on it as well, "
+        "once it has been chosen.",
+    )
+    test_split: str | None = flag(
+        None,
+        "TFDS split string that the best model is tested on, once, at the end; by default 'test'.",
+    )
+
+
+def _searched(default: str, help: str, kind: type, **limits: Any) -> Any:
+    check = functools.partial(ranges.parse, kind=kind, **limits)
+    field = flag(default, help, check=check)
+    return dataclasses.field(default=default, metadata={**field.metadata, "parse": check})
+
+
+@dataclasses.dataclass(frozen=True)
+class SpaceConfig:
+    """What is searched: values after commas, or low:high, low:high:step or low:high:log."""
+
+    filters: str = _searched(
+        "8:64:log", "Filters of a convolution of the first block.", int, minimum=1
+    )
+    filter_growth: str = _searched(
+        "1,2", "Filters of a block, as a multiple of those before.", float, minimum=0.0
+    )
+    blocks: str = _searched("1:4", "Blocks of convolutions.", int, minimum=0)
+    convolutions: str = _searched("1:3", "Convolutions a block.", int, minimum=1)
+    kernel_size: str = _searched("3,5", "Size of a convolution's kernel.", int, minimum=1)
+    padding: str = _searched("same", "Padding of convolutions.", str, choices=("valid", "same"))
+    pool_size: str = _searched("2,3", "Size of a pooling; 1 for none.", int, minimum=1)
+    global_pooling: str = _searched("false,true", "Mean of each filter in place of all.", bool)
+    dense_layers: str = _searched("0,1", "Dense layers before the last.", int, minimum=0)
+    dense_units: str = _searched("16:256:log", "Units of each of them.", int, minimum=1)
+    batch_normalization: str = _searched("false,true", "Batch normalisation.", bool)
+    dropout: str = _searched("0:0.5", "Share of values dropped.", float, minimum=0.0, maximum=1.0)
+    optimizer: str = _searched("adam,adamw", "Names of Keras optimizers.", str)
+    weight_decay: str = _searched(
+        "1e-4:1e-1:log",
+        "Weight decay; of adamw alone, where others are searched.",
+        float,
+        minimum=0.0,
+    )
+    learning_rate: str = _searched("1e-4:1e-2:log", "Learning rate.", float, minimum=0.0)
+    learning_rate_schedule: str = _searched(
+        "constant,cosine", "Its schedule over --max_epochs.", str, choices=("constant", "cosine")
+    )
+    label_smoothing: str = _searched(
+        "0,0.05,0.1", "Label smoothing.", float, minimum=0.0, maximum=1.0
+    )
+    augmentation: str = _searched(
+        "none,flip,chapter",
+        "How pictures are varied: not, mirrored left to right, or as in tinyvgg_augmented.flags.",
+        str,
+        choices=("none", "flip", "chapter"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrialConfig:
+    """What all trials have in common."""
+
+    max_epochs: int = flag(20, "Epochs of a trial, at most.", minimum=1)
+    executions_per_trial: int = flag(
+        1, "How often a trial is trained, each with another seed; their mean counts.", minimum=1
+    )
+    early_stopping_patience: int | None = same_flag(OptimisationConfig, "early_stopping_patience")
+    class_weight: str | None = same_flag(OptimisationConfig, "class_weight")
+    augment_on: str = same_flag(AugmentationConfig, "augment_on")
+    seed: int = flag(
+        42, "Draws what is tried, the weights and the order of the pictures.", minimum=0
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchConfig:
+    """How it is searched, and what that leaves behind."""
+
+    sweep_dir: str = flag(
+        "runs/sweep", "Folder for all of it; a search that is there goes on with the same flags."
+    )
+    tuner: str = flag(
+        "random",
+        "What chooses the next trial, by Keras Tuner: chance, a Gaussian process, chance that "
+        "gives more epochs to the better ones, or all in order.",
+        ("random", "bayesian", "hyperband", "grid"),
+    )
+    objective: str = flag(
+        "val_accuracy",
+        "What the best model has the most of, or of a loss the least: of its best epoch.",
+        ("val_accuracy", "val_loss"),
+    )
+    max_trials: int | None = flag(
+        None,
+        "Trials, at most; by default 30, or all that there are with hyperband and grid.",
+        minimum=1,
+    )
+    time_budget: float | None = flag(
+        None, "Seconds of searching after which no trial is begun.", minimum=0.0
+    )
+    workers: int = flag(1, "Processes on this machine that run trials.", minimum=1)
+    worker_timeout: float = flag(
+        60.0, "Seconds without a word from a worker after which another gets its trial.", minimum=1
+    )
+    final_epochs: int | None = flag(
+        None,
+        "Epochs of the best model, on all training pictures; by default --max_epochs, or with "
+        "early stopping those after which the trial was best.",
+        minimum=1,
+    )
+    tensorboard: bool = flag(True, "Write settings and results for TensorBoard's HParams.")
+    overwrite: bool = flag(False, "Replace the search in --sweep_dir.")
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepConfig:
+    """All that `tuning.sweep` takes."""
+
+    data: SearchDataConfig = SearchDataConfig()
+    normalization: NormalizationConfig = NormalizationConfig()
+    space: SpaceConfig = SpaceConfig()
+    trial: TrialConfig = TrialConfig()
+    devices: DevicesConfig = DevicesConfig()
+    search: SearchConfig = SearchConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class RangeTestConfig:
+    """Which learning rates are tried, and where the outcome goes."""
+
+    lowest: float = flag(1e-6, "The learning rate of the first step.", minimum=0.0)
+    highest: float = flag(1.0, "That of the last.", minimum=0.0)
+    steps: int = flag(100, "Steps in between, each on another batch.", minimum=10)
+    plot: str = flag("learning_rate.png", "File for the figure: .png, .pdf or .svg.")
+
+
+@dataclasses.dataclass(frozen=True)
+class LearningRateConfig:
+    """All that `tuning.learning_rate` takes; of `optimisation` the learning rate is not used."""
+
+    data: DataConfig = DataConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
+    normalization: NormalizationConfig = NormalizationConfig()
+    model: ModelConfig = ModelConfig()
+    optimisation: OptimisationConfig = OptimisationConfig()
+    devices: DevicesConfig = DevicesConfig()
+    range_test: RangeTestConfig = RangeTestConfig()
