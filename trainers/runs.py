@@ -24,7 +24,7 @@ import re
 import secrets
 import time
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from absl import flags as absl_flags
@@ -158,16 +158,19 @@ class Run:
             self.path.mkdir(parents=True, exist_ok=True)
             for part in _PARTS:
                 remove(self.path / part)
-            (self.path / "run.flags").write_text(self.flags)
             (self.path / "summary.txt").write_text(summary + "\n")
             self._write_json("environment.json", environment)
+            # Last: with it the folder is a run that can be resumed.
+            with atomic_path(self.path / "run.flags") as temporary:
+                temporary.write_text(self.flags)
         except OSError as error:
             raise _unwritable(self.path, error) from error
 
-    def finish(self, result: dict[str, Any]) -> None:
+    def finish(self, result: dict[str, Any], *, keep_backup: bool = False) -> None:
         """Writes the result; with it the run is finished and needs no backup any more."""
         self._write_json("result.json", result)
-        remove(self.path / "backup")
+        if not keep_backup:
+            remove(self.path / "backup")
 
     def check_same_pictures(self, fingerprint: str) -> None:
         """Checks that a run is resumed with the pictures that it was started with.
@@ -224,7 +227,8 @@ def plan(config: FitConfig) -> Run:
     # The random end tells runs apart that start within one second.
     name = f"{config.model.model}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     path = pathlib.Path(asked.run_dir or pathlib.Path("runs", name)).expanduser().absolute()
-    run = Run(path, _flags_to_repeat(config), asked.resume)
+    flags = flags_to_repeat(config, without=("run_dir", "overwrite", "resume"))
+    run = Run(path, flags, asked.resume)
     try:
         if asked.resume:
             _check_same_flags(run)
@@ -259,21 +263,31 @@ def open_run(run_dir: str | None) -> Run:
 def _check_free(path: pathlib.Path, overwrite: bool) -> None:
     if path.exists() and not path.is_dir():
         raise UserError(f"run_dir {path}: is a file; pass another --run_dir")
-    if path.exists() and any(path.iterdir()):
-        if not (path / "run.flags").exists():
-            raise UserError(f"run_dir {path}: holds files that are no run; pass another --run_dir")
+    if (path / "run.flags").exists():
         if not overwrite:
             raise UserError(
                 f"run_dir {path}: already holds a run; pass --resume to go on with it, --overwrite "
                 "to replace it, or another --run_dir"
             )
+    elif path.exists() and not all(map(_is_part, os.listdir(path))):
+        raise UserError(f"run_dir {path}: holds files that are no run; pass another --run_dir")
     folder = next(parent for parent in (path, *path.parents) if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"run_dir {path}: {folder} cannot be written; pass another --run_dir")
 
 
-def _flags_to_repeat(config: FitConfig) -> str:
-    """The flags that make a run what it is: without where it is, with paths from the root."""
+def _is_part(name: str) -> bool:
+    """Whether a file is of a run, or the beginning of one that was killed."""
+    return name in _PARTS or (name.startswith(".") and name.endswith(_PARTS))
+
+
+def flags_to_repeat(config: Any, without: Container[str]) -> str:
+    """The flags that make a run what it is: without where it is, with paths from the root.
+
+    Args:
+      config: Made of concerns, of which one is `data`.
+      without: Names of flags.
+    """
     data = config.data
     paths = {
         name: str(pathlib.Path(value).expanduser().absolute())
@@ -281,19 +295,23 @@ def _flags_to_repeat(config: FitConfig) -> str:
         if (value := getattr(data, name))
     }
     config = dataclasses.replace(config, data=dataclasses.replace(data, **paths))
-    return to_flags(config, without=("run_dir", "overwrite", "resume"))
+    return to_flags(config, without)
 
 
 def _check_same_flags(run: Run) -> None:
     flags = run.path / "run.flags"
     if not flags.exists():
         raise UserError(f"run_dir {run.path}: no run to resume; pass its --run_dir, or no --resume")
-    before, now = flags.read_text().splitlines(), run.flags.splitlines()
-    if changed := sorted(set(before) ^ set(now)):
+    if changed := differing_lines(flags.read_text(), run.flags):
         raise UserError(
-            f"run_dir {run.path}: was started with other flags (differing: {' '.join(changed)}); "
+            f"run_dir {run.path}: was started with other flags (differing: {changed}); "
             f"to go on with it, take its own: --flagfile={flags}"
         )
+
+
+def differing_lines(before: str, now: str) -> str:
+    """The lines that only one of two texts has."""
+    return " ".join(sorted(set(before.splitlines()) ^ set(now.splitlines())))
 
 
 def _unwritable(path: pathlib.Path, error: OSError) -> UserError:

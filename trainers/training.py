@@ -149,7 +149,7 @@ class Training:
         data, optimisation = self.data, self.config.optimisation
         batch_size, epochs = self.config.data.batch_size, epochs or optimisation.epochs
         self.run.forget_after(self.run.first_epoch)
-        patient = _patient_callbacks(optimisation)
+        patient = _patient_callbacks(optimisation, verbose)
         backup = callbacks.Backup(self.run.backup, self.run.logs, patient)
         if backup.stopped or backup.epochs >= epochs:
             return
@@ -258,12 +258,12 @@ def _optimizer(config: OptimisationConfig, steps: int) -> keras.optimizers.Optim
     return known[config.optimizer.lower()](learning_rate=learning_rate, **options)
 
 
-def _patient_callbacks(config: OptimisationConfig) -> list[keras.callbacks.Callback]:
+def _patient_callbacks(config: OptimisationConfig, verbose: int) -> list[keras.callbacks.Callback]:
     made = []
     if (patience := config.reduce_lr_patience) is not None:
-        made.append(keras.callbacks.ReduceLROnPlateau(patience=patience, verbose=1))
+        made.append(keras.callbacks.ReduceLROnPlateau(patience=patience, verbose=verbose))
     if (patience := config.early_stopping_patience) is not None:
-        made.append(keras.callbacks.EarlyStopping(patience=patience, verbose=1))
+        made.append(keras.callbacks.EarlyStopping(patience=patience, verbose=verbose))
     return made
 
 

@@ -1,0 +1,109 @@
+"""What a trial's process does: train one point of the search space, or go on with it."""
+
+import dataclasses
+import pathlib
+import shutil
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+from pizza_steak.errors import UserError
+from pizza_steak.tensorflow_import import import_tensorflow, stderr_dropped
+
+import_tensorflow()
+
+import keras  # noqa: E402
+import tensorflow as tf  # noqa: E402
+from tensorboard.plugins.hparams import api as hparams  # noqa: E402
+
+from pizza_steak import atomic  # noqa: E402
+from trainers import runs, training  # noqa: E402
+from trainers.config import FitConfig  # noqa: E402
+
+_FAILURE = "failure.txt"
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """One training of a trial.
+
+    Attributes:
+      config: The flags of its run.
+      epochs: Where it stops.
+      earlier: The run directory of one with the same settings that it goes on from.
+      settings: What TensorBoard shows of it; None for nothing.
+    """
+
+    config: FitConfig
+    epochs: int
+    earlier: pathlib.Path | None = None
+    settings: Mapping[str, Any] | None = None
+
+    @property
+    def run(self) -> runs.Run:
+        """Its run, as far as it has come."""
+        return runs.Run(pathlib.Path(self.config.run.run_dir), "", resumed=True)
+
+    @property
+    def failure(self) -> str | None:
+        """Why it failed, in one line, if it did."""
+        path = self.run.path / _FAILURE
+        return path.read_text().splitlines()[0] if path.exists() else None
+
+    def fail(self, reason: str, details: str = "") -> None:
+        """Notes that it failed, so that it is not tried again."""
+        self.run.path.mkdir(parents=True, exist_ok=True)
+        with atomic.atomic_path(self.run.path / _FAILURE) as temporary:
+            temporary.write_text(f"{reason}\n{details}")
+
+
+def train(execution: Execution) -> None:
+    """Trains, from the last finished epoch on where there is one; notes a failure."""
+    try:
+        _train(execution)
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if not isinstance(error, UserError):
+            reason = f"{type(error).__name__}: {reason}"
+        execution.fail(reason[:500], traceback.format_exc())
+
+
+def _train(execution: Execution) -> None:
+    run_config = execution.config.run
+    path = execution.run.path
+    resume = (path / "run.flags").exists()
+    config = dataclasses.replace(
+        execution.config, run=dataclasses.replace(run_config, resume=resume)
+    )
+    run = runs.plan(config)
+    if run.finished:
+        return
+    with stderr_dropped():  # Of GPUs that are not there.
+        tf.config.list_physical_devices()
+    trained = training.Training.prepare(config, run)
+    trained.start()
+    if execution.earlier and not run.backup.exists():
+        _go_on_from(execution.earlier, run)
+    trained.train(
+        [keras.callbacks.CSVLogger(path / "metrics.csv", append=True)], epochs=execution.epochs
+    )
+    if execution.settings is not None:
+        _log_hparams(execution.settings, run)
+    run.finish(trained.result(), keep_backup=True)
+
+
+def _go_on_from(earlier: pathlib.Path, run: runs.Run) -> None:
+    """Takes over the epochs of another run; the backup last, which makes them count."""
+    before = runs.Run(earlier, "", resumed=True)
+    shutil.copy(before.path / "metrics.csv", run.path / "metrics.csv")
+    run.backup.parent.mkdir(exist_ok=True)
+    with atomic.atomic_path(run.backup) as temporary:
+        shutil.copy(before.backup, temporary)
+
+
+def _log_hparams(settings: Mapping[str, Any], run: runs.Run) -> None:
+    with tf.summary.create_file_writer(str(run.path / "tensorboard")).as_default():
+        hparams.hparams(dict(settings), trial_id=run.path.name)
+        for epoch, metrics in enumerate(run.logs):
+            for name, value in metrics.items():
+                tf.summary.scalar(name, value, step=epoch)
