@@ -1,4 +1,4 @@
-"""Small generated pictures, and archives and records of them."""
+"""Small generated pictures, archives and records of them, and the flags of a run."""
 
 import io
 import os
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 import pytest
 from PIL import Image
+from small_runs import SIZE, layout, train_and_test
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -97,6 +98,28 @@ def sample_records(tmp_path_factory):
     from pizza_steak import records
 
     return records.prepare("pizza_steak/sample", data_dir=tmp_path_factory.mktemp("sample"))
+
+
+@pytest.fixture(scope="session")
+def archive(make_archive):
+    """Dark and light pictures, 24 to train on and 12 to test on."""
+    return make_archive(layout(train_and_test("dark", "light")), name="shades")
+
+
+@pytest.fixture(scope="session")
+def small_flags(archive, tmp_path_factory) -> list[str]:
+    """The flags of a run of a second on `archive`, but for --run_dir; later flags come first."""
+    return [
+        f"--archive={archive}",
+        f"--data_dir={tmp_path_factory.mktemp('data_dir')}",
+        f"--image_size={SIZE}",
+        "--filters=4",
+        "--convolutions=1",
+        "--batch_size=8",
+        "--learning_rate=0.01",
+        "--epochs=4",
+        "--notensorboard",
+    ]
 
 
 @pytest.fixture

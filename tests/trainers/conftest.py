@@ -1,29 +1,7 @@
-"""A small archive, and the flags of a run on it."""
+"""A run that makes mistakes."""
 
 import pytest
-from small_runs import SIZE, fit, layout, train_and_test
-
-
-@pytest.fixture(scope="session")
-def archive(make_archive):
-    """Dark and light pictures, 24 to train on and 12 to test on."""
-    return make_archive(layout(train_and_test("dark", "light")), name="shades")
-
-
-@pytest.fixture(scope="session")
-def small_flags(archive, tmp_path_factory) -> list[str]:
-    """The flags of a run of a second on `archive`, but for --run_dir; later flags come first."""
-    return [
-        f"--archive={archive}",
-        f"--data_dir={tmp_path_factory.mktemp('data_dir')}",
-        f"--image_size={SIZE}",
-        "--filters=4",
-        "--convolutions=1",
-        "--batch_size=8",
-        "--learning_rate=0.01",
-        "--epochs=4",
-        "--notensorboard",
-    ]
+from small_runs import fit
 
 
 @pytest.fixture(scope="session")

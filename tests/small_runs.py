@@ -1,4 +1,4 @@
-"""Pictures that are told apart in a second, and `trainers.fit` on them."""
+"""Pictures that are told apart in a second, and commands on them."""
 
 import csv
 import io
@@ -8,6 +8,7 @@ import pathlib
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,17 +18,17 @@ from PIL import Image
 from trainers import config as configs
 from trainers.config import FitConfig
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[1]
 SIZE = 32
 SHADES = {"dark": (0, 60), "light": (190, 250), "middle": (100, 150)}
 
 
-def parse_flags(*argv: str) -> FitConfig:
-    """What `trainers.fit` reads from its command line."""
+def parse_flags(*argv: str, config: type = FitConfig) -> Any:
+    """What a command reads from its command line, by default `trainers.fit`."""
     values = flags.FlagValues()
-    configs.define_flags(FitConfig, values)
-    values(["fit", *argv])
-    return configs.from_flags(FitConfig, values)
+    configs.define_flags(config, values)
+    values(["command", *argv])
+    return configs.from_flags(config, values)
 
 
 def fit(*argv: str):
@@ -80,10 +81,12 @@ def assert_same_run(run_dir: pathlib.Path, expected: pathlib.Path):
         np.testing.assert_array_equal(weight, other)
 
 
-def start_command(*argv: str, python: Iterable[str] = (), command: str = "fit") -> subprocess.Popen:
-    """`python -m trainers.<command>` in a process of its own."""
+def start_command(
+    *argv: str, python: Iterable[str] = (), command: str = "fit", package: str = "trainers"
+) -> subprocess.Popen:
+    """`python -m <package>.<command>` in a process of its own."""
     return subprocess.Popen(
-        [sys.executable, *python, "-m", f"trainers.{command}", *argv],
+        [sys.executable, *python, "-m", f"{package}.{command}", *argv],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -91,11 +94,9 @@ def start_command(*argv: str, python: Iterable[str] = (), command: str = "fit") 
     )
 
 
-def run_command(
-    *argv: str, python: Iterable[str] = (), command: str = "fit"
-) -> tuple[int, str, str]:
-    """Exit status, stdout and stderr of `python -m trainers.<command>`."""
-    process = start_command(*argv, python=python, command=command)
+def run_command(*argv: str, **options: Any) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr of a command; `options` as of `start_command`."""
+    process = start_command(*argv, **options)
     stdout, stderr = process.communicate()
     return process.returncode, stdout, stderr
 
