@@ -17,16 +17,19 @@ from keras_tuner.engine.trial import Trial, TrialStatus
 
 from pizza_steak.atomic import atomic_path, remove
 
+_MOST_FAILURES_IN_A_ROW = 5
+
 
 class Durable(keras_tuner.Oracle):
     """What is mixed into each of Keras Tuner's oracles.
 
     Attributes:
+      on_end: Called with each trial that has ended.
       ended_after: Seconds of searching until a trial ended, by its id.
+      failures_in_a_row: How many trials have failed since one did not, or the start.
 
     Args:
       fits: Tells of hyperparameters, by name, whether they can be tried.
-      on_end: Called with each trial that has ended.
       time_budget: Seconds of searching after which no trial is begun.
       worker_timeout: Seconds without a word from a worker after which another gets its trial.
       remote: Whether workers may outlive this process and still have their trials.
@@ -37,7 +40,6 @@ class Durable(keras_tuner.Oracle):
         self,
         *,
         fits: Callable[[Mapping[str, Any]], bool],
-        on_end: Callable[[Trial], None],
         time_budget: float | None,
         worker_timeout: float,
         remote: bool,
@@ -47,10 +49,9 @@ class Durable(keras_tuner.Oracle):
             **options,
             allow_new_entries=False,
             tune_new_entries=False,
-            max_consecutive_failed_trials=None,  # `search` tells when there are too many.
+            max_consecutive_failed_trials=None,  # It would raise before it has saved the trial.
         )
         self._fits = fits
-        self._on_end = on_end
         self._time_budget = time_budget
         self._worker_timeout = worker_timeout
         self._remote = remote
@@ -59,6 +60,8 @@ class Durable(keras_tuner.Oracle):
         self._earlier_seconds = 0.0
         self._heard: dict[str, float] = {}
         self._exhausted = False
+        self.on_end: Callable[[Trial], None] = lambda trial: None
+        self.failures_in_a_row = 0
         self.ended_after: dict[str, float] = {}
         self.verbose = 0
 
@@ -72,12 +75,21 @@ class Durable(keras_tuner.Oracle):
         """Whether there is nothing left to try, and every worker that asked has been told so."""
         return self._exhausted and not self.ongoing_trials and not self.tuner_ids
 
+    @property
+    def _out_of_time(self) -> bool:
+        return self._time_budget is not None and self.seconds >= self._time_budget
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether so many trials have failed in a row that no more are begun."""
+        return self.failures_in_a_row >= _MOST_FAILURES_IN_A_ROW
+
     @keras_tuner.synchronized
     def create_trial(self, tuner_id):
         self.take_back_lost()
         self._heard[tuner_id] = time.monotonic()
-        out_of_time = self._time_budget is not None and self.seconds >= self._time_budget
-        if out_of_time and tuner_id not in self.ongoing_trials and not self._retry_queue:
+        interrupted = tuner_id in self.ongoing_trials or self._retry_queue
+        if self.hopeless or (self._out_of_time and not interrupted):
             self.tuner_ids.discard(tuner_id)
             trial = Trial(self.get_space(), trial_id="", status=TrialStatus.STOPPED)
         else:
@@ -122,7 +134,10 @@ class Durable(keras_tuner.Oracle):
         super().end_trial(trial)
         if trial.trial_id in self._retry_queue:
             self._retry_queue.remove(trial.trial_id)
-        self._on_end(self.trials[trial.trial_id])
+        ended = self.trials[trial.trial_id]
+        failed = ended.status != TrialStatus.COMPLETED
+        self.failures_in_a_row = self.failures_in_a_row + 1 if failed else 0
+        self.on_end(ended)
 
     def _duplicate(self, values):
         return super()._duplicate(values) or not self._fits(values)
@@ -202,14 +217,12 @@ class GridSearchOracle(Durable, keras_tuner.oracles.GridSearchOracle):
 
     def populate_space(self, trial_id):
         # From the last trial alone: Keras Tuner does not save its own list.
-        space = self.get_space()
         if self.start_order:
             values = self._get_next_combination(
                 self.trials[self.start_order[-1]].hyperparameters.values
             )
         else:
-            space.ensure_active_values()
-            values = space.values
+            values = self.get_space().values  # The defaults.
         while values is not None and not self._fits(values):
             values = self._get_next_combination(values)
         status = TrialStatus.STOPPED if values is None else TrialStatus.RUNNING

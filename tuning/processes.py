@@ -50,20 +50,15 @@ class Process:
         """Whether it has not ended."""
         return self._process.is_alive()
 
-    def wait(self) -> None:
-        """Waits for its end.
-
-        Raises:
-          ProcessError: It failed, or was killed.
-        """
+    def wait(self) -> str:
+        """Waits for its end; tells in one line why it failed, or nothing."""
         try:
             reason = self._receiver.recv()
         except EOFError:
             self._process.join()
             reason = _death(self._process.exitcode)
         self._process.join()
-        if reason:
-            raise ProcessError(reason)
+        return reason
 
     def kill(self) -> None:
         """Ends it at once, if it has not ended."""
@@ -79,7 +74,8 @@ def run(function: Callable, *arguments: Any, environment: Mapping[str, str] | No
     """
     process = Process(function, *arguments, environment=environment)
     try:
-        process.wait()
+        if reason := process.wait():
+            raise ProcessError(reason)
     finally:
         process.kill()  # Where this process is interrupted.
 

@@ -7,7 +7,6 @@ from typing import Any
 import keras
 import keras_tuner
 
-from pizza_steak.errors import UserError
 from trainers import data as run_data
 from trainers import devices, models, preprocessing, training
 from trainers.config import (
@@ -87,6 +86,10 @@ class SearchSpace(keras_tuner.HyperModel):
             sampling = "log" if values.log else "linear"
             register(name, values.low, values.high, step=values.step, sampling=sampling)
 
+    def settings(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Hyperparameters as the flags have them, those that are active and no others."""
+        return {name: self._plain(name, values[name]) for name in self.ranges if name in values}
+
     def fit_config(self, values: Mapping[str, Any], **run: Any) -> FitConfig:
         """The flags of `trainers.fit` for one point of the space.
 
@@ -94,8 +97,7 @@ class SearchSpace(keras_tuner.HyperModel):
           values: The hyperparameters that are active, by name.
           **run: Fields of `RunConfig`.
         """
-        values = {name: self._plain(name, values[name]) for name in self.ranges if name in values}
-        trial = self._config.trial
+        values, trial = self.settings(values), self._config.trial
         augmentation = _AUGMENTATIONS[values["augmentation"]]
         return FitConfig(
             data=DataConfig(**vars(self._config.data)),
@@ -145,13 +147,3 @@ def _whole_numbers(values: Range) -> list[int]:
 def _only(concern: type, values: Mapping[str, Any]) -> dict[str, Any]:
     names = {field.name for field in dataclasses.fields(concern)}
     return {name: value for name, value in values.items() if name in names}
-
-
-def check(config: SweepConfig) -> None:
-    """Checks what the flags say of the search alone.
-
-    Raises:
-      UserError: It cannot be searched so.
-    """
-    if config.data.validation_split == "none":
-        raise UserError("validation_split 'none': models are chosen by their validation")

@@ -1,0 +1,197 @@
+"""The chief that has the oracle, and the workers that run its trials: Keras Tuner's own, over gRPC.
+
+Keras Tuner's environment variables say who is who: KERASTUNER_TUNER_ID (one with "chief" in it,
+others for the workers), KERASTUNER_ORACLE_IP and KERASTUNER_ORACLE_PORT. What is ours: a worker
+tells that it lives, the chief does not wait for one that does not, and neither ends when the other
+is away for a while.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+import keras_tuner
+from keras_tuner.engine.base_tuner import BaseTuner
+from keras_tuner.engine.trial import Trial
+
+# Private, and so held to Keras Tuner 1.4: its server ends with workers that it believes in.
+from keras_tuner.src import protos
+from keras_tuner.src.distribute import oracle_chief, oracle_client
+
+from pizza_steak.errors import UserError
+from tuning import oracles, processes
+
+_HEARTBEAT_SECONDS = 5.0
+_CHIEF = "chief"
+_VARIABLES = ("KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT")
+
+
+def role() -> str | None:
+    """What the environment makes of this process: "chief", "worker", or None for all of it.
+
+    Raises:
+      UserError: It says half of it.
+    """
+    tuner_id = os.environ.get("KERASTUNER_TUNER_ID")
+    if tuner_id is None:
+        return None
+    if missing := [name for name in _VARIABLES if not os.environ.get(name)]:
+        raise UserError(
+            f"KERASTUNER_TUNER_ID is set and {missing[0]} is not; expected both, or neither"
+        )
+    return _CHIEF if _CHIEF in tuner_id else "worker"
+
+
+def chief_address() -> str:
+    """Where the environment says that the chief is."""
+    return ":".join(os.environ[name] for name in _VARIABLES)
+
+
+@contextmanager
+def serving(oracle: oracles.Durable, address: str) -> Iterator[int]:
+    """Answers workers at an address within the block; gives the port.
+
+    Raises:
+      UserError: Nothing can be served there.
+    """
+    # One thread, as Keras Tuner's chief has: one worker after the other.
+    server = grpc.server(futures.ThreadPoolExecutor(max_workers=1))
+    servicer = oracle_chief.OracleServicer(oracle)
+    protos.get_service_grpc().add_OracleServicer_to_server(servicer, server)
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise UserError(
+            f"chief {address}: cannot be served there; expected an address of this machine, and a "
+            "port that is free"
+        ) from error
+    server.start()
+    try:
+        yield port
+    finally:
+        server.stop(grace=1).wait()
+
+
+def wait_for_workers(
+    oracle: oracles.Durable, own: Sequence[tuple[str, processes.Process]] = ()
+) -> None:
+    """Returns when the search has ended.
+
+    Args:
+      oracle: That of the chief.
+      own: Workers on this machine, with their ids.
+
+    Raises:
+      UserError: There are such workers, and all of them have died.
+    """
+    living = dict(own)
+    while not oracle.finished:
+        time.sleep(0.2)
+        for lost in oracle.take_back_lost():
+            print(f"{lost}: silent; another worker gets what it was at", flush=True)
+        for tuner_id, process in list(living.items()):
+            if process.alive:
+                continue
+            del living[tuner_id]
+            if reason := process.wait():
+                print(f"{tuner_id}: {reason}; another worker gets what it was at", flush=True)
+            oracle.take_back(tuner_id)
+        if own and not living and not oracle.finished:
+            raise UserError("workers: all have died; the same command goes on")
+
+
+class Tuner(BaseTuner):
+    """What asks an oracle for trials, and runs them.
+
+    Args:
+      oracle: The oracle, or for a worker one with the same objective, for the chief's.
+      folder: Of Keras Tuner's files.
+      run_trial: Called with a trial and its worker's name; gives its metrics, or raises
+        `keras_tuner.errors.FailedTrialError`.
+      worker: The worker's name.
+      address: The chief's, for a worker of one.
+    """
+
+    def __init__(
+        self,
+        oracle: oracles.Durable,
+        folder: str,
+        run_trial: Callable[[Trial], dict[str, float]],
+        worker: str,
+        address: str | None = None,
+    ):
+        super().__init__(oracle, directory=folder, project_name="oracle")
+        self.tuner_id = worker
+        self._run_trial = run_trial
+        self._idle = False
+        if address:
+            self.oracle = _Client(oracle, address, worker)
+
+    def pre_create_trial(self):
+        if self._idle:
+            time.sleep(1)
+        self._idle = True
+
+    def on_trial_begin(self, trial):
+        self._idle = False
+
+    def run_trial(self, trial):
+        with self._telling_of_life(trial.trial_id):
+            return self._run_trial(trial)
+
+    def on_trial_end(self, trial):
+        self.oracle.end_trial(trial)
+
+    @contextmanager
+    def _telling_of_life(self, trial_id: str) -> Iterator[None]:
+        ended = threading.Event()
+
+        def tell():
+            while not ended.wait(_HEARTBEAT_SECONDS):
+                self.oracle.get_trial(trial_id)
+
+        teller = threading.Thread(target=tell, daemon=True)
+        teller.start()
+        try:
+            yield
+        finally:
+            ended.set()
+
+
+class _Client(oracle_client.OracleClient):
+    """Keras Tuner's, for a chief that may be killed and started again between two words."""
+
+    def __init__(self, oracle: keras_tuner.Oracle, address: str, worker: str):
+        # Keras Tuner reads them from the environment, also of workers that were forked.
+        ip, _, port = address.rpartition(":")
+        os.environ.update(dict(zip(_VARIABLES, (ip, port), strict=True)))
+        os.environ["KERASTUNER_TUNER_ID"] = worker
+        super().__init__(oracle)
+
+    def create_trial(self, tuner_id):
+        return _patiently(super().create_trial, tuner_id)
+
+    def update_trial(self, trial_id, metrics, step=0):
+        return _patiently(super().update_trial, trial_id, metrics, step)
+
+    def get_trial(self, trial_id):
+        return _patiently(super().get_trial, trial_id)
+
+    def end_trial(self, trial):
+        return _patiently(super().end_trial, trial)
+
+
+def _patiently(call: Callable, *arguments: Any) -> Any:
+    """Asks again where the chief died over the answer; each question may be asked twice."""
+    while True:
+        try:
+            return call(*arguments)
+        except grpc.RpcError as error:
+            if error.code() != grpc.StatusCode.UNAVAILABLE:
+                raise
+            time.sleep(1)

@@ -1,0 +1,533 @@
+"""The search: trials until the flags say that it is enough, then the best of them once more.
+
+Its folder holds:
+
+sweep.flags   what it was started with
+oracle/       Keras Tuner's state
+trials/       a run directory for each trial, without a model
+trials.csv    a row for each trial
+best.flags    the best one's settings for trainers.fit, on all training pictures
+best/         the run of that, tested
+sweep.html    all of it for people
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import math
+import os
+import pathlib
+from collections.abc import Iterator
+
+import filelock
+import keras_tuner
+import tensorflow as tf
+from keras_tuner.engine.trial import Trial, TrialStatus
+
+from pizza_steak import atomic
+from pizza_steak.errors import UserError
+from trainers import data as run_data
+from trainers import runs, training
+from trainers.config import DataConfig, FitConfig, RunConfig
+from tuning import distribution, oracles, page, processes, table, trials
+from tuning.config import SweepConfig
+from tuning.search_space import SearchSpace
+
+# Flags that a search may go on with others of.
+_FREE = (
+    "sweep_dir",
+    "max_trials",
+    "time_budget",
+    "workers",
+    "worker_timeout",
+    "final_epochs",
+    "tensorboard",
+    "overwrite",
+)
+_PARTS = (
+    "sweep.flags",
+    "oracle",
+    "trials",
+    "trials.csv",
+    "best.flags",
+    "best",
+    "sweep.html",
+)
+_DEFAULT_TRIALS = 30
+_STARTS_WITHOUT_AN_EPOCH = 5
+
+
+def search(config: SweepConfig) -> str:
+    """Searches, or goes on with the search that is in `sweep_dir`; then trains the best.
+
+    Returns:
+      What came of it, for people.
+
+    Raises:
+      UserError: For anything that the user can mend.
+    """
+    role = distribution.role()
+    processes.prepare("tuning.trials")
+    tf.config.set_visible_devices([], "GPU")  # They are for the trials' processes.
+    sweep = Sweep.plan(config)
+    if role == "worker":
+        return sweep.work(os.environ["KERASTUNER_TUNER_ID"], distribution.chief_address())
+    with sweep.alone():
+        sweep.start()
+        oracle = sweep.go_on(remote=bool(role))
+        try:
+            sweep.run_trials(oracle, distributed=bool(role))
+            sweep.check_failures(oracle)
+            winner = sweep.train_best(oracle)
+        except KeyboardInterrupt:
+            sweep.write(oracle)
+            print(f"\n{sweep.so_far(oracle)}; the same command goes on", flush=True)
+            raise
+        sweep.write(oracle, winner)
+        return sweep.summary(oracle, winner)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """A search and its folder.
+
+    Attributes:
+      config: The flags.
+      folder: Where it is.
+      flags: The text of its sweep.flags.
+      space: What is searched.
+      ended: Rows of the table that stay as they are, by trial.
+    """
+
+    config: SweepConfig
+    folder: pathlib.Path
+    flags: str
+    space: SearchSpace
+    ended: dict[str, table.Row] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def plan(cls, config: SweepConfig) -> "Sweep":
+        """The search that the flags ask for; nothing is written yet but decoded pictures.
+
+        Raises:
+          UserError: For anything that the user can mend.
+        """
+        if config.data.validation_split == "none":
+            raise UserError("validation_split 'none': models are chosen by their validation")
+        data = run_data.load(config.data)
+        # Has its test split too, which will not be missed at the end.
+        run_data.load(_all_training_pictures(config))
+        flags = runs.flags_to_repeat(config, without=_FREE)
+        flags += f"# Of pictures with the fingerprint\n# {data.records.fingerprint}\n"
+        folder = pathlib.Path(config.search.sweep_dir).expanduser().absolute()
+        return cls(config, folder, flags, SearchSpace(config, data))
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps another search out of the folder within the block."""
+        try:
+            with atomic.lock(self.folder).acquire(timeout=0):
+                yield
+        except filelock.Timeout:
+            raise UserError(
+                f"sweep_dir {self.folder}: another search is at work there; wait for it, or pass "
+                "another --sweep_dir"
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f"sweep_dir {self.folder}: {error.strerror or error}; pass another --sweep_dir"
+            ) from error
+
+    def start(self) -> None:
+        """Makes the folder, unless the search goes on with what is there.
+
+        Raises:
+          UserError: There is something else.
+        """
+        there = self.folder / "sweep.flags"
+        if self.config.search.overwrite:
+            for part in _PARTS:
+                atomic.remove(self.folder / part)
+        if there.exists():
+            if changed := runs.differing_lines(there.read_text(), self.flags):
+                raise UserError(
+                    f"sweep_dir {self.folder}: was started with other flags (differing: "
+                    f"{changed}); pass --overwrite to replace that search, or another --sweep_dir"
+                )
+            return
+        if self.folder.exists() and any(self.folder.iterdir()):
+            raise UserError(
+                f"sweep_dir {self.folder}: holds files that are no search; pass another --sweep_dir"
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with atomic.atomic_path(there) as temporary:
+            temporary.write_text(self.flags)
+
+    def go_on(self, *, remote: bool) -> oracles.Durable:
+        """What chooses the trials, as far as it had come.
+
+        Args:
+          remote: Whether workers may have outlived the process that it was in.
+
+        Raises:
+          UserError: Its files are damaged.
+        """
+        oracle = self._oracle(remote=remote)
+        oracle.on_end = functools.partial(self._tell, oracle)
+        oracle._set_project_dir(self.folder, "oracle")
+        if (self.folder / "oracle" / "oracle.json").exists():
+            try:
+                oracle.reload()
+            except (OSError, ValueError, LookupError) as error:
+                raise UserError(
+                    f"sweep_dir {self.folder}: oracle/ is damaged ({error}); pass --overwrite to "
+                    "start the search anew"
+                ) from error
+        return oracle
+
+    def _oracle(self, *, remote: bool) -> oracles.Durable:
+        asked, trial = self.config.search, self.config.trial
+        space = keras_tuner.HyperParameters()
+        self.space.declare_hyperparameters(space)
+        max_trials = asked.max_trials
+        if max_trials is None and asked.tuner in ("random", "bayesian"):
+            max_trials = _DEFAULT_TRIALS
+        options = {
+            "objective": asked.objective,
+            "hyperparameters": space,
+            "seed": trial.seed + 1,  # Keras Tuner takes 0 for none.
+            "fits": self.space.fits,
+            "time_budget": asked.time_budget,
+            "worker_timeout": asked.worker_timeout,
+            "remote": remote,
+        }
+        if asked.tuner == "random":
+            return oracles.RandomSearchOracle(max_trials=max_trials, **options)
+        if asked.tuner == "grid":
+            return oracles.GridSearchOracle(max_trials=max_trials, **options)
+        if asked.tuner == "bayesian":
+            # Keras Tuner's default, three for each setting, is often more than all trials.
+            points = max(3, min(3 * len(space.space), max_trials // 3))
+            return oracles.BayesianOptimizationOracle(
+                max_trials=max_trials, num_initial_points=points, **options
+            )
+        # Again and again, where something else ends it.
+        endless = max_trials is not None or asked.time_budget is not None
+        iterations = None if endless else 1
+        oracle = oracles.HyperbandOracle(
+            max_epochs=trial.max_epochs, hyperband_iterations=iterations, **options
+        )
+        oracle.max_trials = max_trials  # Which Keras Tuner's does not take.
+        return oracle
+
+    def check_failures(self, oracle: oracles.Durable) -> None:
+        """Checks that trials did not fail one after the other.
+
+        Raises:
+          UserError: They did.
+        """
+        if oracle.hopeless:
+            last = self.rows(oracle)[-1]
+            raise UserError(
+                f"sweep_dir {self.folder}: {oracle.failures_in_a_row} trials in a row have failed, "
+                f"the last: {last.reason}; the same command goes on with others"
+            )
+
+    def run_trials(self, oracle: oracles.Durable, *, distributed: bool) -> None:
+        """Runs all trials, here or by workers.
+
+        Raises:
+          UserError: All workers have died, or trial after trial has failed.
+        """
+        if distributed:
+            with distribution.serving(oracle, distribution.chief_address()):
+                distribution.wait_for_workers(oracle)
+        elif self.config.search.workers > 1:
+            self._run_by_own_workers(oracle)
+        else:
+            distribution.Tuner(oracle, self.folder, self.run_trial, "worker").search()
+
+    def _run_by_own_workers(self, oracle: oracles.Durable) -> None:
+        count = self.config.search.workers
+        with distribution.serving(oracle, "localhost:0") as port:
+            own = [
+                (
+                    f"worker {number}",
+                    processes.Process(
+                        _work, self.config, f"worker {number}", f"localhost:{port}", number
+                    ),
+                )
+                for number in range(1, count + 1)
+            ]
+            try:
+                distribution.wait_for_workers(oracle, own)
+            finally:
+                for _, process in own:
+                    process.kill()
+
+    def work(self, worker: str, address: str, number: int | None = None) -> str:
+        """Runs trials for a chief until it has no more.
+
+        Returns:
+          How many, for people.
+        """
+        ran = []
+
+        def run_trial(trial):
+            ran.append(trial.trial_id)
+            return self.run_trial(trial, number)
+
+        oracle = self._oracle(remote=True)
+        distribution.Tuner(oracle, self.folder, run_trial, worker, address).search()
+        return f"{worker}: {len(ran)} trials"
+
+    def run_trial(self, trial: Trial, number: int | None = None) -> dict[str, float]:
+        """Trains a trial, each execution in a process of its own.
+
+        Args:
+          trial: Of Keras Tuner.
+          number: Of the worker, from 1, where there are several on this machine.
+
+        Returns:
+          The objective: of the best epoch, the mean of all executions.
+
+        Raises:
+          keras_tuner.errors.FailedTrialError: It failed; the reason is kept with its run.
+        """
+        scores = []
+        for execution in self.executions(trial):
+            with atomic.lock(execution.run.path):  # A worker that was taken for dead may live.
+                self._train(execution, number)
+            if execution.failure:
+                raise keras_tuner.errors.FailedTrialError(execution.failure)
+            history = execution.run.result["history"][self.config.search.objective]
+            scores.append(min(history) if self._minimized else max(history))
+        return {self.config.search.objective: math.fsum(scores) / len(scores)}
+
+    @property
+    def _minimized(self) -> bool:
+        return self.config.search.objective.endswith("loss")
+
+    def _train(self, execution: trials.Execution, number: int | None) -> None:
+        if execution.failure or execution.run.finished:
+            return
+        if _starts_without_an_epoch(execution.run) > _STARTS_WITHOUT_AN_EPOCH:
+            execution.fail(
+                f"has ended the search {_STARTS_WITHOUT_AN_EPOCH} times before an epoch had ended"
+            )
+            return
+        environment = self._share_of_the_machine(number) if number else {}
+        try:
+            processes.run(trials.train, execution, environment=environment)
+        except processes.ProcessError as error:
+            execution.fail(str(error))
+
+    def _share_of_the_machine(self, number: int) -> dict[str, str]:
+        count, cores = self.config.search.workers, os.cpu_count()
+        variables = {"TF_NUM_INTRAOP_THREADS": str(max(1, cores // count))}
+        if gpus := len(tf.config.list_physical_devices("GPU")):
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus))))
+            variables["CUDA_VISIBLE_DEVICES"] = visible.split(",")[(number - 1) % gpus]
+        return variables
+
+    def executions(self, trial: Trial) -> list[trials.Execution]:
+        """What a trial trains."""
+        values = trial.hyperparameters.values
+        epochs = int(values.get("tuner/epochs", self.config.trial.max_epochs))  # Of hyperband.
+        settings = self.space.settings(values)
+        made = []
+        for number in range(self.config.trial.executions_per_trial):
+            end = f"-{number + 1}" if number else ""
+            earlier = values.get("tuner/trial_id")
+            config = self.space.fit_config(
+                values, run_dir=str(self.folder / "trials" / f"{trial.trial_id}{end}")
+            )
+            optimisation = config.optimisation
+            optimisation = dataclasses.replace(optimisation, seed=optimisation.seed + number)
+            made.append(
+                trials.Execution(
+                    config=dataclasses.replace(config, optimisation=optimisation),
+                    epochs=epochs,
+                    earlier=self.folder / "trials" / f"{earlier}{end}" if earlier else None,
+                    settings=settings if self.config.search.tensorboard else None,
+                )
+            )
+        return made
+
+    def rows(self, oracle: oracles.Durable) -> list[table.Row]:
+        """The table of all trials, in the order in which they were begun."""
+        return [self._row(oracle, oracle.trials[trial_id]) for trial_id in oracle.start_order]
+
+    def _row(self, oracle: oracles.Durable, trial: Trial) -> table.Row:
+        if trial.trial_id in self.ended:
+            return self.ended[trial.trial_id]
+        row = self._read_row(oracle, trial)
+        if row.status != "running":
+            self.ended[trial.trial_id] = row
+        return row
+
+    def _read_row(self, oracle: oracles.Durable, trial: Trial) -> table.Row:
+        executions = self.executions(trial)
+        results = [e.run.result for e in executions if e.run.finished]
+        failures = [e.failure for e in executions if e.failure]
+        status = {TrialStatus.COMPLETED: "completed", TrialStatus.RUNNING: "running"}
+        values = trial.hyperparameters.values
+        return table.Row(
+            trial=trial.trial_id,
+            status=status.get(trial.status, "failed"),
+            objective=trial.score if trial.status == TrialStatus.COMPLETED else None,
+            epochs=max((len(e.run.logs) for e in executions), default=0),
+            seconds=round(sum(r["start_seconds"] + r["fit_seconds"] for r in results), 3),
+            ended_after=oracle.ended_after.get(trial.trial_id),
+            settings=self.space.settings(values),
+            reason=failures[0] if failures else "",
+        )
+
+    def _tell(self, oracle: oracles.Durable, trial: Trial) -> None:
+        """A line for people of a trial that has ended; writes the table."""
+        row = self._row(oracle, trial)
+        self._write_table(oracle)
+        said = f"trial {row.trial}  "
+        if row.objective is None:
+            said += f"failed: {row.reason}"
+        else:
+            said += f"{self.config.search.objective} {row.objective:.4f}"
+        print(
+            f"{said}  {row.epochs} epochs, {row.seconds:.1f} s; {self.so_far(oracle)}"
+            f"{self._left(oracle)}",
+            flush=True,
+        )
+
+    def so_far(self, oracle: oracles.Durable) -> str:
+        """The best trial yet, for people."""
+        (best,) = oracle.get_best_trials() or (None,)
+        if best is None or best.status != TrialStatus.COMPLETED:
+            return "no trial is completed yet"
+        return f"best {best.score:.4f} (trial {best.trial_id})"
+
+    def _left(self, oracle: oracles.Durable) -> str:
+        """How much is left, for people."""
+        ended, budget = len(oracle.ended_after), self.config.search.time_budget
+        parts, seconds = [], []
+        if oracle.max_trials:
+            parts.append(f"{oracle.max_trials - ended} trials")
+            seconds.append((oracle.max_trials - ended) * oracle.seconds / ended)
+        if budget is not None:
+            seconds.append(max(budget - oracle.seconds, 0))
+        if seconds:
+            parts.append(f"{math.ceil(min(seconds) / 60)} min")
+        return f"; {' or '.join(parts)} left" if parts else ""
+
+    def train_best(self, oracle: oracles.Durable) -> page.Winner | None:
+        """Trains the best trial's settings on all training pictures, and tests that.
+
+        Returns:
+          None where no trial is completed.
+
+        Raises:
+          UserError: The training failed.
+        """
+        (best,) = oracle.get_best_trials() or (None,)
+        if best is None or best.status != TrialStatus.COMPLETED:
+            return None
+        config = self._best_config(best)
+        flags = runs.flags_to_repeat(config, without=("run_dir", "overwrite", "resume"))
+        with atomic.atomic_path(self.folder / "best.flags") as temporary:
+            temporary.write_text(f"# Trial {best.trial_id}: {self.so_far(oracle)}\n{flags}")
+        there = self.folder / "best" / "run.flags"
+        same = there.exists() and there.read_text() == flags
+        run = RunConfig(
+            str(self.folder / "best"),
+            resume=same,
+            overwrite=not same,
+            tensorboard=self.config.search.tensorboard,
+        )
+        try:
+            processes.run(_fit, dataclasses.replace(config, run=run))
+        except processes.ProcessError as error:
+            raise UserError(f"best.flags: {error}") from error
+        result = runs.open_run(run.run_dir).result
+        return page.Winner(best.trial_id, flags, result)
+
+    def _best_config(self, best: Trial) -> FitConfig:
+        config = self.space.fit_config(best.hyperparameters.values)
+        epochs = self.config.search.final_epochs or self.config.trial.max_epochs
+        if not self.config.search.final_epochs and config.optimisation.early_stopping_patience:
+            history = self.executions(best)[0].run.result["history"]
+            epochs = runs.kept_epoch(history) + 1
+        optimisation = dataclasses.replace(
+            config.optimisation, epochs=epochs, early_stopping_patience=None
+        )
+        return dataclasses.replace(
+            config, data=_all_training_pictures(self.config), optimisation=optimisation
+        )
+
+    def write(self, oracle: oracles.Durable, winner: page.Winner | None = None) -> None:
+        """Writes the table and the page."""
+        self._write_table(oracle)
+        text = page.render(
+            self.rows(oracle), self.space.ranges, self.config.search.objective, winner
+        )
+        with atomic.atomic_path(self.folder / "sweep.html") as temporary:
+            temporary.write_text(text, encoding="utf-8", errors="replace")
+
+    def _write_table(self, oracle: oracles.Durable) -> None:
+        objective, names = self.config.search.objective, list(self.space.ranges)
+        with atomic.atomic_path(self.folder / "trials.csv") as temporary:
+            temporary.write_text(table.to_csv(self.rows(oracle), objective, names))
+
+    def summary(self, oracle: oracles.Durable, winner: page.Winner | None) -> str:
+        """What came of it, for people.
+
+        Raises:
+          UserError: No trial is completed.
+        """
+        rows = self.rows(oracle)
+        if winner is None:
+            reason = rows[-1].reason if rows else "no network of the space fits the pictures"
+            raise UserError(f"sweep_dir {self.folder}: no trial is completed; the last: {reason}")
+        counts = [
+            f"{count} {status}"
+            for status in table.STATUSES
+            if (count := sum(row.status == status for row in rows))
+        ]
+        return "\n".join(
+            [
+                f"{len(rows)} trials ({', '.join(counts)}) in {oracle.seconds:.0f} s; "
+                f"{self.so_far(oracle)}",
+                f"trained on all training pictures: test accuracy "
+                f"{winner.result['test_accuracy']:.4f}",
+                f"repeat that: python -m trainers.fit --flagfile={self.folder / 'best.flags'}",
+                f"all of it in {self.folder}",
+            ]
+        )
+
+
+def _all_training_pictures(config: SweepConfig) -> DataConfig:
+    """The data flags of the best model: trained on what the others were validated on as well."""
+    data = DataConfig(**vars(config.data))
+    split = f"{data.train_split}+{data.validation_split}"
+    return dataclasses.replace(data, train_split=split, validation_split="none")
+
+
+def _starts_without_an_epoch(run: runs.Run) -> int:
+    """Counts one more start of a run; from 1 again where an epoch has ended since the last."""
+    path = run.path.with_name(f".{run.path.name}.starts")
+    epochs, before = run.first_epoch, [0, 0]
+    if path.exists():
+        before = json.loads(path.read_text())
+    starts = before[1] + 1 if before[0] == epochs else 1
+    with atomic.atomic_path(path) as temporary:
+        temporary.write_text(json.dumps([epochs, starts]))
+    return starts
+
+
+def _work(config: SweepConfig, worker: str, address: str, number: int) -> None:
+    """What one of `--workers` does, in a process of its own."""
+    tf.config.set_visible_devices([], "GPU")
+    Sweep.plan(config).work(worker, address, number)
+
+
+def _fit(config: FitConfig) -> None:
+    training.fit(config)
