@@ -28,7 +28,7 @@ from keras_tuner.engine.trial import Trial, TrialStatus
 from pizza_steak import atomic
 from pizza_steak.errors import UserError
 from trainers import data as run_data
-from trainers import runs, training
+from trainers import runs
 from trainers.config import DataConfig, FitConfig, RunConfig
 from tuning import distribution, oracles, page, processes, table, trials
 from tuning.config import SweepConfig
@@ -351,6 +351,7 @@ class Sweep:
                     epochs=epochs,
                     earlier=self.folder / "trials" / f"{earlier}{end}" if earlier else None,
                     settings=settings if self.config.search.tensorboard else None,
+                    keep_backup=self.config.search.tuner == "hyperband",
                 )
             )
         return made
@@ -444,7 +445,7 @@ class Sweep:
             tensorboard=self.config.search.tensorboard,
         )
         try:
-            processes.run(_fit, dataclasses.replace(config, run=run))
+            processes.run(trials.fit, dataclasses.replace(config, run=run))
         except processes.ProcessError as error:
             raise UserError(f"best.flags: {error}") from error
         result = runs.open_run(run.run_dir).result
@@ -494,7 +495,7 @@ class Sweep:
         ]
         return "\n".join(
             [
-                f"{len(rows)} trials ({', '.join(counts)}) in {oracle.seconds:.0f} s; "
+                f"{len(rows)} trials ({', '.join(counts)}) in {max(oracle.ended_after.values()):.0f} s; "
                 f"{self.so_far(oracle)}",
                 f"trained on all training pictures: test accuracy "
                 f"{winner.result['test_accuracy']:.4f}",
@@ -527,7 +528,3 @@ def _work(config: SweepConfig, worker: str, address: str, number: int) -> None:
     """What one of `--workers` does, in a process of its own."""
     tf.config.set_visible_devices([], "GPU")
     Sweep.plan(config).work(worker, address, number)
-
-
-def _fit(config: FitConfig) -> None:
-    training.fit(config)

@@ -32,12 +32,14 @@ class Execution:
       epochs: Where it stops.
       earlier: The run directory of one with the same settings that it goes on from.
       settings: What TensorBoard shows of it; None for nothing.
+      keep_backup: Whether another may go on from it.
     """
 
     config: FitConfig
     epochs: int
     earlier: pathlib.Path | None = None
     settings: Mapping[str, Any] | None = None
+    keep_backup: bool = False
 
     @property
     def run(self) -> runs.Run:
@@ -68,6 +70,17 @@ def train(execution: Execution) -> None:
         execution.fail(reason[:500], traceback.format_exc())
 
 
+def fit(config: FitConfig) -> None:
+    """`trainers.fit`, with what it tells on the way."""
+    _see_devices()
+    print(training.fit(config).summary(), flush=True)
+
+
+def _see_devices() -> None:
+    with stderr_dropped():  # It tells of each GPU that is not there.
+        tf.config.list_physical_devices()
+
+
 def _train(execution: Execution) -> None:
     run_config = execution.config.run
     path = execution.run.path
@@ -78,8 +91,7 @@ def _train(execution: Execution) -> None:
     run = runs.plan(config)
     if run.finished:
         return
-    with stderr_dropped():  # Of GPUs that are not there.
-        tf.config.list_physical_devices()
+    _see_devices()
     trained = training.Training.prepare(config, run)
     trained.start()
     if execution.earlier and not run.backup.exists():
@@ -89,7 +101,7 @@ def _train(execution: Execution) -> None:
     )
     if execution.settings is not None:
         _log_hparams(execution.settings, run)
-    run.finish(trained.result(), keep_backup=True)
+    run.finish(trained.result(), keep_backup=execution.keep_backup)
 
 
 def _go_on_from(earlier: pathlib.Path, run: runs.Run) -> None:
