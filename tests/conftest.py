@@ -8,6 +8,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 
+import chromium
 import numpy as np
 import pytest
 from PIL import Image
@@ -178,3 +179,12 @@ def run_python(start_python) -> Callable[..., str]:
         return output
 
     return run
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """A page of a headless Chromium."""
+    if chromium.EXECUTABLE is None:
+        pytest.skip("no chromium on the PATH; Debian's package of that name has it")
+    with chromium.page(tmp_path_factory.mktemp("profile")) as page:
+        yield page

@@ -78,6 +78,11 @@ def overlay_svg(curves: Sequence[Sequence[float]]) -> bytes:
     """
     figure = Figure(figsize=(5, 3.4), layout="constrained")
     _overlay(figure.subplots(), curves)
+    return svg(figure)
+
+
+def svg(figure: Figure) -> bytes:
+    """A figure as an SVG document."""
     file = io.BytesIO()
     figure.savefig(file, format="svg", metadata={"Date": None})
     return file.getvalue()

@@ -1,6 +1,5 @@
 """One HTML page about several runs, that needs no script, no network and no file beside it."""
 
-import base64
 import contextlib
 import dataclasses
 import glob
@@ -12,13 +11,12 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jinja2
 from PIL import Image
 
 from pizza_steak.atomic import output_file
 from pizza_steak.errors import UserError
 from trainers import config as configs
-from trainers import plots, runs
+from trainers import pages, plots, runs
 from trainers.config import FitConfig, ReportConfig
 
 # What the page shows of every run that has it: a file, a title, whether it is of photographs, and
@@ -159,13 +157,6 @@ def render(entries: Sequence[Entry], left_out: Sequence[str]) -> str:
       entries: At least one.
       left_out: A line for each folder that is not shown.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     curves = {
         title: plots.overlay_svg([entry.history[metric] for entry in entries])
         for title, metric in (
@@ -177,12 +168,13 @@ def render(entries: Sequence[Entry], left_out: Sequence[str]) -> str:
         (title, scale, [(entry, entry.figures[file]) for entry in entries if file in entry.figures])
         for file, title, _, scale in _GALLERIES
     ]
-    return environment.get_template("report.html.jinja").render(
+    return pages.render(
+        pathlib.Path(__file__).with_name("report.html.jinja"),
         entries=entries,
         styles=[plots.line_style(index) for index in range(len(entries))],
         best=_best(entries),
         comparable=len({_validated_on(entry) for entry in entries}) == 1,
-        curves={title: _data_uri(svg, "svg+xml") for title, svg in curves.items()},
+        curves={title: pages.data_uri(svg, "svg+xml") for title, svg in curves.items()},
         flags=_differing_flags(entries),
         galleries=galleries,
         left_out=left_out,
@@ -274,8 +266,4 @@ def _embed(file: pathlib.Path, photographs: bool) -> Picture:
             compressed, kind = io.BytesIO(), "webp"
             image.convert("RGB").save(compressed, kind, quality=85)
             content = compressed.getvalue()
-        return Picture(_data_uri(content, kind), *image.size)
-
-
-def _data_uri(content: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+        return Picture(pages.data_uri(content, kind), *image.size)

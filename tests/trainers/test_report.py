@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 
-import chromium
 import pytest
 from PIL import Image
 from small_runs import fit, fit_and_stop, result_of, run_command
@@ -306,14 +305,6 @@ def test_no_run_at_all_is_one_line(trained, tmp_path, pattern):
     assert stderr.startswith(f"error: runs '{trained}/{pattern}': no ")
     assert stderr.count("\n") == 1
     assert not output.exists()
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    if chromium.EXECUTABLE is None:
-        pytest.skip("no chromium on the PATH; Debian's package of that name has it")
-    with chromium.page(tmp_path_factory.mktemp("profile")) as page:
-        yield page
 
 
 @pytest.mark.slow
