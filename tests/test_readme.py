@@ -8,14 +8,15 @@ import re
 import pytest
 
 from pizza_steak import inspect
-from trainers import config as configs
+from trainers import config as trainers_config
+from tuning import config as tuning_config
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else ""
 
 FLAGS = {
     field.name
-    for concern in vars(configs).values()
+    for concern in (vars(trainers_config) | vars(tuning_config)).values()
     if dataclasses.is_dataclass(concern)
     for field in dataclasses.fields(concern)
 } | {*re.findall(r"--([a-z_]+)", inspect.parser().format_help())}

@@ -153,15 +153,17 @@ class SweepConfig:
 class RangeTestConfig:
     """Which learning rates are tried, and where the outcome goes."""
 
-    lowest: float = flag(1e-6, "The learning rate of the first step.", minimum=0.0)
+    lowest: float = flag(1e-5, "The learning rate of the first step.", minimum=0.0)
     highest: float = flag(1.0, "That of the last.", minimum=0.0)
-    steps: int = flag(100, "Steps in between, each on another batch.", minimum=10)
+    steps: int = flag(
+        200, "Steps, each on another batch and at a rate higher by a constant factor.", minimum=10
+    )
     plot: str = flag("learning_rate.png", "File for the figure: .png, .pdf or .svg.")
 
 
 @dataclasses.dataclass(frozen=True)
 class LearningRateConfig:
-    """All that `tuning.learning_rate` takes; of `optimisation` the learning rate is not used."""
+    """All that `tuning.learning_rate` takes; rate, schedule and epochs among it are not used."""
 
     data: DataConfig = DataConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
