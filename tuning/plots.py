@@ -1,0 +1,149 @@
+"""The figures of a search's page."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from trainers import plots
+from tuning.table import Row
+
+_POINT, _LINE, _FAILED = "#56B4E9", "#0072B2", "#D55E00"  # Of Okabe and Ito's colours.
+# A ring around the best trial's point, in the colour of its line on parallel axes.
+_BEST = {
+    "marker": "o",
+    "s": 90,
+    "facecolors": "none",
+    "edgecolors": _FAILED,
+    "linewidths": 2,
+    "zorder": 3,
+}
+
+
+def limits(objectives: Sequence[float], higher_is_better: bool) -> tuple[float, float]:
+    """The worst and the best value that figures have room for.
+
+    That is all values but those that are far worse than most, by Tukey's outer fence ("Exploratory
+    Data Analysis", 1977): beside a loss that diverged, all others would look alike.
+
+    Args:
+      objectives: At least one, all finite.
+      higher_is_better: What of two is the better.
+
+    Returns:
+      Two numbers that differ.
+    """
+    sign = 1 if higher_is_better else -1
+    values = sign * np.asarray(objectives)
+    lower, upper = np.percentile(values, (25, 75))
+    worst, best = values.min(), values.max()
+    if lower < upper:
+        worst = max(worst, lower - 3 * (upper - lower))
+    if worst == best:
+        worst -= abs(best) * 0.01 or 0.01
+    return float(sign * worst), float(sign * best)
+
+
+def best_so_far_svg(
+    rows: Sequence[Row],
+    failed: Sequence[float],
+    best: Row,
+    objective: str,
+    limits: tuple[float, float],
+) -> bytes:
+    """Draws the trials' results and the best so far by the time at which they ended.
+
+    Args:
+      rows: Trials with an objective.
+      failed: Seconds of searching until each of the others ended.
+      best: Of the trials.
+      objective: What it is called.
+      limits: The objective's values at the ends of the axis, the worse first.
+
+    Returns:
+      An SVG document.
+    """
+    rows = sorted(rows, key=lambda row: row.ended_after)
+    end = max([rows[-1].ended_after, *failed])
+    unit, length = _unit_of_time(end)
+    times = [row.ended_after / length for row in rows]
+    better = np.maximum if limits[0] < limits[1] else np.minimum
+    bests = better.accumulate([row.objective for row in rows])
+    figure, axes = _results(rows, times, objective, limits)
+    axes.step(
+        [*times, end / length],
+        np.clip([*bests, bests[-1]], min(limits), max(limits)),
+        where="post",
+        color=_LINE,
+        linewidth=2,
+        label="best so far",
+    )
+    axes.scatter(best.ended_after / length, best.objective, label="best", **_BEST)
+    if failed:
+        axes.scatter(
+            np.divide(failed, length),
+            np.full(len(failed), 0.03),
+            marker="x",
+            color=_FAILED,
+            label="failed",
+            transform=axes.get_xaxis_transform(),  # Heights are shares of the axis.
+        )
+    axes.set(xlabel=f"{unit} of searching")
+    axes.set_xlim(left=0)
+    figure.legend(loc="outside upper left", ncols=4, frameon=False, fontsize="small")
+    return plots.svg(figure)
+
+
+def learning_rate_svg(
+    rows: Sequence[Row], best: Row, objective: str, limits: tuple[float, float]
+) -> bytes:
+    """Draws the trials' results by their learning rate.
+
+    Args:
+      rows: Trials with an objective.
+      best: Of them.
+      objective: What it is called.
+      limits: The objective's values at the ends of the axis, the worse first.
+
+    Returns:
+      An SVG document.
+    """
+    rates = [row.settings["learning_rate"] for row in rows]
+    figure, axes = _results(rows, rates, objective, limits)
+    axes.scatter(best.settings["learning_rate"], best.objective, label="best", **_BEST)
+    axes.set(xscale="log", xlabel="learning rate (log scale)")
+    figure.legend(loc="outside upper left", ncols=4, frameon=False, fontsize="small")
+    return plots.svg(figure)
+
+
+def _results(
+    rows: Sequence[Row], places: Sequence[float], objective: str, limits: tuple[float, float]
+) -> tuple[Figure, Axes]:
+    """A point for each trial, the larger the longer it was trained."""
+    figure = Figure(figsize=(5, 3.4), layout="constrained")
+    axes = figure.subplots()
+    least, most = sorted(limits)
+    margin = 0.06 * (most - least)
+    longest = max(row.epochs for row in rows) or 1
+    axes.scatter(
+        places,
+        np.clip([row.objective for row in rows], least, most),
+        s=[8 + 40 * row.epochs / longest for row in rows],
+        color=_POINT,
+        edgecolors="white",
+        linewidths=0.5,
+        label="trial",
+    )
+    axes.set(ylabel=objective, ylim=(least - margin, most + margin))
+    axes.set_axisbelow(True)
+    axes.grid(color="0.9")
+    return figure, axes
+
+
+def _unit_of_time(seconds: float) -> tuple[str, int]:
+    """A unit in which a duration is no long number, and its length in seconds."""
+    for unit, length in (("hours", 3600), ("minutes", 60)):
+        if seconds > 2 * length:
+            return unit, length
+    return "seconds", 1
