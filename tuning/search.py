@@ -76,6 +76,7 @@ def search(config: SweepConfig) -> str:
     with sweep.alone():
         sweep.start()
         oracle = sweep.go_on(remote=bool(role))
+        print(sweep.plan_table(oracle), flush=True)
         try:
             sweep.run_trials(oracle, distributed=bool(role))
             sweep.check_failures(oracle)
@@ -220,6 +221,30 @@ class Sweep:
         )
         oracle.max_trials = max_trials  # Which Keras Tuner's does not take.
         return oracle
+
+    def plan_table(self, oracle: oracles.Durable) -> str:
+        """What will run, for people, before it does."""
+        asked, trial, data = self.config.search, self.config.trial, self.space.data
+        fixed = [name for name, values in self.space.ranges.items() if len(values.values) == 1]
+        limits = [f"{trial.max_epochs} epochs a trial"]
+        if oracle.max_trials:
+            limits.append(f"{oracle.max_trials} trials")
+        if asked.time_budget is not None:
+            limits.append(f"{asked.time_budget / 60:.0f} min")
+        splits = [
+            f"{purpose} {data.splits[purpose]}: {len(data.rows[purpose]):,} pictures"
+            for purpose in ("train", "validation")
+        ]
+        ended = len(oracle.ended_after)
+        rows = [
+            ("pictures", "; ".join(splits)),
+            ("dataset", data.records.builder.info.full_name),
+            ("searched", ", ".join(name for name in self.space.ranges if name not in fixed)),
+            ("tuner", f"{asked.tuner}, {asked.objective}, at most {', '.join(limits)}"),
+            ("workers", f"{asked.workers}" if asked.workers > 1 else ""),
+            ("sweep", f"{self.folder}" + (f", after {ended} trials" if ended else "")),
+        ]
+        return "\n".join(f"{name:<12}{text}" for name, text in rows if text)
 
     def check_failures(self, oracle: oracles.Durable) -> None:
         """Checks that trials did not fail one after the other.

@@ -39,7 +39,7 @@ class SearchSpace(keras_tuner.HyperModel):
     def __init__(self, config: SweepConfig, data: run_data.Data):
         super().__init__()
         self._config = config
-        self._data = data
+        self.data = data
         self.ranges: dict[str, Range] = {
             field.name: field.metadata["parse"](getattr(config.space, field.name))
             for field in dataclasses.fields(SpaceConfig)
@@ -125,7 +125,7 @@ class SearchSpace(keras_tuner.HyperModel):
     def fits(self, values: Mapping[str, Any]) -> bool:
         """Whether the network of a point leaves anything of the pictures."""
         sizes = models.sizes_of(self.fit_config(values).model)
-        return models.fits(sizes, self._data.image_shape)
+        return models.fits(sizes, self.data.image_shape)
 
     def build(self, hp: keras_tuner.HyperParameters) -> keras.Model:
         """The compiled model of a point, for a tuner of Keras Tuner's own.
@@ -137,7 +137,7 @@ class SearchSpace(keras_tuner.HyperModel):
         config = self.fit_config(hp.values)
         chosen, seed = devices.choose(config.devices), config.optimisation.seed
         augmentation = preprocessing.augmentation_of(config.augmentation, seed)
-        return training.compiled_model(config, self._data, chosen, augmentation)
+        return training.compiled_model(config, self.data, chosen, augmentation)
 
 
 def _whole_numbers(values: Range) -> list[int]:

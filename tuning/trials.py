@@ -21,6 +21,7 @@ from trainers import runs, training  # noqa: E402
 from trainers.config import FitConfig  # noqa: E402
 
 _FAILURE = "failure.txt"
+_LONGEST_REASON = 300  # TensorFlow's are pages long.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +65,12 @@ def train(execution: Execution) -> None:
     try:
         _train(execution)
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        if not isinstance(error, UserError):
+        reason = " ".join(str(error).split())
+        if isinstance(error, (tf.errors.ResourceExhaustedError, MemoryError)):
+            reason = f"out of memory: {reason}"
+        elif not isinstance(error, UserError):
             reason = f"{type(error).__name__}: {reason}"
-        execution.fail(reason[:500], traceback.format_exc())
+        execution.fail(reason[:_LONGEST_REASON], traceback.format_exc())
 
 
 def fit(config: FitConfig) -> None:
