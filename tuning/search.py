@@ -520,8 +520,8 @@ class Sweep:
         ]
         return "\n".join(
             [
-                f"{len(rows)} trials ({', '.join(counts)}) in {max(oracle.ended_after.values()):.0f} s; "
-                f"{self.so_far(oracle)}",
+                f"{len(rows)} trials ({', '.join(counts)}) in "
+                f"{max(oracle.ended_after.values()):.0f} s; {self.so_far(oracle)}",
                 f"trained on all training pictures: test accuracy "
                 f"{winner.result['test_accuracy']:.4f}",
                 f"repeat that: python -m trainers.fit --flagfile={self.folder / 'best.flags'}",
