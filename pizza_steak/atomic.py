@@ -6,7 +6,7 @@ import os
 import pathlib
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import filelock
 
@@ -44,6 +44,14 @@ def make_once(path: pathlib.Path, make: Callable[[pathlib.Path], None]) -> None:
         if not path.exists():  # Another process may have made it meanwhile.
             with atomic_path(path) as temporary:
                 make(temporary)
+
+
+def holds_only(folder: pathlib.Path, parts: Collection[str]) -> bool:
+    """Whether a folder, which may not be there, holds nothing but some of these, or half of one."""
+    names = os.listdir(folder) if folder.exists() else []
+    return all(
+        name in parts or (name.startswith(".") and name.endswith(tuple(parts))) for name in names
+    )
 
 
 def remove(path: pathlib.Path) -> None:
