@@ -5,6 +5,7 @@ them, those one step apart (`16:256:16`), or evenly by their logarithm (`1e-4:1e
 """
 
 import dataclasses
+import math
 from typing import Any
 
 _WORDS = {"true": True, "false": False}
@@ -97,10 +98,13 @@ def _parse_value(text: str, kind: type, choices: tuple[str, ...]) -> Any:
     if choices and text not in choices:
         raise ValueError(f"{text}: expected some of {','.join(choices)}")
     try:
-        return kind(text)
+        value = kind(text)
+        if kind is float and not math.isfinite(value):
+            raise ValueError
     except ValueError as error:
         name = {int: "a whole number", float: "a number"}[kind]
         raise ValueError(
             f"{text!r}: expected {name}, several after commas, or low:high, low:high:step or "
             "low:high:log"
         ) from error
+    return value
