@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags as absl_flags
 
+from pizza_steak import atomic
 from pizza_steak.atomic import atomic_path, remove
 from pizza_steak.errors import UserError
 from trainers.config import FitConfig, define_flags, from_flags, to_flags
@@ -269,16 +270,11 @@ def _check_free(path: pathlib.Path, overwrite: bool) -> None:
                 f"run_dir {path}: already holds a run; pass --resume to go on with it, --overwrite "
                 "to replace it, or another --run_dir"
             )
-    elif path.exists() and not all(map(_is_part, os.listdir(path))):
+    elif not atomic.holds_only(path, _PARTS):
         raise UserError(f"run_dir {path}: holds files that are no run; pass another --run_dir")
     folder = next(parent for parent in (path, *path.parents) if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"run_dir {path}: {folder} cannot be written; pass another --run_dir")
-
-
-def _is_part(name: str) -> bool:
-    """Whether a file is of a run, or the beginning of one that was killed."""
-    return name in _PARTS or (name.startswith(".") and name.endswith(_PARTS))
 
 
 def flags_to_repeat(config: Any, without: Container[str]) -> str:

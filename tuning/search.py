@@ -45,15 +45,8 @@ _FREE = (
     "tensorboard",
     "overwrite",
 )
-_PARTS = (
-    "sweep.flags",
-    "oracle",
-    "trials",
-    "trials.csv",
-    "best.flags",
-    "best",
-    "sweep.html",
-)
+# The flags last: what is removed in this order is a search until all of it is gone.
+_PARTS = ("oracle", "trials", "trials.csv", "best.flags", "best", "sweep.html", "sweep.flags")
 _DEFAULT_TRIALS = 30
 _STARTS_WITHOUT_AN_EPOCH = 5
 
@@ -147,7 +140,7 @@ class Sweep:
           UserError: There is something else.
         """
         there = self.folder / "sweep.flags"
-        if self.config.search.overwrite:
+        if self.config.search.overwrite and there.exists():
             for part in _PARTS:
                 atomic.remove(self.folder / part)
         if there.exists():
@@ -157,7 +150,7 @@ class Sweep:
                     f"{changed}); pass --overwrite to replace that search, or another --sweep_dir"
                 )
             return
-        if self.folder.exists() and any(self.folder.iterdir()):
+        if not atomic.holds_only(self.folder, _PARTS):
             raise UserError(
                 f"sweep_dir {self.folder}: holds files that are no search; pass another --sweep_dir"
             )
