@@ -58,6 +58,7 @@ def render(
       objective: "val_accuracy" or "val_loss".
       best: None until the best trial is trained again.
     """
+    name = _NAMES.get(objective, objective)
     higher_is_better = not objective.endswith("loss")
     searched = {name: values for name, values in ranges.items() if len(values.values) != 1}
     # The worst first: what figures draw later is on top.
@@ -65,50 +66,36 @@ def render(
         importances.completed(rows),
         key=lambda row: row.objective if higher_is_better else -row.objective,
     )
-    chosen = next((row for row in scored if best and row.trial == best.trial), None)
-    if chosen is None and scored:
-        chosen = scored[-1]
+    others = [row for row in rows if row.trial not in {row.trial for row in scored}]
     found = importances.measure(rows, ranges)
-    name = _NAMES.get(objective, objective)
+    chosen, lines, figures, limits = None, None, {}, None
+    if scored:
+        named = [row for row in scored if best and row.trial == best.trial]
+        chosen = [*scored, *named][-1]
+        limits = plots.limits([row.objective for row in scored], higher_is_better)
+        ordered = {name: searched[name] for name in (found.settings if found else searched)}
+        lines = parallel.figure(scored, ordered, name, limits)
+        failed = [row.ended_after for row in others if row.ended_after is not None]
+        figures["Best so far"] = plots.best_so_far_svg(scored, failed, chosen, name, limits)
+        if rates := searched.get("learning_rate"):
+            figures["Learning rate"] = plots.learning_rate_svg(scored, rates, chosen, name, limits)
     return pages.render(
         pathlib.Path(__file__).with_name("page.html.jinja"),
-        rows=[*reversed(scored), *(row for row in rows if row not in scored)],
+        rows=[*reversed(scored), *others],
         counts={status: sum(row.status == status for row in rows) for status in STATUSES},
         seconds=max((row.ended_after for row in rows if row.ended_after is not None), default=0),
         objective=name,
         higher_is_better=higher_is_better,
         winner=best,
         best=chosen,
+        parallel=lines,
+        inactive=parallel.INACTIVE,
+        cut=any(not min(limits) <= row.objective <= max(limits) for row in scored),
         importance=found,
         least_trials=importances.LEAST_TRIALS,
+        figures={title: pages.data_uri(svg, "svg+xml") for title, svg in figures.items()},
         searched=searched,
         fixed={name: values.values[0] for name, values in ranges.items() if name not in searched},
         text=parallel.text,
-        inactive=parallel.INACTIVE,
         made=time.strftime("%Y-%m-%d %H:%M"),
-        **_figures(rows, scored, chosen, found, searched, name, higher_is_better),
     )
-
-
-def _figures(
-    rows: Sequence[Row],
-    scored: Sequence[Row],
-    best: Row | None,
-    found: importances.Importance | None,
-    searched: Mapping[str, Range],
-    objective: str,
-    higher_is_better: bool,
-) -> dict[str, Any]:
-    """What the page draws, None for what there is not."""
-    if best is None:
-        return {"parallel": None, "figures": {}}
-    limits = plots.limits([row.objective for row in scored], higher_is_better)
-    ordered = {name: searched[name] for name in (found.settings if found else searched)}
-    failed = [row.ended_after for row in rows if row.status == "failed" and row.ended_after]
-    figures = {"Best so far": plots.best_so_far_svg(scored, failed, best, objective, limits)}
-    if "learning_rate" in searched:
-        figures["Learning rate"] = plots.learning_rate_svg(scored, best, objective, limits)
-    return {
-        "parallel": parallel.figure(scored, ordered, objective, limits),
-        "figures": {title: pages.data_uri(svg, "svg+xml") for title, svg in figures.items()},
-    }

@@ -12,7 +12,7 @@ from tuning.ranges import Range
 from tuning.table import Row
 
 # Where on an axis a trial is to which it means nothing.
-INACTIVE = -0.07
+INACTIVE = -0.1
 # So many whole numbers between two are listed each.
 _MOST_LISTED = 8
 # Of the room of a listed value, and of all values of an axis, what its lines are spread over.
@@ -120,9 +120,12 @@ def _ticks(values: Range) -> list[tuple[float, str]]:
         return [((at + 0.5) / len(listed), text(value)) for at, value in enumerate(listed)]
     if not values.log:
         ticks = _nice(values.low, values.high)
+    elif values.high / values.low >= 50:
+        ticks = ticker.LogLocator(numticks=20).tick_values(values.low, values.high)
+    elif isinstance(values.low, int):  # Of layers' sizes, mostly powers of two.
+        ticks = ticker.LogLocator(2, numticks=20).tick_values(values.low, values.high)
     else:
-        parts = (1,) if values.high / values.low >= 50 else (1, 2, 5)
-        ticks = ticker.LogLocator(subs=parts, numticks=20).tick_values(values.low, values.high)
+        ticks = ticker.LogLocator(subs=(1, 2, 5)).tick_values(values.low, values.high)
     inside = [tick for tick in ticks if values.low * 0.999 <= tick <= values.high * 1.001]
     return [(_share(tick, values), f"{tick:.4g}") for tick in inside]
 

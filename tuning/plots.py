@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from trainers import plots
+from tuning.ranges import Range
 from tuning.table import Row
 
 _POINT, _LINE, _FAILED = "#56B4E9", "#0072B2", "#D55E00"  # Of Okabe and Ito's colours.
@@ -83,7 +85,7 @@ def best_so_far_svg(
     if failed:
         axes.scatter(
             np.divide(failed, length),
-            np.full(len(failed), 0.03),
+            np.full(len(failed), 0.03 if limits[0] < limits[1] else 0.97),
             marker="x",
             color=_FAILED,
             label="failed",
@@ -96,13 +98,14 @@ def best_so_far_svg(
 
 
 def learning_rate_svg(
-    rows: Sequence[Row], best: Row, objective: str, limits: tuple[float, float]
+    rows: Sequence[Row], searched: Range, best: Row, objective: str, limits: tuple[float, float]
 ) -> bytes:
     """Draws the trials' results by their learning rate.
 
     Args:
       rows: Trials with an objective.
-      best: Of them.
+      searched: The learning rates that are.
+      best: Of the trials.
       objective: What it is called.
       limits: The objective's values at the ends of the axis, the worse first.
 
@@ -113,6 +116,11 @@ def learning_rate_svg(
     figure, axes = _results(rows, rates, objective, limits)
     axes.scatter(best.settings["learning_rate"], best.objective, label="best", **_BEST)
     axes.set(xscale="log", xlabel="learning rate (log scale)")
+    if searched.least > 0:
+        axes.set_xlim(searched.least / 1.2, searched.most * 1.2)
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(ticker.NullLocator())
     figure.legend(loc="outside upper left", ncols=4, frameon=False, fontsize="small")
     return plots.svg(figure)
 

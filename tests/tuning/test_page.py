@@ -1,0 +1,283 @@
+"""The page of a search: what it says, what is important, and how a browser shows it."""
+
+import base64
+import html
+import math
+import random
+import re
+
+import pytest
+
+from tuning import importance, page, parallel, plots
+from tuning.ranges import Range
+from tuning.table import Row
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+RANGES = {
+    "learning_rate": Range(low=1e-4, high=1e-1, log=True),
+    "dropout": Range(low=0.0, high=0.5),
+    "optimizer": Range(("adam", "adamw")),
+    "batch_normalization": Range((False, True)),
+    "dense_layers": Range(low=0, high=2),
+    "dense_units": Range(low=16, high=256, log=True),
+    "padding": Range(("same",)),
+}
+RESULT = {
+    "test_accuracy": 0.8125,
+    "test_loss": 0.5,
+    "parameters": 12345,
+    "fit_seconds": 67.8,
+    "history": {"loss": [0.9, 0.8, 0.7]},
+}
+
+
+def by_learning_rate(settings) -> float:
+    """An accuracy that is best at a learning rate of 0.01."""
+    return 0.9 - 0.1 * abs(math.log10(settings["learning_rate"]) + 2)
+
+
+def trials(count: int, score=by_learning_rate, failed=()) -> list[Row]:
+    """Trials of settings drawn by chance, of which some failed; another one is running."""
+    draw = random.Random(0)
+    rows = []
+    for number in range(count):
+        settings = {
+            "learning_rate": 10 ** draw.uniform(-4, -1),
+            "dropout": draw.uniform(0, 0.5),
+            "optimizer": draw.choice(("adam", "adamw")),
+            "batch_normalization": draw.choice((False, True)),
+            "dense_layers": draw.randint(0, 2),
+            "padding": "same",
+        }
+        if settings["dense_layers"]:
+            settings["dense_units"] = draw.randint(16, 256)
+        rows.append(
+            Row(
+                trial=f"{number:04}",
+                status="failed" if number in failed else "completed",
+                objective=None if number in failed else score(settings),
+                epochs=5,
+                seconds=9.5,
+                ended_after=10.0 * number + 10,
+                settings=settings,
+                reason="out of memory" if number in failed else "",
+            )
+        )
+    return [*rows, Row("running", "running", None, 0, 0.0, None, rows[0].settings)] if rows else []
+
+
+def losses(rows) -> list[Row]:
+    """The same trials with a loss in place of the accuracy."""
+    return [
+        Row(**vars(row) | {"objective": None if row.objective is None else 1 - row.objective})
+        for row in rows
+    ]
+
+
+def words(text: str) -> str:
+    """What of a page is no markup."""
+    text = re.sub(r"<(style|script).*?</\1>", "", text, flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", text)).split())
+
+
+def trials_in_table(text: str) -> list[str]:
+    table = text[text.index('<table class="wide sortable trials">') :]
+    return re.findall(r'<th scope="row">([^ <]+)', table)
+
+
+def test_the_setting_that_decides_is_the_most_important_and_noise_is_not():
+    found = page.importance(trials(60), RANGES, "val_accuracy")
+    assert next(iter(found)) == "learning_rate"
+    noise = [share for name, share in found.items() if name != "learning_rate"]
+    assert found["learning_rate"] > 0.5
+    assert max(map(abs, noise)) < 0.05
+    assert "padding" not in found
+    assert page.importance(trials(60), RANGES, "val_accuracy") == found
+
+
+def test_a_loss_has_the_importance_of_its_accuracy():
+    found = page.importance(losses(trials(60)), RANGES, "val_loss")
+    assert next(iter(found)) == "learning_rate"
+    assert found["learning_rate"] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "score"),
+    [
+        ("optimizer", lambda settings: settings["optimizer"] == "adam"),
+        ("batch_normalization", lambda settings: settings["batch_normalization"]),
+        ("dense_units", lambda settings: settings.get("dense_units", 0) > 100),
+    ],
+)
+def test_settings_of_any_kind_can_be_important(name, score):
+    draw = random.Random(1)
+    rows = trials(60, lambda settings: 0.5 + 0.2 * score(settings) + draw.gauss(0, 0.01))
+    assert next(iter(page.importance(rows, RANGES, "val_accuracy"))) == name
+
+
+def test_of_noise_the_forest_says_that_it_explains_nothing():
+    draw = random.Random(1)
+    rows = trials(40, lambda settings: draw.random())
+    assert importance.measure(rows, RANGES).r_squared < 0.1
+    assert "the order below may be chance" in words(page.render(rows, RANGES, "val_loss", None))
+
+
+def test_one_loss_that_diverged_does_not_hide_what_is_important():
+    rows = losses(trials(60))
+    rows[7] = Row(**vars(rows[7]) | {"objective": 1e9})
+    assert next(iter(page.importance(rows, RANGES, "val_loss"))) == "learning_rate"
+
+
+def test_trials_of_the_same_settings_are_judged_once_with_their_epochs():
+    rows = trials(20)
+    longer = [Row(**vars(row) | {"epochs": 15, "objective": 0.95}) for row in rows[:8]]
+    found = importance.measure([*rows, *longer], RANGES)
+    assert found.trials == 20
+    assert found.epochs > 0.1
+    assert importance.measure(rows, RANGES).epochs is None
+
+
+@pytest.mark.parametrize(
+    "rows", [trials(9), trials(20, lambda settings: 0.5), trials(9) + trials(9)]
+)
+def test_too_little_to_tell_importance_is_said(rows):
+    assert page.importance(rows, RANGES, "val_accuracy") == {}
+    assert "at least 10 completed trials" in words(page.render(rows, RANGES, "val_loss", None))
+
+
+def test_the_headline_counts_and_names_the_best():
+    rows = trials(20, failed=(3, 5))
+    best = max(rows, key=lambda row: row.objective or 0)
+    winner = page.Winner(best.trial, "--epochs=3\n", RESULT)
+    said = words(page.render(rows, RANGES, "val_accuracy", winner))
+    assert f"trial {best.trial} : validation accuracy {best.objective:.4f}" in said
+    assert "test accuracy of 0.8125" in said
+    assert "18 completed, 2 failed, 1 running or interrupted, in 200 seconds" in said
+    assert "--flagfile=best.flags" in said
+    assert "--epochs=3" in said
+    unfinished = words(page.render(rows, RANGES, "val_accuracy", None))
+    assert f"trial {best.trial} : validation accuracy" in unfinished
+    assert "has not been trained again" in unfinished
+
+
+@pytest.mark.parametrize("objective", ["val_accuracy", "val_loss"])
+def test_the_best_come_first_and_then_what_failed(objective):
+    rows = trials(20, failed=(3, 5))
+    expected = [
+        row.trial
+        for row in sorted(rows, key=lambda row: -(row.objective or 0))
+        if row.objective is not None
+    ]
+    rows = rows if objective == "val_accuracy" else losses(rows)
+    text = page.render(rows, RANGES, objective, None)
+    assert trials_in_table(text) == [*expected, "0003", "0005", "running"]
+    assert words(text).count("failed: out of memory") == 2
+    # Lines are drawn the other way round, so that the best is on top.
+    assert re.findall(r"<title>trial (\w+)", text) == expected[::-1]
+
+
+@pytest.mark.parametrize("objective", ["val_accuracy", "val_loss"])
+def test_the_best_so_far_never_gets_worse(objective):
+    rows = trials(20) if objective == "val_accuracy" else losses(trials(20))
+    text = page.render(rows, RANGES, objective, None)
+    svg = re.search(r'src="data:image/svg\+xml;base64,([^"]+)" alt="Best so far', text)[1]
+    drawn = base64.b64decode(svg).decode()
+    line = re.search(r'<path d="([^"]+)"[^>]*stroke: #0072b2; stroke-width: 2;', drawn)[1]
+    heights = [float(y) for y in re.findall(r"[ML] \S+ (\S+)", line)]
+    downwards = objective == "val_loss"  # SVG counts from the top.
+    assert heights == sorted(heights, reverse=not downwards)
+    assert heights[0] != heights[-1]
+
+
+def test_on_parallel_axes_better_is_further_right():
+    rows = sorted(trials(20)[:20], key=lambda row: row.objective)
+    for ordered, limits in ((rows, (0.6, 0.9)), (losses(rows), (0.4, 0.1))):
+        lines = parallel.figure(ordered, {}, "objective", limits).lines
+        places = [line.places[0] for line in lines]
+        assert places == sorted(places)
+        assert 0 <= places[0] < places[-1] <= 1
+
+
+def test_settings_are_placed_by_their_value_and_inactive_ones_beside_the_axis():
+    rows = trials(40)[:40]
+    ranges = {name: RANGES[name] for name in ("learning_rate", "dense_layers", "dense_units")}
+    drawn = parallel.figure(rows, ranges, "objective", (0.6, 0.9))
+    _, rate, layers, units = drawn.axes
+    assert rate.ticks == [
+        (pytest.approx(third / 3), text)
+        for third, text in enumerate(("0.0001", "0.001", "0.01", "0.1"))
+    ]
+    assert [text for _, text in layers.ticks] == ["0", "1", "2"]
+    assert (rate.inactive, layers.inactive, units.inactive) == (False, False, True)
+    for line in drawn.lines:
+        settings = line.row.settings
+        _, rate, layers, units = line.places
+        assert rate == pytest.approx((math.log10(settings["learning_rate"]) + 4) / 3)
+        assert int(layers * 3) == settings["dense_layers"]
+        assert (units < -0.05) == (settings["dense_layers"] == 0)
+
+
+def test_figures_have_room_for_all_but_what_is_far_worse_than_most():
+    assert plots.limits([0.5, 0.6, 0.7, 0.8], higher_is_better=True) == (0.5, 0.8)
+    assert plots.limits([0.5, 0.6, 0.7, 0.8], higher_is_better=False) == (0.8, 0.5)
+    worst, best = plots.limits([*[0.5, 0.6, 0.7, 0.8] * 5, 1e6], higher_is_better=False)
+    assert best == 0.5
+    assert 0.8 < worst < 2
+    worst, best = plots.limits([0.5], higher_is_better=True)
+    assert worst < best == 0.5
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+@pytest.mark.parametrize("failed", [(), (0, 1)])
+def test_a_search_that_has_hardly_begun_has_a_page(count, failed):
+    said = words(page.render(trials(count, failed=failed), RANGES, "val_loss", None))
+    assert ("No trial is completed yet" in said) == (count == 0 or bool(failed))
+
+
+def hostile_page() -> str:
+    """Markup and what cannot wrap, wherever there is text of others."""
+    rows = trials(30, failed=(3,))
+    ranges = RANGES | {"optimizer": Range(("adam", "adamw", f"{HOSTILE}value"))}
+    rows[3] = Row(**vars(rows[3]) | {"reason": f"{HOSTILE}reason " + "x" * 400})
+    rows[4] = Row(
+        **vars(rows[4]) | {"settings": {**rows[4].settings, "optimizer": f"{HOSTILE}value"}}
+    )
+    flags = f"--archive={HOSTILE}flag" + "/folder" * 50
+    return page.render(rows, ranges, "val_accuracy", page.Winner("0001", flags, RESULT))
+
+
+def test_text_of_others_is_no_markup_and_the_page_stands_alone():
+    text = hostile_page()
+    assert "<img src=x" not in text
+    assert text.count("<script") == 1
+    for part in ("value", "reason", "flag"):
+        assert f"{HOSTILE}{part}" in words(text)
+    assert not re.search(r"https?://|url\(|@import|<link", text)
+    assert all(alt for alt in re.findall(r'<img [^>]*alt="([^"]*)"', text))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)])
+def test_a_browser_shows_it_without_errors_and_without_scrolling_sideways(
+    tmp_path, browser, width, height
+):
+    file = tmp_path / "sweep.html"
+    file.write_text(hostile_page())
+    browser.open(file, width, height)
+    root = "document.documentElement"
+    assert browser.evaluate("innerWidth") == width
+    assert browser.evaluate(f"{root}.scrollWidth <= {root}.clientWidth")
+    assert browser.evaluate(
+        "[...document.images].every(image => image.complete && image.naturalWidth)"
+    )
+    assert f"{HOSTILE}reason" in browser.evaluate("document.body.innerText")
+    told = [method for method, _ in browser.events]
+    assert not [method for method in told if method.startswith(("Log.", "Runtime.exc"))]
+    assert "Runtime.consoleAPICalled" not in told
+    addresses = [
+        parameters["request"]["url"]
+        for method, parameters in browser.events
+        if method == "Network.requestWillBeSent"
+    ]
+    assert addresses[0].startswith("file:")
+    assert all(address.startswith("data:") for address in addresses[1:])
