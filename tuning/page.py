@@ -61,13 +61,12 @@ def render(
     name = _NAMES.get(objective, objective)
     higher_is_better = not objective.endswith("loss")
     searched = {name: values for name, values in ranges.items() if len(values.values) != 1}
-    # The worst first: what figures draw later is on top.
-    scored = sorted(
-        importances.completed(rows),
-        key=lambda row: row.objective if higher_is_better else -row.objective,
-    )
-    others = [row for row in rows if row.trial not in {row.trial for row in scored}]
     found = importances.measure(rows, ranges)
+    completed = importances.completed(rows)
+    best_first = sorted(completed, key=lambda row: row.objective, reverse=higher_is_better)
+    scored = best_first[::-1]  # What figures draw later is on top.
+    with_result = {row.trial for row in scored}
+    others = [row for row in rows if row.trial not in with_result]
     chosen, lines, figures, limits = None, None, {}, None
     if scored:
         named = [row for row in scored if best and row.trial == best.trial]
@@ -81,7 +80,7 @@ def render(
             figures["Learning rate"] = plots.learning_rate_svg(scored, rates, chosen, name, limits)
     return pages.render(
         pathlib.Path(__file__).with_name("page.html.jinja"),
-        rows=[*reversed(scored), *others],
+        rows=[*best_first, *others],
         counts={status: sum(row.status == status for row in rows) for status in STATUSES},
         seconds=max((row.ended_after for row in rows if row.ended_after is not None), default=0),
         objective=name,
