@@ -167,8 +167,11 @@ class Durable(keras_tuner.Oracle):
         self.trials = {trial.trial_id: trial for trial in loaded}
         self.set_state(state)
         ended = {name for name, t in self.trials.items() if t.status != TrialStatus.RUNNING}
-        # The other way round when a trial ends.
-        self.end_order += sorted(ended - set(self.end_order))
+        for trial_id in sorted(ended - set(self.end_order)):
+            self.end_order.append(trial_id)  # The other way round when a trial ends.
+            self.ended_after[trial_id] = self._earlier_seconds
+        # Its worker was taken for dead, and has ended it before another began.
+        self._retry_queue = [trial_id for trial_id in self._retry_queue if trial_id not in ended]
         running = {
             tuner_id: trial
             for tuner_id, trial in self.ongoing_trials.items()

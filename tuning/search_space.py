@@ -52,8 +52,9 @@ class SearchSpace(keras_tuner.HyperModel):
             if name not in conditions:
                 self._register(hp, name)
         for name, (parent, values) in conditions.items():
-            with hp.conditional_scope(parent, values):
-                self._register(hp, name)
+            if values:  # Else it never means anything.
+                with hp.conditional_scope(parent, values):
+                    self._register(hp, name)
 
     def _conditions(self) -> dict[str, tuple[str, list[Any]]]:
         """Of settings that mean nothing for some values of another: those for which they do."""
