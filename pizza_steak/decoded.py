@@ -110,7 +110,7 @@ class StreamedPictures:
     records: Records
     format: Format
     bad: Mapping[int, str]
-    parallel_calls: int = tf.data.AUTOTUNE
+    parallel_calls: int = os.cpu_count()
 
     def gather(self, rows: tf.Tensor) -> tf.Tensor:
         return tf.map_fn(

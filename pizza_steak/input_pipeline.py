@@ -5,6 +5,7 @@ goes on where another was killed sees what that one would have seen.
 """
 
 import math
+import os
 from collections.abc import Callable
 
 import numpy as np
@@ -13,6 +14,8 @@ import tensorflow as tf
 from pizza_steak.decoded import Pictures
 from pizza_steak.errors import UserError
 
+# Batches that are kept ready.
+_PREFETCHED = 4
 CLASS_MODES = ("binary", "categorical", "sparse", "none")
 
 
@@ -124,7 +127,11 @@ def batches(
     """
     steps = math.ceil(len(rows) / batch_size)
     # Augmentation is bound by the cores, whatever gathering is bound by.
-    parallel_calls = pictures.parallel_calls if augment is None else tf.data.AUTOTUNE
+    parallel_calls = pictures.parallel_calls if augment is None else os.cpu_count()
+    # How many calls and batches at once is known; what would find it out holds up the end of a
+    # training by seconds, on a busy machine, until it has finished a thought.
+    options = tf.data.Options()
+    options.autotune.enabled = False
 
     def load(step):
         batch = batch_rows(step, rows, batch_size, seed=seed, shuffle=shuffle)
@@ -136,5 +143,6 @@ def batches(
     return (
         tf.data.Dataset.range(first_epoch * steps, epochs * steps)
         .map(load, num_parallel_calls=parallel_calls)
-        .prefetch(tf.data.AUTOTUNE)
+        .prefetch(_PREFETCHED)
+        .with_options(options)
     )
