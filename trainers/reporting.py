@@ -27,7 +27,8 @@ _GALLERIES = (
     ("augmentation.png", "Augmented pictures", True, 1.0),
     ("curves.png", "Training and validation", False, 1.0),
 )
-_METRICS = ("loss", "accuracy", "val_loss", "val_accuracy")
+_TRAINING_METRICS = ("loss", "accuracy")
+_VALIDATION_METRICS = ("val_loss", "val_accuracy")
 # Those of result.json that are shown.
 _NUMBERS = (
     "parameters",
@@ -62,8 +63,8 @@ class Entry:
     Attributes:
       name: Where it is, as short as the others' places allow.
       config: Its flags.
-      history: A number for each epoch so far, by each name of `_METRICS`; of a run without
-        validation no number for its metrics.
+      history: A number for each epoch so far, by Keras's names; of a run without validation no
+        number for its metrics.
       devices: What it was computed with.
       fingerprint: Tells its pictures from others.
       numbers: By the names of `_NUMBERS`; None while the run is not finished, as the next two.
@@ -227,8 +228,9 @@ def _read(folder: pathlib.Path, name: str) -> Entry:
         run = runs.Run(folder, file.read_text(), resumed=True)
         config = run.config
     with _reading(folder / "metrics.csv"):
-        logs = run.logs
-        history = {metric: [row[metric] for row in logs if metric in row] for metric in _METRICS}
+        history = {metric: [row[metric] for row in run.logs] for metric in _TRAINING_METRICS}
+        validated = run.logs if config.data.validation_split != "none" else []
+        history |= {metric: [row[metric] for row in validated] for metric in _VALIDATION_METRICS}
     with _reading(folder / "environment.json") as file:
         environment = json.loads(file.read_text())
         devices = ", ".join([*map(str, environment["names"]), str(environment["precision"])])
