@@ -13,6 +13,7 @@ from typing import Any
 
 import keras_tuner
 import numpy as np
+import threadpoolctl
 from keras_tuner.engine.trial import Trial, TrialStatus
 
 from pizza_steak.atomic import atomic_path, remove
@@ -73,7 +74,10 @@ class Durable(keras_tuner.Oracle):
     @property
     def finished(self) -> bool:
         """Whether there is nothing left to try, and every worker that asked has been told so."""
-        return self._exhausted and not self.ongoing_trials and not self.tuner_ids
+        enough = self.max_trials is not None and len(self.trials) >= self.max_trials
+        # Also where no worker asks any more, because it had all come to its end before.
+        over = self._exhausted or ((enough or self._out_of_time) and not self._retry_queue)
+        return over and not self.ongoing_trials and not self.tuner_ids
 
     @property
     def _out_of_time(self) -> bool:
@@ -205,7 +209,8 @@ class BayesianOptimizationOracle(Durable, keras_tuner.oracles.BayesianOptimizati
     def populate_space(self, trial_id):
         # Of this trial alone: Keras Tuner does not save the state of its generator.
         self._random_state = np.random.RandomState(self.seed + len(self.trials))
-        response = super().populate_space(trial_id)
+        with threadpoolctl.threadpool_limits(1):  # Of small matrices; others wait for each other.
+            response = super().populate_space(trial_id)
         if response["values"] and self._duplicate(response["values"]):
             return self._random_populate_space()
         return response
