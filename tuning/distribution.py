@@ -17,7 +17,7 @@ from typing import Any
 import grpc
 import keras_tuner
 from keras_tuner.engine.base_tuner import BaseTuner
-from keras_tuner.engine.trial import Trial
+from keras_tuner.engine.trial import Trial, TrialStatus
 
 # Private, and so held to Keras Tuner 1.4: its server ends with workers that it believes in.
 from keras_tuner.src import protos
@@ -143,6 +143,14 @@ class Tuner(BaseTuner):
     def run_trial(self, trial):
         with self._telling_of_life(trial.trial_id):
             return self._run_trial(trial)
+
+    def _try_run_and_update_trial(self, trial):
+        # Keras Tuner's own prints a traceback of it, and takes every bug for a failed trial.
+        try:
+            self._run_and_update_trial(trial)
+            trial.status = TrialStatus.COMPLETED
+        except keras_tuner.errors.FailedTrialError as error:
+            trial.status, trial.message = TrialStatus.FAILED, str(error)
 
     def on_trial_end(self, trial):
         self.oracle.end_trial(trial)

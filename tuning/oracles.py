@@ -182,6 +182,7 @@ class Durable(keras_tuner.Oracle):
             if trial.trial_id not in ended
         }
         self.ongoing_trials = running if self._remote else {}
+        self.tuner_ids = set(self.ongoing_trials)  # Who are to be told when it has ended.
         self._heard = dict.fromkeys(self.ongoing_trials, time.monotonic())
         if not self._remote:
             self._retry_queue += [trial.trial_id for trial in running.values()]

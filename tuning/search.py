@@ -27,6 +27,7 @@ from keras_tuner.engine.trial import Trial, TrialStatus
 
 from pizza_steak import atomic
 from pizza_steak.errors import UserError
+from pizza_steak.tensorflow_import import stderr_dropped
 from trainers import data as run_data
 from trainers import runs
 from trainers.config import DataConfig, FitConfig, RunConfig
@@ -544,5 +545,7 @@ def _starts_without_an_epoch(run: runs.Run) -> int:
 
 def _work(config: SweepConfig, worker: str, address: str, number: int) -> None:
     """What one of `--workers` does, in a process of its own."""
-    tf.config.set_visible_devices([], "GPU")
+    processes.prepare("tuning.trials")  # Its processes are not forked from where it was.
+    with stderr_dropped():  # It tells of each GPU that is not there.
+        tf.config.set_visible_devices([], "GPU")
     Sweep.plan(config).work(worker, address, number)

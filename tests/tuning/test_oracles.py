@@ -411,6 +411,16 @@ def test_workers_that_outlive_the_chief_keep_their_trials(tmp_path):
     assert again.end_order == [trial.trial_id for trial in trials.values()]
 
 
+def test_workers_that_outlive_the_chief_are_told_the_end(tmp_path):
+    trial = opened(make(remote=True, max_trials=1), tmp_path).create_trial("a")
+    again = opened(make(remote=True, max_trials=1), tmp_path)
+    end(again, trial)
+    assert not again.finished
+    assert again.create_trial("a").status == STOPPED
+    assert again.finished
+    assert opened(make(remote=True, max_trials=1), tmp_path).finished  # Nobody is left to ask.
+
+
 def test_workers_that_die_with_the_search_lose_their_trials_to_the_next_that_ask(tmp_path):
     oracle = opened(make(), tmp_path)
     begun = {oracle.create_trial(worker).trial_id for worker in ("a", "b")}
