@@ -70,6 +70,19 @@ BAD_INPUT = {
     "run_dir holds a run": ("--run_dir={here}/run", "--overwrite"),
     "run_dir holds other files": ("--run_dir={here}/files", "no run"),
     "run_dir to overwrite is no run": ("--run_dir={here}/files --overwrite", "no run"),
+    "neither validation nor test": ("--archive={no_test} --validation_split=none", "test_split"),
+    "early stopping without validation": (
+        "--validation_split=none --early_stopping_patience=1",
+        "early_stopping_patience: watches the validation loss",
+    ),
+    "plateaus without validation": (
+        "--validation_split=none --reduce_lr_patience=1",
+        "reduce_lr_patience: watches the validation loss",
+    ),
+    "a learning rate of two minds": (
+        "--learning_rate_schedule=cosine --reduce_lr_patience=1",
+        "--learning_rate_schedule=cosine sets at every step",
+    ),
     "nothing to resume": ("--resume", "no run to resume"),
     "resumed with another flag": ("--run_dir={here}/run --resume --epochs=9", "--epochs=9"),
     "resumed with one flag less": ("--run_dir={here}/weighted --resume", "class_weight"),

@@ -51,6 +51,7 @@ def test_loss_and_accuracy_are_those_of_the_run(untrained, evaluated):
     "flags",
     [
         ["--class_mode=categorical"],
+        ["--validation_split=none", "--label_smoothing=0.1"],
         ["--archive={three}"],
         ["--archive={three}", "--classes=middle,dark", "--test_split=test[:60%]"],
     ],

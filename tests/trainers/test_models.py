@@ -84,6 +84,20 @@ def test_arguments_change_what_they_name():
     assert pooling.output.shape == (None, (32 - 3 * 4) // 4, (40 - 3 * 4) // 4, 6)
 
 
+@pytest.mark.parametrize("growth, filters", [(1, [4, 4, 4]), (1.5, [4, 6, 9]), (0.1, [4, 1, 1])])
+def test_filters_grow_from_block_to_block(growth, filters):
+    model = build(filters=4, filter_growth=growth, blocks=3, convolutions=2, padding="same")
+    convolutions = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
+    assert [layer.filters for layer in convolutions] == [n for n in filters for _ in range(2)]
+
+
+def test_padded_convolutions_keep_the_size_and_others_do_not():
+    for padding, shapes in (("same", [(32, 40), (16, 20)]), ("valid", [(28, 36), (10, 14)])):
+        model = build(kernel_size=5, convolutions=1, padding=padding)
+        convolutions = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
+        assert [layer.output.shape[1:3] for layer in convolutions] == shapes
+
+
 @pytest.mark.parametrize(
     "class_mode, num_classes, labels, units",
     [
@@ -147,3 +161,56 @@ def test_pictures_too_small_for_the_layers_are_the_users_to_mend(height, width, 
     with pytest.raises(UserError, match=rf"{height} x {width} pixels; .*--image_size") as caught:
         build(shape=(height, width, 3), **sizes)
     assert "Exception encountered" not in str(caught.value)
+
+
+def test_what_fits_is_what_keras_can_build():
+    rng = np.random.default_rng(0)
+    outcomes = []
+    for _ in range(80):
+        sizes = models.sizes_of(
+            ModelConfig(
+                filters=1,
+                blocks=int(rng.integers(0, 4)),
+                convolutions=int(rng.integers(1, 3)),
+                kernel_size=int(rng.integers(1, 5)),
+                padding=str(rng.choice(["valid", "same"])),
+                pool_size=int(rng.integers(1, 4)),
+            )
+        )
+        shape = (int(rng.integers(1, 24)), int(rng.integers(1, 24)), 1)
+        inputs = keras.Input(shape)
+        try:
+            model = keras.Model(inputs, models.network(inputs, sizes))
+            built = all(0 not in layer.output.shape for layer in model.layers)
+        except ValueError:
+            built = False
+        assert models.fits(sizes, shape) == built, (sizes, shape)
+        outcomes.append(built)
+    assert 20 < sum(outcomes) < 60
+
+
+# Label smoothing.
+
+
+def test_smoothed_class_indices_give_the_loss_of_smoothed_one_hot_labels():
+    rng = np.random.default_rng(0)
+    labels, probabilities = rng.integers(0, 3, 16), rng.dirichlet(np.ones(3), 16)
+    one_hot = np.eye(3)[labels]
+    for smoothing in (0.1, 1.0):
+        sparse = models.loss_for("sparse", smoothing)
+        expected = models.loss_for("categorical", smoothing)(one_hot, probabilities)
+        assert float(expected) != pytest.approx(-np.log(probabilities[one_hot == 1]).mean())
+        for shape in ((16,), (16, 1)):
+            loss = sparse(labels.reshape(shape).astype(np.int32), probabilities)
+            assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+    assert type(models.loss_for("sparse")) is keras.losses.SparseCategoricalCrossentropy
+
+
+def test_a_saved_model_keeps_its_smoothed_loss(images, tmp_path):
+    model = build("sparse", 3, filters=2)
+    model.compile(loss=models.loss_for("sparse", 0.1))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    labels = np.int32([0, 1, 2, 2, 1])
+    assert loaded.loss.label_smoothing == 0.1
+    assert loaded.evaluate(images, labels, verbose=0) == model.evaluate(images, labels, verbose=0)

@@ -195,6 +195,18 @@ def test_a_run_without_an_epoch_has_a_row(runs):
     assert {row["Validation accuracy"], row["Gap"], row["Best epoch"]} == {NONE}
 
 
+def test_a_run_without_validation_has_a_row_and_is_not_the_best(runs, small_flags):
+    flags = [f"--run_dir={runs}/unvalidated", "--validation_split=none", "--epochs=2"]
+    result = fit(*small_flags, *flags).values
+    page = report(runs)
+    row = page.row("results", "unvalidated")
+    assert row["Run"] == "unvalidated"
+    assert row["Best epoch"] == "2 of 2"
+    assert row["Training accuracy"] == f"{result['history']['accuracy'][-1]:.4f}"
+    assert {row["Validation accuracy"], row["Validation loss"], row["Gap"]} == {NONE}
+    assert row["Test accuracy"] == f"{result['test_accuracy']:.4f}"
+
+
 def test_folders_that_are_no_runs_are_named(trained, tmp_path):
     config = ReportConfig(PageConfig(f"{trained}/*", str(tmp_path / "report.html")))
     told = reporting.write(config)

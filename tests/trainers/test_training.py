@@ -311,7 +311,61 @@ def test_resume_of_a_finished_run_gives_its_numbers_and_changes_nothing(
     assert snapshot(run_dir) == before
 
 
+def test_a_run_killed_before_its_flags_were_written_can_be_begun_again(small_flags, tmp_path):
+    run_dir = tmp_path / "run"
+    run = runs.plan(parse_flags(*small_flags, f"--run_dir={run_dir}"))
+    run.create("", {})
+    (run_dir / "run.flags").rename(run_dir / f".{'0' * 32}.run.flags")
+    again = runs.plan(parse_flags(*small_flags, f"--run_dir={run_dir}"))
+    again.create("", {})
+    assert (run_dir / "run.flags").read_text() == run.flags
+
+    (run_dir / "run.flags").unlink()
+    (run_dir / "thesis.tex").write_text("")
+    with pytest.raises(UserError, match="holds files that are no run"):
+        runs.plan(parse_flags(*small_flags, f"--run_dir={run_dir}"))
+
+
 # What the flags change.
+
+
+@pytest.fixture(scope="module")
+def unvalidated(small_flags, tmp_path_factory):
+    """The result of a run without validation, whose learning rate falls; and its flags."""
+    flags = [*small_flags, "--validation_split=none", "--learning_rate_schedule=cosine"]
+    run_dir = tmp_path_factory.mktemp("runs") / "unvalidated"
+    return fit(*flags, f"--run_dir={run_dir}"), flags
+
+
+def test_without_validation_the_last_model_is_kept_and_tested(unvalidated):
+    result, _ = unvalidated
+    assert result.values["history"].keys() == {"accuracy", "loss"}
+    model = keras.models.load_model(result.run_dir / "model.keras")
+    assert model.optimizer.iterations == 4 * 3
+    images = np.concatenate([pictures("test/dark", 6), pictures("test/light", 6)])
+    loss, accuracy = model.evaluate(images, np.repeat([0.0, 1.0], 6), verbose=0)
+    assert result.values["test_accuracy"] == pytest.approx(accuracy)
+    assert result.values["test_loss"] == approx(loss)
+    accuracy = result.values["history"]["accuracy"][-1]
+    assert result.summary().startswith(f"last epoch 4 of 4: accuracy {accuracy:.4f}\n")
+    with Image.open(result.run_dir / "curves.png") as image:
+        assert np.asarray(image).std() > 0
+
+
+def test_a_cosine_schedule_ends_at_0_after_all_epochs(unvalidated, tmp_path):
+    result, flags = unvalidated
+    fit_and_stop(*flags, f"--run_dir={tmp_path}/run", epoch=2)
+    rates = [
+        float(keras.models.load_model(run_dir / "model.keras").optimizer.learning_rate)
+        for run_dir in (tmp_path / "run", result.run_dir)
+    ]
+    assert rates == pytest.approx([0.01 / 2, 0], abs=1e-8)
+
+    # Resumed, it goes on where it was.
+    resumed = fit(*flags, f"--run_dir={tmp_path}/run", "--resume")
+    assert_same_run(resumed.run_dir, result.run_dir)
+    assert resumed.values["history"] == result.values["history"]
+    assert resumed.values["test_loss"] == result.values["test_loss"]
 
 
 def test_early_stopping_ends_before_the_last_epoch(small_flags, tmp_path):
