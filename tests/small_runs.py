@@ -82,15 +82,21 @@ def assert_same_run(run_dir: pathlib.Path, expected: pathlib.Path):
 
 
 def start_command(
-    *argv: str, python: Iterable[str] = (), command: str = "fit", package: str = "trainers"
+    *argv: str,
+    python: Iterable[str] = (),
+    command: str = "fit",
+    package: str = "trainers",
+    environment: Mapping[str, str] | None = None,
+    **options: Any,
 ) -> subprocess.Popen:
-    """`python -m <package>.<command>` in a process of its own."""
+    """`python -m <package>.<command>` in a process of its own; `options` as of `Popen`."""
     return subprocess.Popen(
         [sys.executable, *python, "-m", f"{package}.{command}", *argv],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT), **(environment or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        **options,
     )
 
 
