@@ -180,6 +180,10 @@ class _Client(oracle_client.OracleClient):
         os.environ.update(dict(zip(_VARIABLES, (ip, port), strict=True)))
         os.environ["KERASTUNER_TUNER_ID"] = worker
         super().__init__(oracle)
+        # Keras Tuner's waits for two minutes before it tries again, where the chief was long away.
+        options = [("grpc.max_reconnect_backoff_ms", 1000)]
+        channel = grpc.insecure_channel(address, options=options)
+        self.stub = protos.get_service_grpc().OracleStub(channel)
 
     def create_trial(self, tuner_id):
         return _patiently(super().create_trial, tuner_id)
