@@ -160,7 +160,8 @@ class _SeededLayer(keras.layers.Layer):
         self.seed = seed
         self._seed_generator = keras.random.SeedGenerator(seed)
 
-    def _apply(self, images: tf.Tensor, uniforms: tf.Tensor) -> tf.Tensor:
+    def apply(self, images: tf.Tensor, uniforms: tf.Tensor) -> tf.Tensor:
+        """Augments pictures of shape (B, H, W, C) by uniform numbers, a row each."""
         raise NotImplementedError
 
     def augment(self, images: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
@@ -173,8 +174,11 @@ class _SeededLayer(keras.layers.Layer):
         Returns:
           The shape and dtype of `images`.
         """
-        uniforms = draw_uniforms(seeds, self._DRAWS, self._STREAM)
-        return self._apply(tf.convert_to_tensor(images), uniforms)
+        return self.apply(tf.convert_to_tensor(images), self.draw(seeds))
+
+    def draw(self, seeds: tf.Tensor) -> tf.Tensor:
+        """The uniform numbers of examples, float32 of shape (B, D), as `apply` takes them."""
+        return draw_uniforms(seeds, self._DRAWS, self._STREAM)
 
     def call(self, images, training=None):
         if not training:
@@ -183,7 +187,7 @@ class _SeededLayer(keras.layers.Layer):
             return self.call(images[tf.newaxis], training)[0]
         shape = (tf.shape(images)[0], self._DRAWS)
         uniforms = keras.random.uniform(shape, dtype="float32", seed=self._seed_generator)
-        return self._apply(images, uniforms)
+        return self.apply(images, uniforms)
 
     def compute_output_shape(self, input_shape):
         return input_shape
@@ -316,7 +320,7 @@ class RandomAffine(_SeededLayer):
             "flip_vertical": tf.logical_and(u["flip_vertical"] < 0.5, self.vertical_flip),
         }
 
-    def _apply(self, images, uniforms):
+    def apply(self, images, uniforms):
         size = tf.shape(images)[1:3]
         matrices = compose(self.parameters(uniforms, size), size)
         return resample(images, matrices, self.fill_mode, self.cval, self.interpolation)
@@ -393,7 +397,7 @@ class RandomIntensity(_SeededLayer):
         self.brightness_range = brightness_range
         self.channel_shift_range = channel_shift_range
 
-    def _apply(self, images, uniforms):
+    def apply(self, images, uniforms):
         brightness, shift = tf.unstack(uniforms[..., tf.newaxis, tf.newaxis, tf.newaxis], axis=1)
         result = tf.cast(images, tf.float32)
         axes = (1, 2, 3)

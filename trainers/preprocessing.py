@@ -43,10 +43,18 @@ class Augmentation:
             images = layer(images, training=True)
         return tf.saturate_cast(tf.round(images), tf.uint8)
 
-    def _augment(self, images: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
-        for layer in self.seeded:
-            images = layer.augment(images, seeds)
+    def draw(self, seeds: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        """The numbers that `seeded` draw for examples by their seeds."""
+        return tuple(layer.draw(seeds) for layer in self.seeded)
+
+    def vary(self, images: tf.Tensor, draws: tuple[tf.Tensor, ...]) -> tf.Tensor:
+        """What `seeded` make of images by their draws."""
+        for layer, uniforms in zip(self.seeded, draws, strict=True):
+            images = layer.apply(images, uniforms)
         return images
+
+    def _augment(self, images: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
+        return self.vary(images, self.draw(seeds))
 
 
 def augmentation_of(config: AugmentationConfig, seed: int) -> Augmentation | None:
