@@ -97,6 +97,11 @@ class DataConfig:
         "or nowhere.",
         ("disk", "memory", "none"),
     )
+    data_on_device: bool = flag(
+        False,
+        "Copy the decoded pictures to the device's memory once, and gather and augment batches "
+        "there: the same batches, but none of them has to be moved.",
+    )
     on_bad_image: str = flag(
         "fail",
         "What a picture that cannot be decoded does: end the run, or be left out with a warning.",
@@ -152,7 +157,8 @@ class AugmentationConfig:
     augment_on: str = flag(
         "host",
         "Where it runs, but for Keras's own layers: in the input pipeline, beside the training "
-        "step, or on the device, as the model's first layers.",
+        "step (with --data_on_device: on the device, by the same numbers), or on the device, as "
+        "the model's first layers.",
         ("host", "device"),
     )
 

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from pizza_steak import input_pipeline
 from pizza_steak.errors import UserError
-from trainers import callbacks, devices, models, plots, prediction, preprocessing, runs
+from trainers import callbacks, devices, models, plots, prediction, preprocessing, resident, runs
 from trainers import data as run_data
 from trainers.config import AugmentationConfig, FitConfig, OptimisationConfig
 
@@ -89,6 +89,7 @@ class Training:
       data: Its pictures.
       augmentation: How they are varied, None for not at all.
       model: The network, compiled.
+      resident: What it is trained on, with --data_on_device.
       clock: Started when all this was begun.
     """
 
@@ -98,6 +99,7 @@ class Training:
     data: run_data.Data
     augmentation: preprocessing.Augmentation | None
     model: keras.Model
+    resident: resident.Resident | None
     clock: callbacks.Clock
 
     @classmethod
@@ -116,7 +118,10 @@ class Training:
         keras.config.set_dtype_policy(chosen.precision)
         augmentation = preprocessing.augmentation_of(config.augmentation, config.optimisation.seed)
         model = compiled_model(config, data, chosen, augmentation)
-        return cls(config, run, chosen, data, augmentation, model, clock)
+        moved = None
+        if config.data.data_on_device:
+            moved = resident.move(data, model, augmentation)
+        return cls(config, run, chosen, data, augmentation, model, moved, clock)
 
     def start(self) -> None:
         """Makes the run directory, unless the run is resumed.
@@ -146,7 +151,11 @@ class Training:
         Raises:
           UserError: The loss became NaN.
         """
-        data, optimisation = self.data, self.config.optimisation
+        data, augment = self.resident or (
+            self.data,
+            self.augmentation.on_batches if self.augmentation else None,
+        )
+        optimisation = self.config.optimisation
         batch_size, epochs = self.config.data.batch_size, epochs or optimisation.epochs
         self.run.forget_after(self.run.first_epoch)
         patient = _patient_callbacks(optimisation, verbose)
@@ -160,7 +169,7 @@ class Training:
             shuffle=True,
             first_epoch=backup.epochs,
             epochs=epochs,
-            augment=self.augmentation.on_batches if self.augmentation else None,
+            augment=augment,
         )
         validated = "validation" in data.rows
         self.model.fit(

@@ -1,0 +1,119 @@
+"""Pictures in the device's memory: a run on them is the run without them."""
+
+import io
+import os
+import zipfile
+
+import h5py
+import keras
+import numpy as np
+import pytest
+from small_runs import assert_same_run, fit, fit_and_stop
+
+from pizza_steak.errors import UserError
+
+AUGMENTED = [
+    "--rotation_range=20",
+    "--zoom_range=0.8,1.1",
+    "--horizontal_flip",
+    "--brightness_range=0.8,1.2",
+    "--contrast_factor=0.2",  # Keras's own layer, in the model.
+]
+# What else draws, counts batches or weighs examples.
+OTHERS = ["--dropout=0.3", "--batch_normalization", "--class_weight=balanced"]
+
+
+def saved_arrays(run_dir) -> dict[str, np.ndarray]:
+    """All that model.keras holds: weights, optimizer, states of generators."""
+    arrays = {}
+
+    def note(name, item):
+        if isinstance(item, h5py.Dataset):
+            arrays[name] = item[()]
+
+    with zipfile.ZipFile(run_dir / "model.keras") as archive:
+        content = io.BytesIO(archive.read("model.weights.h5"))
+    with h5py.File(content) as file:
+        file.visititems(note)
+    return arrays
+
+
+def assert_same_to_the_last_bit(run_dir, expected):
+    assert_same_run(run_dir, expected)
+    arrays, others = saved_arrays(run_dir), saved_arrays(expected)
+    assert arrays.keys() == others.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, others[name], err_msg=name)
+    model, other = (keras.models.load_model(path / "model.keras") for path in (run_dir, expected))
+    assert [*map(type, model.layers)] == [*map(type, other.layers)]
+    assert model.input_shape == other.input_shape
+
+
+@pytest.fixture(scope="module")
+def on_host(small_flags, tmp_path_factory):
+    return fit(*small_flags, *AUGMENTED, *OTHERS, f"--run_dir={tmp_path_factory.mktemp('r')}/run")
+
+
+def test_the_run_is_the_same_to_the_last_bit(on_host, small_flags, tmp_path):
+    flags = [*small_flags, *AUGMENTED, *OTHERS, f"--run_dir={tmp_path}/run"]
+    result = fit(*flags, "--data_on_device", "--decoded_cache=none")
+    assert_same_to_the_last_bit(result.run_dir, on_host.run_dir)
+    assert result.values["test_loss"] == on_host.values["test_loss"]
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(on_host, small_flags, tmp_path):
+    flags = [*small_flags, *AUGMENTED, *OTHERS, f"--run_dir={tmp_path}/run", "--data_on_device"]
+    fit_and_stop(*flags, epoch=2)
+    assert_same_to_the_last_bit(fit(*flags, "--resume").run_dir, on_host.run_dir)
+
+
+def test_with_augmentation_in_the_model_it_is_the_same_too(small_flags, tmp_path):
+    flags = [*small_flags, "--rotation_range=20", "--augment_on=device", "--validation_split=none"]
+    on_host = fit(*flags, "--epochs=2", f"--run_dir={tmp_path}/host")
+    result = fit(*flags, "--epochs=2", f"--run_dir={tmp_path}/device", "--data_on_device")
+    assert_same_to_the_last_bit(result.run_dir, on_host.run_dir)
+
+
+def test_pictures_that_do_not_fit_are_refused_before_anything_is_written(
+    small_flags, tmp_path, monkeypatch
+):
+    pages = {"SC_PAGE_SIZE": 1000, "SC_PHYS_PAGES": 110}  # 36 pictures take 110,592 bytes.
+    monkeypatch.setattr(os, "sysconf", pages.__getitem__)
+    with pytest.raises(UserError) as caught:
+        fit(*small_flags, f"--run_dir={tmp_path}/run", "--data_on_device")
+    assert str(caught.value).startswith("data_on_device: 36 pictures of 32 x 32 x 3 bytes take")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_each_of_two_replicas_has_the_pictures(archive, tmp_path, run_python):
+    code = """
+import sys
+import keras, tensorflow as tf
+from trainers import data as run_data, preprocessing, resident
+from trainers.config import AugmentationConfig, DataConfig
+
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+archive, data_dir = sys.argv[1:]
+data = run_data.load(DataConfig(archive=archive, data_dir=data_dir, image_size=32))
+augmentation = preprocessing.augmentation_of(AugmentationConfig(rotation_range=20.0), seed=1)
+
+def train(on_device):
+    batches, augment = data, augmentation.on_batches
+    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+        keras.utils.set_random_seed(1)
+        layers = [keras.layers.Flatten(), keras.layers.Dense(1, "sigmoid")]
+        network = keras.Sequential([keras.Input((32, 32, 3)), *layers])
+        network.compile("adam", "binary_crossentropy", metrics=["accuracy"])
+        if on_device:
+            batches, augment = resident.move(data, network, augmentation)
+    train = batches.batches("train", 10, seed=1, shuffle=True, epochs=2, augment=augment)
+    validation = batches.batches("validation", 10)
+    options = {"epochs": 2, "steps_per_epoch": 3, "validation_data": validation, "verbose": 0}
+    return network.fit(train, **options).history, [w.tolist() for w in network.get_weights()]
+
+print(train(True) == train(False))
+"""
+    assert run_python(code, archive, tmp_path).split()[-1] == "True"
