@@ -107,6 +107,7 @@ def batches(
     seed: int = 0,
     shuffle: bool = False,
     first_epoch: int = 0,
+    first_step: int = 0,
     epochs: int = 1,
     augment: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None,
 ) -> tf.data.Dataset:
@@ -119,6 +120,7 @@ def batches(
       batch_size: Pictures a batch; the last one of an epoch may hold fewer.
       seed: Draws the order, together with the epoch's number.
       shuffle: Whether each epoch has an order of its own; else it is that of `rows`.
+      first_step: How many batches of `first_epoch` are left out, from none to all of them.
       augment: Called with the images of a batch and their `example_seeds`, such as
         `augmentation.RandomAffine.augment`.
 
@@ -141,7 +143,7 @@ def batches(
         return images if labels is None else (images, tf.gather(labels, batch))
 
     return (
-        tf.data.Dataset.range(first_epoch * steps, epochs * steps)
+        tf.data.Dataset.range(first_epoch * steps + first_step, epochs * steps)
         .map(load, num_parallel_calls=parallel_calls)
         .prefetch(_PREFETCHED)
         .with_options(options)

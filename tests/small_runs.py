@@ -42,20 +42,30 @@ class Stopped(BaseException):
     """Ends a run at an exact point, as a signal would."""
 
 
-def fit_and_stop(*flags: str, epoch: int, backed_up: bool = True):
-    """Stops a run at the end of an epoch, counted from 1: after its backup, or before it."""
+def fit_and_stop(*flags: str, epoch: int, step: int | None = None, backed_up: bool = True):
+    """Stops a run at the end of an epoch or of one of its steps, counted from 1.
+
+    Args:
+      *flags: Of the run.
+      epoch: Which epoch.
+      step: Which step of it; None for its end, after its validation.
+      backed_up: Whether it is stopped after the backup that is made there, or before it.
+    """
     from trainers import callbacks
 
-    original = callbacks.Backup.on_epoch_end
+    def stopping(end, last):
+        def stop(self, index, logs=None):
+            reached = index + 1 == last and self._epoch + 1 == epoch
+            if not reached or backed_up:
+                end(self, index, logs)
+            if reached:
+                raise Stopped
 
-    def on_epoch_end(self, index, logs=None):
-        if index + 1 < epoch or backed_up:
-            original(self, index, logs)
-        if index + 1 == epoch:
-            raise Stopped
+        return stop
 
+    name, last = ("on_epoch_end", epoch) if step is None else ("on_train_batch_end", step)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(callbacks.Backup, "on_epoch_end", on_epoch_end)
+        patch.setattr(callbacks.Backup, name, stopping(getattr(callbacks.Backup, name), last))
         fit(*flags)
 
 

@@ -1,5 +1,6 @@
 """Keras callbacks for what Keras's own do not do."""
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -9,12 +10,11 @@ from typing import Any
 
 import h5py
 import keras
+import numpy as np
 
 from pizza_steak.atomic import atomic_path
 from pizza_steak.errors import UserError
-
-# Where a backup keeps the states of random generators, which Keras does not count as weights.
-_STATES = "non_trainable_variables"
+from trainers import preemption
 
 
 class StopOnNaN(keras.callbacks.Callback):
@@ -38,21 +38,39 @@ class StopOnNaN(keras.callbacks.Callback):
             )
 
 
-class Backup(keras.callbacks.Callback):
-    """Keeps weights, optimizer, random states and the number of finished epochs, to go on from.
-
-    All in one file that is replaced as a whole. Keras's BackupAndRestore writes the number into a
-    second file, and a run that is killed between the two trains an epoch twice; it also starts the
-    patience of other callbacks anew. Has to be the last callback that changes the training.
-
-    Args:
-      path: The file, its name ends with `.weights.h5`.
-      history: Each finished epoch's logs, for `patient`.
-      patient: Callbacks that count epochs; they are told `history` when training begins.
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far a run has come.
 
     Attributes:
-      epochs: How many epochs have been finished before.
-      stopped: Whether a callback ended the training after them.
+      epochs: Those that are finished.
+      step: Steps of the epoch after them; all of them while it is validated.
+      stopped: Whether a callback ended the training.
+    """
+
+    epochs: int = 0
+    step: int = 0
+    stopped: bool = False
+
+
+class Backup(keras.callbacks.Callback):
+    """Keeps weights, optimizer, random states, metrics and progress, to go on from at any step.
+
+    All in one file that is replaced as a whole. Keras's BackupAndRestore writes the progress into a
+    second file, and a run that is killed between the two trains an epoch twice; it begins the epoch
+    anew where it was killed within one, as it does the patience of other callbacks. Has to be the
+    last callback that changes the training.
+
+    Where the file is of the middle of an epoch, `fit` is to be called as for the whole epoch, but
+    with batches that begin at its next step: the steps before are counted and not made.
+
+    Args:
+      path: The file.
+      history: Each finished epoch's logs, for `patient`.
+      patient: Callbacks that count epochs; they are told `history` when training begins.
+      every_steps: It is written after each epoch, and after so many steps within one,
+      every_seconds: or so many seconds after it was last written.
+      notice: When it is given, the step is finished, the file written, and the training ended.
     """
 
     def __init__(
@@ -60,49 +78,103 @@ class Backup(keras.callbacks.Callback):
         path: pathlib.Path,
         history: Iterable[Mapping[str, float]] = (),
         patient: Iterable[keras.callbacks.Callback] = (),
+        *,
+        every_steps: float = math.inf,
+        every_seconds: float = math.inf,
+        notice: preemption.Notice | None = None,
     ):
         super().__init__()
         self._path = path
         self._history = tuple(history)
         self._patient = tuple(patient)
-        state = backup_state(path)
-        self.epochs: int = state["epochs"]
-        self.stopped: bool = state["stopped"]
+        self._every_steps = every_steps
+        self._every_seconds = every_seconds
+        self._notice = notice or preemption.Notice()
+        self._start = saved_progress(path)
 
     def on_train_begin(self, logs=None):
-        if not self.epochs:
-            return
         for epoch, past in enumerate(self._history):
             for callback in self._patient:
                 callback.on_epoch_end(epoch, dict(past))
-        # After them, because one of them sets the learning rate.
-        self.model.load_weights(self._path)
-        with h5py.File(self._path) as file:
-            for index, variable in enumerate(self.model.non_trainable_variables):
-                variable.assign(file[_STATES][str(index)][()])
+        self._saved_at = time.monotonic()
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch = epoch
+        if epoch == self._start.epochs and self._start != Progress():
+            # Now: Keras has reset the metrics, and a patient callback has set the learning rate.
+            self._load()
+            if self._start.step:
+                self._pass_over(self._start.step)
+
+    def on_train_batch_end(self, batch, logs=None):
+        step = batch + 1
+        if self._epoch == self._start.epochs and step <= self._start.step:
+            return
+        due = step % self._every_steps == 0
+        if due or self._notice.given or time.monotonic() - self._saved_at >= self._every_seconds:
+            self._save(Progress(self._epoch, step), _values(self.model.metrics_variables))
+            self._notice.obey()
+
+    def on_test_begin(self, logs=None):
+        self._metrics = _values(self.model.metrics_variables)  # Validation takes the variables.
+
+    def on_test_batch_begin(self, batch, logs=None):
+        if self._notice.given:
+            self._save(Progress(self._epoch, self.params["steps"]), self._metrics)
+            self._notice.obey()
 
     def on_epoch_end(self, epoch, logs=None):
+        stopped = bool(self.model.stop_training)
+        self._save(Progress(epoch + 1, stopped=stopped))
+        self._notice.obey()
+
+    def _pass_over(self, steps: int) -> None:
+        """Makes of the next steps' training nothing but the metrics that there are."""
+        train, logs = self.model.train_function, self.model.get_metrics_result()
+        left = iter(range(steps))
+
+        def train_or_not(iterator):
+            if next(left, None) is not None:
+                return logs
+            self.model.train_function = train
+            return train(iterator)
+
+        self.model.train_function = train_or_not
+
+    def _variables(self) -> list[keras.Variable]:
+        """All but those of the metrics; Keras counts random states among those of the model."""
+        return [*self.model.variables, *self.model.optimizer.variables]
+
+    def _load(self) -> None:
+        metrics = self.model.metrics_variables if self._start.step else ()
+        with h5py.File(self._path) as file:
+            for index, variable in enumerate([*self._variables(), *metrics]):
+                variable.assign(file[str(index)][()])
+
+    def _save(self, progress: Progress, metrics: Iterable[np.ndarray] = ()) -> None:
         self._path.parent.mkdir(exist_ok=True)
-        state = {"epochs": epoch + 1, "stopped": bool(self.model.stop_training)}
-        with atomic_path(self._path) as temporary:
-            self.model.save_weights(temporary)
-            with h5py.File(temporary, "a") as file:
-                file.attrs["state"] = json.dumps(state)
-                for index, variable in enumerate(self.model.non_trainable_variables):
-                    file[f"{_STATES}/{index}"] = variable.numpy()
+        with atomic_path(self._path) as temporary, h5py.File(temporary, "w") as file:
+            file.attrs["progress"] = json.dumps(dataclasses.asdict(progress))
+            for index, value in enumerate([*_values(self._variables()), *metrics]):
+                file[str(index)] = value
+        self._saved_at = time.monotonic()
 
 
-def backup_state(path: pathlib.Path) -> dict[str, Any]:
-    """What a `Backup` last wrote to `path`: {"epochs", "stopped"}; of no epochs without a file.
+def _values(variables: Iterable[keras.Variable]) -> list[np.ndarray]:
+    return [variable.numpy() for variable in variables]
+
+
+def saved_progress(path: pathlib.Path) -> Progress:
+    """Of what a `Backup` last wrote to `path`; none without a file.
 
     Raises:
       UserError: The file is damaged.
     """
     if not path.exists():
-        return {"epochs": 0, "stopped": False}
+        return Progress()
     try:
         with h5py.File(path) as file:
-            return json.loads(file.attrs["state"])
+            return Progress(**json.loads(file.attrs["progress"]))
     except (OSError, KeyError, ValueError) as error:
         raise UserError(
             f"backup {path}: damaged ({error}); pass --overwrite to start the run anew"
@@ -110,10 +182,16 @@ def backup_state(path: pathlib.Path) -> dict[str, Any]:
 
 
 class Clock(keras.callbacks.Callback):
-    """Notes when training begins, and when each epoch, its validation included, has ended."""
+    """Notes when training begins, and when each epoch, its validation included, has ended.
+
+    Attributes:
+      seen_before: Pictures of the first of these epochs that were trained on before the run was
+        resumed.
+    """
 
     def __init__(self):
         super().__init__()
+        self.seen_before = 0
         self._made = self._start = time.perf_counter()
         self._ends = [0.0]
         self._cpu_seconds = 0.0
@@ -129,10 +207,11 @@ class Clock(keras.callbacks.Callback):
         """The clock's part of result.json; of a resumed run, since it was resumed."""
         _, *ends = self._ends
         seconds = self._ends[-1]
+        pictures = len(ends) * pictures_an_epoch - self.seen_before
         return {
             "start_seconds": round(self._start - self._made, 3),
             "fit_seconds": round(seconds, 3),
             "fit_cpu_seconds": round(self._cpu_seconds, 3),
-            "train_images_per_second": round(len(ends) * pictures_an_epoch / (seconds or 1), 1),
+            "train_images_per_second": round(pictures / (seconds or 1), 1),
             "epoch_end_seconds": [round(end, 3) for end in ends],
         }

@@ -12,7 +12,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from trainers import config as configs
-from trainers import devices
+from trainers import devices, preemption
 
 
 def run(main: Callable[..., None], config: type, arguments: str | None = None) -> None:
@@ -21,8 +21,9 @@ def run(main: Callable[..., None], config: type, arguments: str | None = None) -
     Without `arguments` nothing but flags is taken; it names what else is expected, one or more of
     it, and `main` is called with a list of these as well.
 
-    The exit status is 0, 1 with one line on stderr for a `UserError`, 2 for wrong flags, and 130
-    after Ctrl-C. Any other exception is a bug of ours and keeps its traceback.
+    The exit status is 0, 1 with one line on stderr for a `UserError`, 2 for wrong flags, 75 with
+    one line for a `PreemptedError`, and 130 after Ctrl-C. Any other exception is a bug of ours and
+    keeps its traceback.
     """
     configs.define_flags(config)
     flags.FLAGS.set_gnu_getopt()  # Flags may follow what is no flag.
@@ -43,6 +44,9 @@ def _call(main: Callable[..., None], values: Any, *arguments: list[str]) -> None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+    except preemption.PreemptedError as error:
+        print(f"preempted; {error}", file=sys.stderr)
+        sys.exit(preemption.EXIT_STATUS)
     except BrokenPipeError:  # Whoever reads has read enough, as `head` does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)

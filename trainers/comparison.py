@@ -62,7 +62,7 @@ def train_chapter(config: ChapterConfig) -> str:
         network, augmented = CHAPTER[name]
         print(f"\n{name}: {_described(network, augmented)}", flush=True)
         keras.utils.clear_session()
-        run = RunConfig(str(folder / name), resume=(folder / name / "run.flags").exists())
+        run = RunConfig(str(folder / name), resume="auto")
         results[name] = training.fit(dataclasses.replace(fit_config(config, name), run=run)).values
     rows = {name: compare(values, CHAPTER[name][1]) for name, values in results.items()}
     with atomic_path(folder / "comparison.json") as temporary:

@@ -7,6 +7,8 @@ Each field stands once, with its default and its help; `define_flags` makes an a
 import csv
 import dataclasses
 import io
+import math
+import re
 import typing
 from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
@@ -26,7 +28,10 @@ def flag(
     maximum: float | None = None,
     check: Callable[[str], Any] | None = None,
 ) -> Any:
-    """A field that is a flag; `check` raises a ValueError for a text that is none of its values."""
+    """A field that is a flag; `check` raises a ValueError for a text that is none of its values.
+
+    `choices` are all that a text may be, or what else than a switch a `bool | str`.
+    """
     metadata = {"help": help, "choices": choices, "limits": (minimum, maximum), "check": check}
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -283,6 +288,25 @@ class DevicesConfig:
         "three times as fast. The variable TF_ENABLE_ONEDNN_OPTS, where it is set, comes first.",
         ("on", "off"),
     )
+    deterministic: bool = flag(
+        False,
+        "Train with operations alone that give the same bits every time, as those of a CPU do "
+        "anyway; on a GPU some are slower.",
+    )
+
+
+def checkpoint_interval(text: str) -> tuple[float, float]:
+    """The steps and the seconds that --checkpoint_every asks for; infinite where it does not.
+
+    Raises:
+      ValueError: It is neither "epoch" nor a number of steps or of seconds.
+    """
+    if text == "epoch":
+        return math.inf, math.inf
+    if found := re.fullmatch(r"([1-9][0-9]*)(s?)", text):
+        number = int(found[1])
+        return (math.inf, number) if found[2] else (number, math.inf)
+    raise ValueError(f"{text!r}: expected 'epoch', steps such as 500, or seconds such as 60s")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -293,7 +317,18 @@ class RunConfig:
         None, "Folder for all that the run leaves; by default runs/<model>-<time>."
     )
     overwrite: bool = flag(False, "Replace the run in --run_dir.")
-    resume: bool = flag(False, "Go on with the run in --run_dir after its last finished epoch.")
+    resume: bool | str = flag(
+        False,
+        "Go on with the run in --run_dir where it was last saved; auto: if there is one, and else "
+        "start it.",
+        ("auto",),
+    )
+    checkpoint_every: str = flag(
+        "epoch",
+        "When the state is saved that --resume goes on from: after every epoch, or within epochs "
+        "too, every so many steps (500) or seconds (60s).",
+        check=checkpoint_interval,
+    )
     tensorboard: bool = flag(True, "Write curves for TensorBoard.")
 
 
@@ -504,6 +539,17 @@ class _Numbers(flags.ArgumentParser):
         return value
 
 
+class _Switch(flags.BooleanParser):
+    """Reads a switch, such as `--resume`, that may also be set to a word, as `--resume=auto`."""
+
+    def __init__(self, words: Sequence[str]):
+        super().__init__()
+        self._words = words
+
+    def parse(self, argument: Any) -> bool | str:
+        return argument if argument in self._words else super().parse(argument)
+
+
 def define_flags(config: type, flag_values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines a flag for each field of a configuration made of concerns."""
     for concern in dataclasses.fields(config):
@@ -523,20 +569,22 @@ def _heading(concern: dataclasses.Field) -> str:
 
 def _define_flag(field: dataclasses.Field, flag_values: flags.FlagValues, heading: str) -> None:
     kinds = set(typing.get_args(field.type) or (field.type,)) - {type(None)}
-    kind = kinds.pop()
     common = {"help": field.metadata["help"], "flag_values": flag_values, "module_name": heading}
     limits = dict(zip(("lower_bound", "upper_bound"), field.metadata["limits"], strict=True))
-    if choices := field.metadata["choices"]:
+    choices = field.metadata["choices"]
+    if kinds == {bool, str}:
+        flags.DEFINE(_Switch(choices), field.name, field.default, boolean=True, **common)
+    elif choices:
         flags.DEFINE_enum(field.name, field.default, choices, **common)
-    elif kinds:  # Of several types: `Numbers`.
+    elif len(kinds) > 1:  # `Numbers`.
         flags.DEFINE(_Numbers(limits["lower_bound"]), field.name, field.default, **common)
-    elif kind is bool:
+    elif kinds == {bool}:
         flags.DEFINE_bool(field.name, field.default, **common)
-    elif kind is int:
+    elif kinds == {int}:
         flags.DEFINE_integer(field.name, field.default, **limits, **common)
-    elif kind is float:
+    elif kinds == {float}:
         flags.DEFINE_float(field.name, field.default, **limits, **common)
-    elif typing.get_origin(kind) is tuple:
+    elif typing.get_origin(*kinds) is tuple:
         flags.DEFINE_list(field.name, field.default, **common)
     else:
         flags.DEFINE_string(field.name, field.default, **common)

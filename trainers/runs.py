@@ -11,7 +11,7 @@ curves.png            loss and accuracy by epoch
 confusion_matrix.png  what the best model takes for what
 tensorboard/          the curves for TensorBoard
 evaluation/           what trainers.evaluate says of the best model
-backup/               weights and optimizer after the last epoch, while the run is not finished
+backup/               the state that was saved last, while the run is not finished
 saved_model/, model.tflite, model.onnx  what trainers.export made of the model
 """
 
@@ -37,6 +37,10 @@ from trainers.config import FitConfig, define_flags, from_flags, to_flags
 if TYPE_CHECKING:
     import keras  # Not when run: a run's numbers can be read without TensorFlow.
 
+    from trainers.callbacks import Progress
+
+# Flags that do not make a run what it is, and so may be others when it is resumed.
+FREE = ("run_dir", "overwrite", "resume", "checkpoint_every")
 # All that a run and its exports write, and so all that --overwrite may remove.
 _PARTS = (
     "run.flags",
@@ -118,16 +122,16 @@ class Run:
             ) from error
 
     @property
-    def first_epoch(self) -> int:
-        """How many epochs have been finished before."""
-        from trainers.callbacks import backup_state  # Imports Keras.
+    def progress(self) -> "Progress":
+        """How far it had come when it was last saved."""
+        from trainers.callbacks import saved_progress  # Imports Keras.
 
-        return backup_state(self.backup)["epochs"]
+        return saved_progress(self.backup)
 
     @property
     def backup(self) -> pathlib.Path:
         """The file of `callbacks.Backup`."""
-        return self.path / "backup" / "latest.weights.h5"
+        return self.path / "backup" / "latest.h5"
 
     @property
     def logs(self) -> list[dict[str, float]]:
@@ -148,6 +152,14 @@ class Run:
         """The columns of metrics.csv, by their names in Keras's history."""
         logs = self.logs
         return {name: [row[name] for row in logs] for name in logs[0]}
+
+    @property
+    def command_to_resume(self) -> str:
+        """What goes on with it, for a shell."""
+        return (
+            f"python -m trainers.fit --flagfile={self.path / 'run.flags'} --run_dir={self.path} "
+            "--resume"
+        )
 
     def create(self, summary: str, environment: dict[str, Any]) -> None:
         """Makes the directory, in place of the run that may be there.
@@ -192,14 +204,17 @@ class Run:
         """The least value of a metric so far, None before the first epoch."""
         return min((row[metric] for row in self.logs), default=None)
 
-    def forget_after(self, epoch: int) -> None:
-        """Drops the rows of epochs that the backup does not hold: they will be trained again."""
+    def go_back(self) -> None:
+        """Drops what the backup does not hold: rows of later epochs, and files half written."""
+        for folder in (self.path, self.backup.parent):
+            for left in folder.glob(f".{'?' * 32}.*"):
+                remove(left)
         metrics = self.path / "metrics.csv"
         if not metrics.exists():
             return
         lines = metrics.read_text().splitlines(keepends=True)
         with atomic_path(metrics) as temporary:
-            temporary.write_text("".join(lines[: epoch + 1]))
+            temporary.write_text("".join(lines[: self.progress.epochs + 1]))
 
     def _write_json(self, name: str, values: dict[str, Any]) -> None:
         with atomic_path(self.path / name) as temporary:
@@ -222,16 +237,20 @@ def plan(config: FitConfig) -> Run:
 
     Raises:
       UserError: The directory cannot be written, holds another run, or something that is no run;
-        or there is nothing to resume, or what is there was started with other flags.
+        or there is nothing to resume, or what is there was started with other flags; or it is to be
+        resumed if it is there, and no directory is given.
     """
     asked = config.run
     # The random end tells runs apart that start within one second.
     name = f"{config.model.model}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     path = pathlib.Path(asked.run_dir or pathlib.Path("runs", name)).expanduser().absolute()
-    flags = flags_to_repeat(config, without=("run_dir", "overwrite", "resume"))
-    run = Run(path, flags, asked.resume)
+    flags = flags_to_repeat(config, without=FREE)
+    if asked.resume == "auto" and not asked.run_dir:
+        raise UserError("run_dir: missing; expected the directory that --resume=auto looks into")
     try:
-        if asked.resume:
+        there = (path / "run.flags").exists()
+        run = Run(path, flags, resumed=there if asked.resume == "auto" else asked.resume)
+        if run.resumed:
             _check_same_flags(run)
         else:
             _check_free(path, asked.overwrite)
@@ -255,8 +274,7 @@ def open_run(run_dir: str | None) -> Run:
     run = Run(path, flags.read_text(), resumed=True)
     if not run.finished:
         raise UserError(
-            f"run_dir {path}: the run is not finished; go on with it: python -m trainers.fit "
-            f"--flagfile={flags} --run_dir={path} --resume"
+            f"run_dir {path}: the run is not finished; go on with it: {run.command_to_resume}"
         )
     return run
 

@@ -15,9 +15,24 @@ import tensorflow as tf
 
 from pizza_steak import input_pipeline
 from pizza_steak.errors import UserError
-from trainers import callbacks, devices, models, plots, prediction, preprocessing, resident, runs
+from trainers import (
+    callbacks,
+    devices,
+    models,
+    plots,
+    prediction,
+    preemption,
+    preprocessing,
+    resident,
+    runs,
+)
 from trainers import data as run_data
-from trainers.config import AugmentationConfig, FitConfig, OptimisationConfig
+from trainers.config import (
+    AugmentationConfig,
+    FitConfig,
+    OptimisationConfig,
+    checkpoint_interval,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +75,7 @@ def fit(config: FitConfig) -> FitResult:
     Raises:
       UserError: For anything that the user can mend; then no run directory was made, unless the
         loss became NaN, which leaves the epochs before it.
+      PreemptedError: SIGTERM has come during training; all is saved, to be resumed.
     """
     run = runs.plan(config)
     if run.finished:
@@ -68,7 +84,9 @@ def fit(config: FitConfig) -> FitResult:
     data, model = training.data, training.model
     print(_plan_table(training), flush=True)
     training.start()
-    training.train(_logging_callbacks(training), verbose=1 if sys.stdout.isatty() else 2)
+    verbose = 1 if sys.stdout.isatty() else 2
+    with preemption.Notice(f"run again with --resume: {run.command_to_resume}") as notice:
+        training.train(_logging_callbacks(training), verbose=verbose, notice=notice)
     if training.augmentation:
         _draw_augmentation(config, data, run)
     model.load_weights(run.path / "model.keras")
@@ -110,6 +128,8 @@ class Training:
           UserError: For anything that the user can mend.
         """
         clock = callbacks.Clock()
+        if config.devices.deterministic:
+            tf.config.experimental.enable_op_determinism()
         chosen = devices.choose(config.devices)
         _check_schedule(config)
         data = run_data.load(config.data)
@@ -124,15 +144,17 @@ class Training:
         return cls(config, run, chosen, data, augmentation, model, moved, clock)
 
     def start(self) -> None:
-        """Makes the run directory, unless the run is resumed.
+        """Makes the run directory, or takes that of a resumed run back to what was saved.
 
         Raises:
           UserError: It cannot be written.
         """
-        if not self.run.resumed:
-            architecture = []
-            self.model.summary(print_fn=architecture.append, line_length=80)
-            self.run.create("\n".join(architecture), _environment(self.data, self.chosen))
+        if self.run.resumed:
+            self.run.go_back()
+            return
+        architecture = []
+        self.model.summary(print_fn=architecture.append, line_length=80)
+        self.run.create("\n".join(architecture), _environment(self.data, self.chosen))
 
     def train(
         self,
@@ -140,16 +162,19 @@ class Training:
         *,
         epochs: int | None = None,
         verbose: int = 0,
+        notice: preemption.Notice | None = None,
     ) -> None:
-        """Trains from the last finished epoch on, with a backup after each.
+        """Trains from where the run was last saved, and saves it after each epoch at the least.
 
         Args:
           logging: Callbacks that take what others add to the logs, but change nothing.
           epochs: Where to stop, by default after all; the learning rate's schedule is that of all.
           verbose: As of Keras's fit.
+          notice: Ends the training when it is given.
 
         Raises:
           UserError: The loss became NaN.
+          PreemptedError: The notice was given; all is saved.
         """
         data, augment = self.resident or (
             self.data,
@@ -157,25 +182,35 @@ class Training:
         )
         optimisation = self.config.optimisation
         batch_size, epochs = self.config.data.batch_size, epochs or optimisation.epochs
-        self.run.forget_after(self.run.first_epoch)
-        patient = _patient_callbacks(optimisation, verbose)
-        backup = callbacks.Backup(self.run.backup, self.run.logs, patient)
-        if backup.stopped or backup.epochs >= epochs:
+        start = self.run.progress
+        if start.stopped or start.epochs >= epochs:
             return
+        patient = _patient_callbacks(optimisation, verbose)
+        every_steps, every_seconds = checkpoint_interval(self.config.run.checkpoint_every)
+        backup = callbacks.Backup(
+            self.run.backup,
+            self.run.logs,
+            patient,
+            every_steps=every_steps,
+            every_seconds=every_seconds,
+            notice=notice,
+        )
+        self.clock.seen_before = min(start.step * batch_size, len(data.rows["train"]))
         train = data.batches(
             "train",
             batch_size,
             seed=optimisation.seed,
             shuffle=True,
-            first_epoch=backup.epochs,
+            first_epoch=start.epochs,
+            first_step=start.step,
             epochs=epochs,
             augment=augment,
         )
         validated = "validation" in data.rows
         self.model.fit(
-            train,
+            train.repeat(),  # Keras counts the steps that `Backup` passes over: it expects more.
             epochs=epochs,
-            initial_epoch=backup.epochs,
+            initial_epoch=start.epochs,
             steps_per_epoch=_steps(self.config, data),
             validation_data=data.batches("validation", batch_size) if validated else None,
             class_weight=_class_weight(optimisation, data),
@@ -243,8 +278,12 @@ def compiled_model(
         metrics=["accuracy"],
         jit_compile=chosen.jit_compile,
     )
-    # Now, so that a backup finds the variables that it is to be read into.
+    # Now, so that a backup finds the variables that it is to be read into: Keras makes those of the
+    # metrics when it sees labels and outputs.
     model.optimizer.build(model.trainable_variables)
+    outputs = np.zeros((1, *model.output_shape[1:]), np.float32)
+    model.compute_metrics(None, data.encode(np.zeros(1, int)), outputs)
+    model.reset_metrics()
     return model
 
 
@@ -358,9 +397,14 @@ def _plan_table(training: Training) -> str:
             f"batch size {batch_size}, {optimisation.epochs} epochs, seed {optimisation.seed}",
         ),
         ("devices", training.chosen.summary()),
-        ("run", f"{run.path}" + (f", from epoch {run.first_epoch + 1}" if run.resumed else "")),
+        ("run", f"{run.path}" + (f", {_start_text(run)}" if run.resumed else "")),
     ]
     return "\n".join(f"{name:<12}{text}" for name, text in rows if text)
+
+
+def _start_text(run: runs.Run) -> str:
+    start = run.progress
+    return f"from epoch {start.epochs + 1}" + (f", after step {start.step}" if start.step else "")
 
 
 def _augmentation_text(config: AugmentationConfig) -> str:

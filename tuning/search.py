@@ -452,7 +452,7 @@ class Sweep:
         if best is None or best.status != TrialStatus.COMPLETED:
             return None
         config = self._best_config(best)
-        flags = runs.flags_to_repeat(config, without=("run_dir", "overwrite", "resume"))
+        flags = runs.flags_to_repeat(config, without=runs.FREE)
         with atomic.atomic_path(self.folder / "best.flags") as temporary:
             temporary.write_text(f"# Trial {best.trial_id}: {self.so_far(oracle)}\n{flags}")
         there = self.folder / "best" / "run.flags"
@@ -534,7 +534,7 @@ def _all_training_pictures(config: SweepConfig) -> DataConfig:
 def _starts_without_an_epoch(run: runs.Run) -> int:
     """Counts one more start of a run; from 1 again where an epoch has ended since the last."""
     path = run.path.with_name(f".{run.path.name}.starts")
-    epochs, before = run.first_epoch, [0, 0]
+    epochs, before = run.progress.epochs, [0, 0]
     if path.exists():
         before = json.loads(path.read_text())
     starts = before[1] + 1 if before[0] == epochs else 1

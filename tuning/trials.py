@@ -85,11 +85,8 @@ def _see_devices() -> None:
 
 
 def _train(execution: Execution) -> None:
-    run_config = execution.config.run
-    path = execution.run.path
-    resume = (path / "run.flags").exists()
     config = dataclasses.replace(
-        execution.config, run=dataclasses.replace(run_config, resume=resume)
+        execution.config, run=dataclasses.replace(execution.config.run, resume="auto")
     )
     run = runs.plan(config)
     if run.finished:
@@ -100,7 +97,7 @@ def _train(execution: Execution) -> None:
     if execution.earlier and not run.backup.exists():
         _go_on_from(execution.earlier, run)
     trained.train(
-        [keras.callbacks.CSVLogger(path / "metrics.csv", append=True)], epochs=execution.epochs
+        [keras.callbacks.CSVLogger(run.path / "metrics.csv", append=True)], epochs=execution.epochs
     )
     if execution.settings is not None:
         _log_hparams(execution.settings, run)

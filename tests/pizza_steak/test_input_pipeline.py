@@ -74,6 +74,13 @@ def test_going_on_at_an_epoch_shows_what_would_have_been_seen(batch_size, first_
     assert rest == whole[first_epoch * math.ceil(10 / batch_size) :]
 
 
+@pytest.mark.parametrize("first_step", range(4))
+def test_going_on_at_a_step_shows_what_would_have_been_seen(first_step):
+    options = {"shuffle": True, "epochs": 3, "seed": 3}
+    rest = visits(10, 4, **options, first_epoch=1, first_step=first_step)
+    assert rest == visits(10, 4, **options)[3 + first_step :]
+
+
 def test_the_batch_size_cuts_one_and_the_same_order():
     orders = [flat(visits(23, size, shuffle=True, epochs=2, seed=1)) for size in (1, 4, 23, 99)]
     assert all(order == orders[0] for order in orders)

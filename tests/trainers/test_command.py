@@ -84,6 +84,8 @@ BAD_INPUT = {
         "--learning_rate_schedule=cosine sets at every step",
     ),
     "nothing to resume": ("--resume", "no run to resume"),
+    "resumed if it is there, and nowhere": ("--run_dir= --resume=auto", "run_dir: missing"),
+    "another run than is there": ("--run_dir={here}/run --resume=auto --epochs=9", "--epochs=9"),
     "resumed with another flag": ("--run_dir={here}/run --resume --epochs=9", "--epochs=9"),
     "resumed with one flag less": ("--run_dir={here}/weighted --resume", "class_weight"),
 }

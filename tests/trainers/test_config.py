@@ -1,6 +1,7 @@
 """Flags and dataclasses say the same, both ways."""
 
 import collections
+import math
 import re
 
 import pytest
@@ -73,9 +74,37 @@ def test_a_flagfile_of_a_configuration_gives_it_back(config, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "argv, resume",
+    [
+        ([], False),
+        (["--resume"], True),
+        (["--resume=true"], True),
+        (["--noresume"], False),
+        (["--resume=auto"], "auto"),
+        (["--resume=auto", "--resume"], True),
+    ],
+)
+def test_resume_is_a_switch_that_may_be_auto(argv, resume):
+    config = parse_flags(*argv)
+    assert config.run.resume == resume
+    assert parse_flags(*configs.to_flags(config).splitlines()[-5:-1]).run.resume == resume
+
+
+@pytest.mark.parametrize(
+    "text, interval",
+    [("epoch", (math.inf, math.inf)), ("500", (500, math.inf)), ("60s", (math.inf, 60))],
+)
+def test_checkpoints_are_made_every_so_many_steps_or_seconds(text, interval):
+    assert configs.checkpoint_interval(text) == interval
+
+
+@pytest.mark.parametrize(
     "flag",
     [
         "--batch_size=0",
+        "--checkpoint_every=0",
+        "--checkpoint_every=60m",
+        "--resume=maybe",
         "--class_mode=multilabel",
         "--epochs=0",
         "--filters=ten",

@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import signal
 import time
+import types
 
 import keras
 import numpy as np
@@ -22,7 +23,6 @@ from small_runs import (
     png,
     result_of,
     rows,
-    run_command,
     snapshot,
     start_command,
     train_and_test,
@@ -30,7 +30,9 @@ from small_runs import (
 )
 
 from pizza_steak.errors import UserError
-from trainers import runs
+from trainers import callbacks, runs
+from trainers.callbacks import Backup, Progress, saved_progress
+from trainers.preemption import PreemptedError
 
 PHOTOGRAPHS = ROOT / "../shared/data/pizza_steak_64px.zip"
 # Of losses: single precision has no more for probabilities near 1.
@@ -198,25 +200,34 @@ def test_the_run_directory_may_be_a_link_to_an_empty_folder(small_flags, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_as_if_it_had_not_been(finished, small_flags, tmp_path):
-    flags = [*small_flags, "--epochs=20"]
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
-    processes = [start_command(*flags, f"--run_dir={run_dir}") for run_dir in (killed, whole)]
-    while not (killed / "metrics.csv").exists() or len(rows(killed)) < 2:
-        assert processes[0].poll() is None, processes[0].communicate()
-        time.sleep(0.01)
-    processes[0].kill()
-    for process in processes:
-        process.communicate()
-    assert [process.returncode for process in processes] == [-signal.SIGKILL, 0]
-    assert len(rows(killed)) < 20
+def test_a_killed_and_a_preempted_run_go_on_as_if_they_had_not_been(small_flags, tmp_path):
+    flags = [*small_flags, "--epochs=20", "--checkpoint_every=2", "--resume=auto"]
+    killed, preempted, whole = (tmp_path / name for name in ("killed", "preempted", "whole"))
+    processes = {
+        run_dir: start_command(*flags, f"--run_dir={run_dir}")
+        for run_dir in (killed, preempted, whole)
+    }
+    for run_dir, number in ((killed, signal.SIGKILL), (preempted, signal.SIGTERM)):
+        while not (run_dir / "metrics.csv").exists() or len(rows(run_dir)) < 2:
+            assert processes[run_dir].poll() is None, processes[run_dir].communicate()
+            time.sleep(0.01)
+        processes[run_dir].send_signal(number)
+    stderr = {run_dir: process.communicate()[1] for run_dir, process in processes.items()}
+    assert [process.returncode for process in processes.values()] == [-signal.SIGKILL, 75, 0]
+    (line,) = stderr[preempted].splitlines()
+    assert line.startswith("preempted; run again with --resume: python -m trainers.fit ")
 
-    status, stdout, stderr = run_command(*flags, f"--run_dir={killed}", "--resume")
-    assert (status, stderr) == (0, "")
-    assert f"test accuracy {result_of(killed)['test_accuracy']:.4f}" in stdout
-    assert_same_run(killed, whole)
-    assert result_of(killed)["history"] == result_of(whole)["history"]
-    assert snapshot(killed).keys() == snapshot(whole).keys()
+    processes = {
+        run_dir: start_command(*flags, f"--run_dir={run_dir}") for run_dir in (killed, preempted)
+    }
+    for run_dir, process in processes.items():
+        assert len(rows(run_dir)) < 20
+        stdout, stderr = process.communicate()
+        assert (process.returncode, stderr) == (0, "")
+        assert f"test accuracy {result_of(run_dir)['test_accuracy']:.4f}" in stdout
+        assert_same_run(run_dir, whole)
+        assert result_of(run_dir)["history"] == result_of(whole)["history"]
+        assert snapshot(run_dir).keys() == snapshot(whole).keys()
 
 
 @pytest.fixture(scope="module")
@@ -234,8 +245,13 @@ def stopped_run(small_flags, tmp_path_factory):
 
 
 def half_written(backup: pathlib.Path):
-    whole = (backup / "latest.weights.h5").read_bytes()
-    (backup / f".{'0' * 32}.latest.weights.h5").write_bytes(whole[:1000])
+    whole = (backup / "latest.h5").read_bytes()
+    (backup / f".{'0' * 32}.latest.h5").write_bytes(whole[:1000])
+
+
+def model_half_written(backup: pathlib.Path):
+    model = backup.parent / "model.keras"
+    model.write_bytes(model.read_bytes()[:1000])
 
 
 @pytest.mark.parametrize(
@@ -243,6 +259,7 @@ def half_written(backup: pathlib.Path):
     [
         pytest.param(1, False, None, id="before the first backup"),
         pytest.param(2, False, None, id="before the second backup"),
+        pytest.param(2, False, model_half_written, id="while the second model is written"),
         pytest.param(2, True, half_written, id="while the third backup is written"),
         pytest.param(2, True, None, id="after the second backup"),
         pytest.param(4, True, None, id="after the last backup"),
@@ -263,7 +280,7 @@ def test_a_run_stopped_anywhere_goes_on(
 
 def test_a_damaged_backup_is_named(stopped_run, small_flags, tmp_path):
     run_dir = shutil.copytree(stopped_run(2, True), tmp_path / "run")
-    backup = run_dir / "backup" / "latest.weights.h5"
+    backup = run_dir / "backup" / "latest.h5"
     backup.write_bytes(backup.read_bytes()[:1000])
     with pytest.raises(UserError, match=f"{backup}: damaged"):
         fit(*small_flags, f"--run_dir={run_dir}", "--tensorboard", "--resume")
@@ -296,6 +313,112 @@ def test_a_resumed_run_lowers_its_learning_rate_where_it_would_have(small_flags,
     assert_same_run(resumed.run_dir, whole.run_dir)
     rates = whole.values["history"]["learning_rate"]
     assert rates[-1] < rates[0]
+
+
+@pytest.fixture(scope="module")
+def random_flags(small_flags):
+    """The flags of a run that draws what it can, and whose callbacks count epochs."""
+    return [
+        *small_flags,
+        "--epochs=9",
+        "--batch_size=4",
+        "--rotation_range=20",
+        "--horizontal_flip",
+        "--batch_normalization",
+        "--dropout=0.3",
+        "--learning_rate=0.1",
+        "--reduce_lr_patience=1",
+        "--early_stopping_patience=3",
+        "--checkpoint_every=2",
+        "--resume=auto",
+    ]
+
+
+@pytest.fixture(scope="module")
+def random_run(random_flags, tmp_path_factory):
+    """The directory of such a run, never stopped."""
+    run_dir = tmp_path_factory.mktemp("random") / "run"
+    history = fit(*random_flags, f"--run_dir={run_dir}").values["history"]
+    assert len(set(history["learning_rate"])) > 1
+    assert 4 < len(history["loss"]) < 9
+    return run_dir
+
+
+def assert_goes_on(run_dir: pathlib.Path, whole: pathlib.Path, *flags: str):
+    result = fit(*flags, f"--run_dir={run_dir}").values
+    assert_same_run(run_dir, whole)
+    expected = result_of(whole)
+    for name in ("history", "test_accuracy", "test_loss"):
+        assert result[name] == expected[name]
+
+
+@pytest.mark.parametrize(
+    "epoch, step, saved",
+    [
+        pytest.param(1, 1, Progress(), id="before the first backup"),
+        pytest.param(1, 2, Progress(0, 2), id="after a backup in the first epoch"),
+        pytest.param(3, 5, Progress(2, 4), id="between two backups"),
+        pytest.param(4, 6, Progress(3, 6), id="before an epoch's validation"),
+    ],
+)
+def test_a_run_stopped_within_an_epoch_goes_on_from_its_last_backup(
+    random_flags, random_run, tmp_path, epoch, step, saved
+):
+    run_dir = tmp_path / "run"
+    fit_and_stop(*random_flags, f"--run_dir={run_dir}", epoch=epoch, step=step)
+    assert saved_progress(run_dir / "backup/latest.h5") == saved
+    assert_goes_on(run_dir, random_run, *random_flags)
+
+
+@pytest.mark.parametrize("epoch, step", [(3, 2), (4, 3)])
+def test_a_run_without_validation_goes_on_within_an_epoch(small_flags, tmp_path, epoch, step):
+    run_dir, whole = tmp_path / "run", tmp_path / "whole"
+    flags = [*small_flags, "--validation_split=none", "--checkpoint_every=1"]
+    fit(*flags, f"--run_dir={whole}")
+    fit_and_stop(*flags, f"--run_dir={run_dir}", epoch=epoch, step=step)
+    assert_goes_on(run_dir, whole, *flags, "--resume")
+
+
+@pytest.mark.parametrize(
+    "hook, saved",
+    [
+        pytest.param("on_train_batch_begin", Progress(1, 1), id="in a step"),
+        pytest.param("on_test_begin", Progress(1, 6), id="in a validation"),
+        pytest.param("on_epoch_end", Progress(2), id="at the end of an epoch"),
+        pytest.param("on_train_end", Progress(5, stopped=True), id="at the end of the last"),
+    ],
+)
+def test_a_run_goes_on_after_the_step_that_sigterm_came_in(
+    random_flags, random_run, tmp_path, monkeypatch, hook, saved
+):
+    original = getattr(Backup, hook)
+
+    def terminated(self, *arguments, **options):
+        if hook == "on_train_end" or self._epoch == 1:
+            signal.raise_signal(signal.SIGTERM)
+        original(self, *arguments, **options)
+
+    run_dir = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(PreemptedError, match=f"{run_dir} --resume"):
+        patch.setattr(Backup, hook, terminated)
+        fit(*random_flags, f"--run_dir={run_dir}")
+    assert saved_progress(run_dir / "backup/latest.h5") == saved
+    assert_goes_on(run_dir, random_run, *random_flags)
+
+
+def test_backups_are_made_every_so_many_seconds(small_flags, tmp_path, monkeypatch):
+    flags = [*small_flags, "--batch_size=1", f"--run_dir={tmp_path}/run"]
+    seconds = iter(range(1000))  # One passes a step.
+    clock = types.SimpleNamespace(**vars(time) | {"monotonic": lambda: next(seconds)})
+    monkeypatch.setattr(callbacks, "time", clock)
+    fit_and_stop(*flags, "--checkpoint_every=5s", epoch=1, step=18)
+    assert saved_progress(tmp_path / "run/backup/latest.h5").step == 15
+
+
+def test_a_run_may_be_resumed_with_other_intervals_between_backups(finished, tmp_path, small_flags):
+    run_dir = shutil.copytree(finished.run_dir, tmp_path / "run")
+    flags = [f"--run_dir={run_dir}", "--tensorboard", "--checkpoint_every=7"]
+    assert fit(*small_flags, *flags, "--resume=auto").values == finished.values
 
 
 @pytest.mark.parametrize("resume_comes_last", [True, False])

@@ -1,0 +1,48 @@
+"""SIGTERM: how Slurm, Kubernetes and spot machines say that they will take the machine away."""
+
+import signal
+import threading
+
+# "Temporary failure, try again": EX_TEMPFAIL of sysexits.h, which Python has not on every system.
+EXIT_STATUS = 75
+
+
+class PreemptedError(Exception):
+    """Training has ended because of SIGTERM, and can go on; tells how in one line."""
+
+
+class Notice:
+    """Whether SIGTERM has come within the block, which then no longer ends the process by itself.
+
+    The block is to end soon, by `obey`; if it ends well all the same, it raises that error then.
+    Out of the main thread, where Python has no signals, none is ever given.
+
+    Args:
+      advice: The line of the error.
+
+    Attributes:
+      given: Whether it has come.
+    """
+
+    def __init__(self, advice: str = ""):
+        self._advice = advice
+        self.given = False
+
+    def __enter__(self) -> "Notice":
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._before)
+        if kind is None:
+            self.obey()
+
+    def obey(self) -> None:
+        """Raises a `PreemptedError` if SIGTERM has come."""
+        if self.given:
+            raise PreemptedError(self._advice)
+
+    def _note(self, *_) -> None:
+        self.given = True
