@@ -1,6 +1,12 @@
 """Trains a classifier on an archive of class folders.
 
 python -m trainers.fit --flagfile=tinyvgg.flags --archive=~/pizza_steak.zip
+
+SIGTERM, which Slurm, Kubernetes and spot machines send before they take the machine, ends training
+after the step that it comes in: all is saved, and the exit status is 75. For job scripts, the same
+command starts the run and goes on with it:
+
+python -m trainers.fit --flagfile=tinyvgg.flags --run_dir=runs/pizza --resume=auto
 """
 
 from trainers import command

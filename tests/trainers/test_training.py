@@ -207,21 +207,23 @@ def test_a_killed_and_a_preempted_run_go_on_as_if_they_had_not_been(small_flags,
         run_dir: start_command(*flags, f"--run_dir={run_dir}")
         for run_dir in (killed, preempted, whole)
     }
-    for run_dir, number in ((killed, signal.SIGKILL), (preempted, signal.SIGTERM)):
-        while not (run_dir / "metrics.csv").exists() or len(rows(run_dir)) < 2:
+    signals = {killed: signal.SIGKILL, preempted: signal.SIGTERM}
+    while signals:
+        time.sleep(0.01)
+        for run_dir in [*signals]:
             assert processes[run_dir].poll() is None, processes[run_dir].communicate()
-            time.sleep(0.01)
-        processes[run_dir].send_signal(number)
+            if (run_dir / "metrics.csv").exists() and len(rows(run_dir)) >= 2:
+                processes[run_dir].send_signal(signals.pop(run_dir))
     stderr = {run_dir: process.communicate()[1] for run_dir, process in processes.items()}
     assert [process.returncode for process in processes.values()] == [-signal.SIGKILL, 75, 0]
     (line,) = stderr[preempted].splitlines()
     assert line.startswith("preempted; run again with --resume: python -m trainers.fit ")
+    assert max(len(rows(run_dir)) for run_dir in (killed, preempted)) < 20
 
     processes = {
         run_dir: start_command(*flags, f"--run_dir={run_dir}") for run_dir in (killed, preempted)
     }
     for run_dir, process in processes.items():
-        assert len(rows(run_dir)) < 20
         stdout, stderr = process.communicate()
         assert (process.returncode, stderr) == (0, "")
         assert f"test accuracy {result_of(run_dir)['test_accuracy']:.4f}" in stdout

@@ -1,0 +1,112 @@
+"""Kills runs at random moments until they end, and compares them with one left alone.
+
+python tests/trainers/random_kills.py --kills=30 --terms=10
+
+Each kill is a -9, each term a SIGTERM for the command's process, at a moment between its start and
+the time that the run takes if it is left alone. The same command, with --resume=auto, then goes on.
+A run that has ended is compared, to the last bit, and another one started. Ends with status 1
+where anything differs, or a run does not go on. All other flags are those of trainers.fit.
+"""
+
+import collections
+import json
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+from absl import app, flags
+
+_KILLS = flags.DEFINE_integer("kills", 30, "How often a run is killed.")
+_TERMS = flags.DEFINE_integer("terms", 10, "How often it is terminated.")
+_SEED = flags.DEFINE_integer("kills_seed", 1, "Draws the moments, and which it is.")
+_FLAGS = (
+    "--dataset=pizza_steak/sample",
+    "--image_size=64",
+    "--epochs=12",
+    "--batch_size=8",
+    "--rotation_range=20",
+    "--batch_normalization",
+    "--dropout=0.3",
+    "--learning_rate=0.003",
+    "--reduce_lr_patience=2",
+    "--checkpoint_every=7",
+    "--resume=auto",
+)
+_PREEMPTED = 75
+# Exit statuses after a signal; a SIGTERM before or after training ends the process as usual.
+_STATUSES = {signal.SIGKILL: {-signal.SIGKILL}, signal.SIGTERM: {-signal.SIGTERM, _PREEMPTED}}
+
+
+def main(argv):
+    rng = random.Random(_SEED.value)
+    signals = [signal.SIGKILL] * _KILLS.value + [signal.SIGTERM] * _TERMS.value
+    rng.shuffle(signals)
+    statuses = collections.Counter()
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        command = [sys.executable, "-m", "trainers.fit", *_FLAGS, *argv[1:], f"--data_dir={name}"]
+        run([*command, "--epochs=1", f"--run_dir={folder / 'first'}"])  # Leaves decoded pictures.
+        start = time.monotonic()
+        run([*command, f"--run_dir={folder / 'alone'}"])
+        longest = time.monotonic() - start
+        runs = 0
+        while signals:
+            runs += 1
+            run_dir = folder / f"killed {runs}"
+            while True:
+                number = signals[-1] if signals else None
+                moment = rng.uniform(0, longest) if signals else None
+                status = run([*command, f"--run_dir={run_dir}"], number, moment)
+                statuses[status] += 1
+                if status == 0:
+                    break
+                if number is None or status not in _STATUSES[number]:
+                    sys.exit(f"run {runs}: exit status {status}")
+                signals.pop()
+                print(f"run {runs}: status {status} after {moment:.1f} s", flush=True)
+            if different := differences(folder / "alone", run_dir):
+                sys.exit(f"run {runs} differs from the one left alone: {', '.join(different)}")
+    print(
+        f"{runs} runs, {statuses[-signal.SIGKILL]} times killed, {statuses[_PREEMPTED]} times "
+        f"preempted, {statuses[-signal.SIGTERM]} times terminated before or after training: "
+        "history, weights and files are those of the run left alone"
+    )
+
+
+def run(command: list[str], number: signal.Signals | None = None, moment: float | None = None):
+    """The exit status of a command that gets a signal so many seconds after its start."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        _, stderr = process.communicate(timeout=moment)
+    except subprocess.TimeoutExpired:
+        process.send_signal(number)
+        _, stderr = process.communicate()
+    if process.returncode > 0 and process.returncode != _PREEMPTED:
+        sys.stderr.buffer.write(stderr)
+    return process.returncode
+
+
+def differences(run_dir: pathlib.Path, other: pathlib.Path) -> list[str]:
+    """What is not the same of two runs."""
+    import keras  # Now: importing takes seconds.
+
+    pairs = {
+        "metrics.csv": [(folder / "metrics.csv").read_bytes() for folder in (run_dir, other)],
+        "files": [sorted(path.name for path in folder.iterdir()) for folder in (run_dir, other)],
+        "weights": [
+            [w.tobytes() for w in keras.models.load_model(folder / "model.keras").get_weights()]
+            for folder in (run_dir, other)
+        ],
+    }
+    results = [json.loads((folder / "result.json").read_text()) for folder in (run_dir, other)]
+    for name in ("history", "test_accuracy", "test_loss"):
+        pairs[name] = [result[name] for result in results]
+    return [name for name, (one, another) in pairs.items() if one != another]
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=lambda argv: flags.FLAGS(argv, known_only=True))
