@@ -212,9 +212,9 @@ class Run:
         metrics = self.path / "metrics.csv"
         if not metrics.exists():
             return
-        lines = metrics.read_text().splitlines(keepends=True)
+        lines = metrics.read_bytes().splitlines(keepends=True)
         with atomic_path(metrics) as temporary:
-            temporary.write_text("".join(lines[: self.progress.epochs + 1]))
+            temporary.write_bytes(b"".join(lines[: self.progress.epochs + 1]))
 
     def _write_json(self, name: str, values: dict[str, Any]) -> None:
         with atomic_path(self.path / name) as temporary:

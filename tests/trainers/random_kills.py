@@ -20,6 +20,8 @@ import time
 
 from absl import app, flags
 
+from pizza_steak.tensorflow_import import import_tensorflow
+
 _KILLS = flags.DEFINE_integer("kills", 30, "How often a run is killed.")
 _TERMS = flags.DEFINE_integer("terms", 10, "How often it is terminated.")
 _SEED = flags.DEFINE_integer("kills_seed", 1, "Draws the moments, and which it is.")
@@ -92,7 +94,8 @@ def run(command: list[str], number: signal.Signals | None = None, moment: float 
 
 def differences(run_dir: pathlib.Path, other: pathlib.Path) -> list[str]:
     """What is not the same of two runs."""
-    import keras  # Now: importing takes seconds.
+    import_tensorflow()  # Now: it takes seconds.
+    import keras
 
     pairs = {
         "metrics.csv": [(folder / "metrics.csv").read_bytes() for folder in (run_dir, other)],
