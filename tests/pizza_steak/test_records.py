@@ -91,8 +91,9 @@ def test_any_slice_of_a_split_is_mixed(food):
     assert set(food.labels[food.rows("train[:30%]")]) == {0, 1, 2}
 
 
+@pytest.mark.parametrize("read", ["read", "read_in_graph"])
 @pytest.mark.parametrize("draw", ["forward", "backward", "with repetition", "none"])
-def test_reads_the_bytes_of_the_archive_in_any_order(archive, food, draw):
+def test_reads_the_bytes_of_the_archive_in_any_order(archive, food, draw, read):
     listing = read_archive(archive)
     contents = {
         picture.filename: encoded
@@ -105,7 +106,7 @@ def test_reads_the_bytes_of_the_archive_in_any_order(archive, food, draw):
         "with repetition": np.random.default_rng(0).integers(0, len(LAYOUT), 200),
         "none": np.arange(0),
     }[draw]
-    encoded = food.read(tf.constant(rows))
+    encoded = tf.function(getattr(food, read))(tf.constant(rows))
     assert encoded.shape == rows.shape
     assert encoded.numpy().tolist() == [contents[name] for name in food.filenames[rows]]
 
