@@ -105,17 +105,23 @@ class DecodedPictures:
 
 @dataclasses.dataclass(frozen=True)
 class StreamedPictures:
-    """Pictures decoded from the records each time they are gathered."""
+    """Pictures decoded from the records each time they are gathered.
+
+    With `in_graph` that is done by TensorFlow's operations alone, so that another process can do
+    it, and `for_pillow` must hold none of the rows.
+    """
 
     records: Records
     format: Format
     bad: Mapping[int, str]
     parallel_calls: int = os.cpu_count()
+    in_graph: bool = False
 
     def gather(self, rows: tf.Tensor) -> tf.Tensor:
+        read = self.records.read_in_graph if self.in_graph else self.records.read
         return tf.map_fn(
-            lambda encoded: decode_image(encoded, self.format),
-            self.records.read(rows),
+            lambda encoded: decode_image(encoded, self.format, by_pillow=not self.in_graph),
+            read(rows),
             fn_output_signature=tf.TensorSpec(self.format.shape, tf.uint8),
         )
 
@@ -164,6 +170,32 @@ def decode_image(encoded: tf.Tensor, format: Format, *, by_pillow: bool = True) 
 def needs_pillow(encoded: tf.Tensor) -> tf.Tensor:
     """Whether `decode_image` gives one picture other pixels without Pillow, or none: a boolean."""
     return tf.logical_or(_is_for_pillow(encoded), _is_inexact(encoded))
+
+
+def for_pillow(records: Records) -> np.ndarray:
+    """The rows of the pictures that `needs_pillow`, int64; they are looked for once."""
+    path = records.folder / f"for_pillow-{records.fingerprint}.npy"
+
+    def write(temporary: pathlib.Path) -> None:
+        np.save(temporary, _look_for_pillow(records))
+
+    if not path.exists() and not os.access(records.folder, os.W_OK):
+        return _look_for_pillow(records)
+    make_once(path, write)
+    return np.load(path)
+
+
+def _look_for_pillow(records: Records) -> np.ndarray:
+    rows = (
+        tf.data.Dataset.range(len(records.labels))
+        .batch(_RECORDS_READ_AT_ONCE)
+        .map(lambda rows: (rows, records.read(rows)))
+        .unbatch()
+        .map(lambda row, encoded: (row, needs_pillow(encoded)))
+        .ignore_errors()  # Broken pictures.
+        .filter(lambda row, needed: needed)
+    )
+    return np.array([row for row, _ in rows.as_numpy_iterator()], np.int64)
 
 
 def _decode_jpeg(encoded: tf.Tensor, with_alpha: bool) -> tf.Tensor:
