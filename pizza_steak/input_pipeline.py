@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from pizza_steak import data_service
 from pizza_steak.decoded import Pictures
 from pizza_steak.errors import UserError
 
@@ -110,6 +111,7 @@ def batches(
     first_step: int = 0,
     epochs: int = 1,
     augment: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None,
+    service: str | None = None,
 ) -> tf.data.Dataset:
     """The batches of the epochs from `first_epoch` up to, not including, `epochs`.
 
@@ -123,6 +125,8 @@ def batches(
       first_step: How many batches of `first_epoch` are left out, from none to all of them.
       augment: Called with the images of a batch and their `example_seeds`, such as
         `augmentation.RandomAffine.augment`.
+      service: Address of a tf.data service, grpc://host:port, that makes the batches, which are the
+        same: see `data_service.map_steps`. Needs pictures that are streamed `in_graph`.
 
     Returns:
       Dataset of (images, labels), or of images: uint8 of shape (B, height, width, channels).
@@ -142,9 +146,9 @@ def batches(
             images = augment(images, example_seeds(seed, step // steps, batch))
         return images if labels is None else (images, tf.gather(labels, batch))
 
-    return (
-        tf.data.Dataset.range(first_epoch * steps + first_step, epochs * steps)
-        .map(load, num_parallel_calls=parallel_calls)
-        .prefetch(_PREFETCHED)
-        .with_options(options)
-    )
+    counted = tf.data.Dataset.range(first_epoch * steps + first_step, epochs * steps)
+    if service:
+        loaded = data_service.map_steps(counted, load, service)
+    else:
+        loaded = counted.map(load, num_parallel_calls=parallel_calls)
+    return loaded.prefetch(_PREFETCHED).with_options(options)

@@ -43,6 +43,16 @@ def same_flag(concern: type, name: str, **changes: Any) -> Any:
     return dataclasses.field(default=metadata.pop("default", field.default), metadata=metadata)
 
 
+def _check_address(text: str | None) -> None:
+    if text is not None and not re.fullmatch(r"grpc://[^/]+:\d+", text):
+        raise ValueError(f"{text!r}: expected grpc://host:port")
+
+
+def _check_dispatcher(text: str | None) -> None:
+    if text is not None and not re.fullmatch(r"[^/]+:\d+", text):
+        raise ValueError(f"{text!r}: expected host:port")
+
+
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Which pictures, and how they become batches."""
@@ -96,16 +106,22 @@ class DataConfig:
         ("binary", "categorical", "sparse", "none"),
     )
     batch_size: int = flag(32, "Pictures a step.", minimum=1)
-    decoded_cache: str = flag(
-        "disk",
+    decoded_cache: str | None = flag(
+        None,
         "Where decoded pictures are kept: on the disk for every later run, in this run's memory, "
-        "or nowhere.",
+        "or nowhere; by default on the disk, and nowhere with --data_service.",
         ("disk", "memory", "none"),
     )
     data_on_device: bool = flag(
         False,
         "Copy the decoded pictures to the device's memory once, and gather and augment batches "
         "there: the same batches, but none of them has to be moved.",
+    )
+    data_service: str | None = flag(
+        None,
+        "Address grpc://host:port that python -m trainers.data_service prints: pictures are "
+        "decoded and augmented there.",
+        check=_check_address,
     )
     on_bad_image: str = flag(
         "fail",
@@ -421,6 +437,33 @@ class ReportConfig:
     """All that `trainers.report` takes."""
 
     page: PageConfig = PageConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class ServersConfig:
+    """What is started."""
+
+    port: int = flag(
+        0, "Port of the dispatcher that is started; 0 for any free one.", minimum=0, maximum=65535
+    )
+    dispatcher: str | None = flag(
+        None,
+        "Address host:port of a dispatcher elsewhere that the workers are for; none is started.",
+        check=_check_dispatcher,
+    )
+    workers: int = flag(1, "Workers to start, on any free ports. One uses all cores.", minimum=0)
+    host: str | None = flag(
+        None,
+        "Name or address under which others reach this machine; by default localhost, for nobody "
+        "else, or with --dispatcher the address that this machine has there.",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class DataServiceConfig:
+    """All that `trainers.data_service` takes."""
+
+    servers: ServersConfig = ServersConfig()
 
 
 @dataclasses.dataclass(frozen=True)

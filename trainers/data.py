@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
-from pizza_steak import decoded, input_pipeline, records
+from pizza_steak import data_service, decoded, input_pipeline, records
 from pizza_steak.errors import UserError
 from trainers.config import DataConfig
 
@@ -24,6 +24,7 @@ class Data:
       splits: Split strings by what they are for: "train", "validation" where there is one, "test".
       rows: Rows of the records by what they are for, without those of bad pictures and of classes
         that are not asked for.
+      service: Address of the tf.data service that makes the batches, None to make them here.
     """
 
     records: records.Records
@@ -33,6 +34,7 @@ class Data:
     class_mode: str
     splits: Mapping[str, str]
     rows: Mapping[str, np.ndarray]
+    service: str | None = None
 
     def labels(self, purpose: str) -> np.ndarray:
         """The class indices of a split, int64, in the order of its rows."""
@@ -50,7 +52,7 @@ class Data:
         """The batches of a split; `options` as in `input_pipeline.batches`."""
         labels = self.encode(self._all_labels)
         return input_pipeline.batches(
-            self.pictures, self.rows[purpose], labels, batch_size, **options
+            self.pictures, self.rows[purpose], labels, batch_size, service=self.service, **options
         )
 
     @property
@@ -79,8 +81,22 @@ def load(config: DataConfig) -> Data:
         raise UserError("class_mode 'none': gives no labels to train on; expected another")
     splits = _splits(config, has_test="test" in prepared.builder.info.splits)
     rows = {purpose: prepared.rows(split) for purpose, split in splits.items()}
+    service, cache = config.data_service, config.decoded_cache
+    if service and cache not in (None, "none"):
+        raise UserError(
+            f"data_service: pictures are decoded there, and not kept; expected no "
+            f"--decoded_cache={cache} with it"
+        )
+    if service and config.data_on_device:
+        raise UserError(
+            "data_service: makes batches anew in every epoch, and data_on_device keeps their "
+            "pictures; expected one of the two"
+        )
     pictures = decoded.decode(
-        prepared, format, cache=config.decoded_cache, on_bad_image=config.on_bad_image
+        prepared,
+        format,
+        cache=cache or ("none" if service else "disk"),
+        on_bad_image=config.on_bad_image,
     )
     kept = np.isin(np.array(prepared.classes)[prepared.labels], classes)
     kept[list(pictures.bad)] = False
@@ -91,7 +107,20 @@ def load(config: DataConfig) -> Data:
                 f"split {split!r}: none of its pictures can be decoded and is of the classes "
                 f"{', '.join(classes)}"
             )
-    return Data(prepared, pictures, format.shape, classes, class_mode, splits, rows)
+    if service:
+        _check_not_for_pillow(prepared, np.concatenate(list(rows.values())))
+        data_service.check(service, prepared)
+        pictures = dataclasses.replace(pictures, in_graph=True)
+    return Data(prepared, pictures, format.shape, classes, class_mode, splits, rows, service)
+
+
+def _check_not_for_pillow(prepared: records.Records, rows: np.ndarray) -> None:
+    if found := np.intersect1d(decoded.for_pillow(prepared), rows).tolist():
+        raise UserError(
+            f"data_service: cannot decode {len(found):,} of the pictures, the first is "
+            f"{prepared.filenames[found[0]]}; BMP, GIF, WebP, CMYK and PNG with less than 8 bits "
+            "of grey are decoded in Python: convert them to JPEG or PNG, or pass no --data_service"
+        )
 
 
 def _splits(config: DataConfig, has_test: bool) -> dict[str, str]:

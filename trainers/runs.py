@@ -298,6 +298,8 @@ def _check_free(path: pathlib.Path, overwrite: bool) -> None:
 def flags_to_repeat(config: Any, without: Container[str]) -> str:
     """The flags that make a run what it is: without where it is, with paths from the root.
 
+    A data service makes it faster, not another one, and is left out as well.
+
     Args:
       config: Made of concerns, of which one is `data`.
       without: Names of flags.
@@ -309,7 +311,7 @@ def flags_to_repeat(config: Any, without: Container[str]) -> str:
         if (value := getattr(data, name))
     }
     config = dataclasses.replace(config, data=dataclasses.replace(data, **paths))
-    return to_flags(config, without)
+    return to_flags(config, (*without, "data_service"))
 
 
 def _check_same_flags(run: Run) -> None:

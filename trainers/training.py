@@ -208,7 +208,8 @@ class Training:
         )
         validated = "validation" in data.rows
         self.model.fit(
-            train.repeat(),  # Keras counts the steps that `Backup` passes over: it expects more.
+            # Keras counts the steps that `Backup` passes over: it expects so many more.
+            train.repeat() if start.step else train,
             epochs=epochs,
             initial_epoch=start.epochs,
             steps_per_epoch=_steps(self.config, data),

@@ -106,6 +106,7 @@ def test_checkpoints_are_made_every_so_many_steps_or_seconds(text, interval):
         "--checkpoint_every=60m",
         "--resume=maybe",
         "--class_mode=multilabel",
+        "--data_service=localhost:5050",
         "--epochs=0",
         "--filters=ten",
         "--image_size=-1",

@@ -1,0 +1,175 @@
+"""Training through a dispatcher and two workers, in processes of their own, on loopback."""
+
+import io
+import os
+import socket
+import subprocess
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from small_runs import assert_same_run, fit, fit_and_stop, layout, parse_flags, start_command
+
+from pizza_steak import data_service, decoded, records
+from pizza_steak.errors import UserError
+from trainers import data as run_data
+from trainers import preprocessing
+
+pytestmark = pytest.mark.slow
+
+AUGMENTED = ("--rotation_range=20", "--zoom_range=0.2", "--brightness_range=0.8,1.2")
+NOWHERE = "grpc://localhost:1"
+
+
+def start(*flags: str) -> subprocess.Popen:
+    return start_command(*flags, command="data_service")
+
+
+def stop(processes: Sequence[subprocess.Popen]) -> list[tuple[str, str, int]]:
+    """Stops them as Slurm and Kubernetes do: the rest of stdout and stderr, and exit statuses."""
+    for process in processes:
+        process.terminate()
+    return [(*process.communicate(timeout=60), process.returncode) for process in processes]
+
+
+@pytest.fixture(scope="module")
+def workers():
+    """Two workers of a dispatcher, with its address."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    address = f"grpc://localhost:{port}"
+    processes = [start(f"--port={port}", "--workers=0")]
+    processes += [start(f"--dispatcher=localhost:{port}") for _ in range(2)]
+    try:
+        for process in processes:
+            assert f"--data_service={address}\n" in process.stdout.readline()
+        yield address, processes[1:]
+        alive = [process for process in processes if process.poll() is None]
+        assert stop(alive) == [("stopped\n", "", 0)] * len(alive)
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+@pytest.fixture(scope="module")
+def service(workers):
+    return workers[0]
+
+
+def test_batches_are_the_same_in_the_same_order(service, make_archive, tmp_path, caplog):
+    folders = ("train/a", "train/b", "test/a", "test/b")
+    names = [f"{folder}/{number}.jpg" for folder in folders for number in range(9)]
+    flags = [f"--archive={make_archive(names)}", f"--data_dir={tmp_path}", "--image_size=20,30"]
+    config = parse_flags(*flags, *AUGMENTED)
+    augment = preprocessing.augmentation_of(config.augmentation, seed=1).on_batches
+    local, remote = (
+        run_data.load(parse_flags(*flags, flag).data).batches(
+            "train", 4, seed=1, shuffle=True, epochs=2, augment=augment
+        )
+        for flag in ("--decoded_cache=none", f"--data_service={service}")
+    )
+    assert remote.element_spec == local.element_spec
+    assert len(remote) == len(local) == 10
+    for expected, found in zip(local.as_numpy_iterator(), remote.as_numpy_iterator(), strict=True):
+        for one, other in zip(expected, found, strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert not caplog.text
+
+
+def slow(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """A step, some milliseconds later, and the threads of the process that it was loaded by."""
+    noise = tf.sort(tf.random.stateless_uniform([100_000], tf.stack([step, 0])))
+    with tf.control_dependencies([noise]):
+        return tf.identity(step), tf.io.matching_files("/proc/self/task/*")
+
+
+def seen(dataset: tf.data.Dataset) -> tuple[list[int], list[set[int]]]:
+    steps, threads = zip(*dataset.as_numpy_iterator(), strict=True)
+    return list(steps), [{int(os.path.basename(path)) for path in paths} for paths in threads]
+
+
+def test_all_workers_take_part(workers):
+    address, processes = workers
+    steps, threads = seen(data_service.map_steps(tf.data.Dataset.range(5, 105), slow, address))
+    assert steps == list(range(5, 105))
+    counts = [sum(process.pid in by for by in threads) for process in processes]
+    assert min(counts) > 0 and sum(counts) == 100
+
+
+def test_a_run_goes_on_through_it_as_it_would_have_without(service, small_flags, tmp_path):
+    flags = [*small_flags, *AUGMENTED, "--epochs=2"]
+    fit(*flags, f"--run_dir={tmp_path}/here")
+    fit_and_stop(*flags, f"--run_dir={tmp_path}/there", epoch=1)
+    fit(*flags, f"--run_dir={tmp_path}/there", "--resume", f"--data_service={service}")
+    assert_same_run(tmp_path / "there", tmp_path / "here")
+
+
+def test_a_worker_without_the_records_is_told_of(service, make_records):
+    prepared = make_records(["train/a/0.jpg", "train/b/0.jpg"])
+    data_service.check(service, prepared)
+    prepared.folder.rename(prepared.folder.with_name("elsewhere"))
+    with pytest.raises(UserError, match="a worker cannot read the records") as caught:
+        data_service.check(service, prepared)
+    assert f"expected to find {prepared.folder} on each" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_port_that_another_listens_on_is_refused(service):
+    port = service.rpartition(":")[2]
+    with (
+        pytest.raises(UserError, match=f"port {port}: .* pass another --port"),
+        data_service.serve(port=int(port)),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("cache", ["disk", "memory"])
+def test_pictures_that_are_kept_do_not_go_through_it(small_flags, tmp_path, cache):
+    with pytest.raises(UserError, match=f"expected no --decoded_cache={cache} with it"):
+        fit(*small_flags, f"--data_service={NOWHERE}", f"--decoded_cache={cache}")
+
+
+def test_pictures_that_only_pillow_decodes_are_refused(make_archive, picture, tmp_path):
+    files = layout({"train/dark": 2, "train/light": 2})
+    for name, mode, kind in [("dark/9.gif", "P", "GIF"), ("light/9.png", "1", "PNG")]:
+        file = io.BytesIO()
+        picture(0, 24, 20).convert(mode).save(file, kind)
+        files[f"train/{name}"] = file.getvalue()
+    prepared = records.prepare(archive=make_archive(files), data_dir=tmp_path)
+    rows = decoded.for_pillow(prepared)
+    assert {prepared.filenames[row] for row in rows} == {"train/dark/9.gif", "train/light/9.png"}
+    flags = ["--validation_split=train", f"--run_dir={tmp_path}/run", f"--data_service={NOWHERE}"]
+    with pytest.raises(UserError) as caught:
+        fit(f"--archive={make_archive(files)}", f"--data_dir={tmp_path}", *flags)
+    assert f"2 of the pictures, the first is {prepared.filenames[rows[0]]}" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_without_an_answer_it_ends_in_time_with_one_line(small_flags, tmp_path, start_python):
+    code = (
+        "from pizza_steak import data_service; data_service._PATIENCE = 2;"
+        "from trainers import command, config, fit; command.run(fit.main, config.FitConfig)"
+    )
+    process = start_python(
+        code, *small_flags, f"--data_service={NOWHERE}", f"--run_dir={tmp_path}/run"
+    )
+    _, stderr = process.communicate(timeout=100)
+    assert process.returncode == 1
+    errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and f"{NOWHERE}: no answer within 2 s" in errors[0]
+    assert "Traceback" not in stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_steps_of_a_worker_that_is_killed_are_loaded_here(workers, monkeypatch):
+    address, (killed, _) = workers
+    monkeypatch.setattr(data_service, "_WAITING", 20_000)
+    monkeypatch.setattr(data_service, "_PATIENCE", 3)
+    batches = iter(data_service.map_steps(tf.data.Dataset.range(200), slow, address))
+    steps = [int(next(batches)[0]) for _ in range(10)]
+    killed.kill()
+    killed.wait()
+    assert steps + [int(step) for step, _ in batches] == list(range(200))
