@@ -94,7 +94,7 @@ def prepare(config: BenchmarkConfig, folder: pathlib.Path, *, peers: bool) -> Se
     asked = preprocessing.augmentation_of(config.augmentation, seed)
     augmentation = asked or preprocessing.augmentation_of(CHAPTERS_AUGMENTATION, seed)
     _fresh_records(config.data, folder)
-    data = _load(config.data, folder)
+    data = _load(dataclasses.replace(config.data, data_service=None), folder)
     batch_size, count = config.data.batch_size, len(data.rows["train"])
     if count <= batch_size:
         raise UserError(
@@ -215,6 +215,12 @@ def _decode_and_resize(setting: Setting, done: Done) -> None:
     _consume(setting.shuffled(dataclasses.replace(setting.data, pictures=pictures)), done)
 
 
+def _through_service(setting: Setting, done: Done) -> None:
+    """The same made by the workers of --data_service."""
+    if setting.config.data.data_service:
+        _consume(setting.shuffled(_load(setting.config.data, setting.folder)), done)
+
+
 def _array_made(setting: Setting, done: Done) -> None:
     with tempfile.TemporaryDirectory(dir=setting.folder) as folder:
         fresh = _fresh_records(setting.config.data, folder)
@@ -320,6 +326,7 @@ Stage = Callable[[Setting, Done], None]
 
 # By their names in the report, which are those that --only and the ratios mean.
 COLD = "decode + resize (cold)"
+SERVICE = "decode + resize (data service)"
 WARM = "warm"
 ON_HOST = "warm + augmentation on the host"
 STEP = "training step"
@@ -329,6 +336,7 @@ OURS: dict[str, Stage] = {
     "records read": _records_read,
     "decode only": _decode_only,
     COLD: _decode_and_resize,
+    SERVICE: _through_service,
     "decoded array made": _array_made,
     WARM: _warm,
     ON_HOST: _augmented_on_host,
