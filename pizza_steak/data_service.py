@@ -30,6 +30,8 @@ _PATIENCE = 60.0
 _WAITING = 2**30
 # Milliseconds until a dispatcher gives a silent worker up, and between its looks at them.
 _WORKER_TIMEOUT, _WORKER_CHECK = 20_000, 5_000
+# Milliseconds that one call of a worker waits for a dispatcher; then it calls again, or stops.
+_DISPATCHER_TIMEOUT = 10_000
 
 _service = tf.data.experimental.service
 
@@ -65,7 +67,9 @@ def serve(
             reached_at = dispatcher
         for _ in range(workers):
             config = _service.WorkerConfig(
-                reached_at, worker_address=f"{host}:%port%", dispatcher_timeout_ms=60_000
+                reached_at,
+                worker_address=f"{host}:%port%",
+                dispatcher_timeout_ms=_DISPATCHER_TIMEOUT,
             )
             servers.append(_service.WorkerServer(config))
         yield f"grpc://{dispatcher}"
