@@ -59,6 +59,8 @@ def choose(config: DevicesConfig) -> Devices:
         raise UserError(
             f"precision {config.precision!r}: unknown; expected one of {', '.join(_PRECISIONS)}"
         )
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
     gpus = tf.config.list_physical_devices("GPU")
     details = tf.config.experimental.get_device_details
     names = [details(gpu).get("device_name", gpu.name) for gpu in gpus]

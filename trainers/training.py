@@ -128,8 +128,6 @@ class Training:
           UserError: For anything that the user can mend.
         """
         clock = callbacks.Clock()
-        if config.devices.deterministic:
-            tf.config.experimental.enable_op_determinism()
         chosen = devices.choose(config.devices)
         _check_schedule(config)
         data = run_data.load(config.data)
@@ -214,7 +212,7 @@ class Training:
             initial_epoch=start.epochs,
             steps_per_epoch=_steps(self.config, data),
             validation_data=data.batches("validation", batch_size) if validated else None,
-            class_weight=_class_weight(optimisation, data),
+            class_weight=class_weight(optimisation, data),
             # Those that log come after those that add to the logs, the backup after all that count.
             callbacks=[callbacks.StopOnNaN(), *patient, *logging, backup, self.clock],
             shuffle=False,  # The batches come shuffled.
@@ -332,7 +330,7 @@ def _logging_callbacks(training: Training) -> list[keras.callbacks.Callback]:
     return made
 
 
-def _class_weight(config: OptimisationConfig, data: run_data.Data) -> dict[int, float] | None:
+def class_weight(config: OptimisationConfig, data: run_data.Data) -> dict[int, float] | None:
     """n / (C * n_c) for each class c, as scikit-learn's "balanced" (King and Zeng, 2001)."""
     if config.class_weight is None:
         return None

@@ -239,7 +239,7 @@ def train(config: LearningRateConfig, rates: np.ndarray) -> Iterator[float]:
         epochs=math.ceil(len(rates) / steps_an_epoch),
         augment=augmentation.on_batches if augmentation else None,
     )
-    class_weight = training._class_weight(optimisation, data)
+    class_weight = training.class_weight(optimisation, data)
     for rate, (images, labels) in zip(rates, batches, strict=False):
         model.optimizer.learning_rate = rate
         model.reset_metrics()  # Else it is the mean loss of all steps.

@@ -75,9 +75,10 @@ def search(config: SweepConfig) -> str:
             sweep.run_trials(oracle, distributed=bool(role))
             sweep.check_failures(oracle)
             winner = sweep.train_best(oracle)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, UserError) as error:
             sweep.write(oracle)
-            print(f"\n{sweep.so_far(oracle)}; the same command goes on", flush=True)
+            if isinstance(error, KeyboardInterrupt):
+                print(f"\n{sweep.so_far(oracle)}; the same command goes on", flush=True)
             raise
         sweep.write(oracle, winner)
         return sweep.summary(oracle, winner)

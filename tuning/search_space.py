@@ -120,7 +120,7 @@ class SearchSpace(keras_tuner.HyperModel):
         """As the flag has it, whatever Keras Tuner makes of it on its way between processes."""
         if any(isinstance(known, bool) for known in self.ranges[name].values):
             return bool(value)
-        # Its messages have 32 bits a number: six digits survive that.
+        # Nobody wants more digits of a number that was drawn.
         return float(f"{value:.6g}") if isinstance(value, float) else value
 
     def fits(self, values: Mapping[str, Any]) -> bool:
