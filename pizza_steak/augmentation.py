@@ -185,9 +185,20 @@ class _SeededLayer(keras.layers.Layer):
             return images
         if images.shape.rank == 3:
             return self.call(images[tf.newaxis], training)[0]
-        shape = (tf.shape(images)[0], self._DRAWS)
-        uniforms = keras.random.uniform(shape, dtype="float32", seed=self._seed_generator)
-        return self.apply(images, uniforms)
+        return self.apply(images, self._draw_by_state(tf.shape(images)[0]))
+
+    def _draw_by_state(self, count: tf.Tensor) -> tf.Tensor:
+        """Numbers for so many examples; of replicas, which share a batch, each draws its own."""
+        context, first = tf.distribute.get_replica_context(), 0
+        drawn = count
+        if context is not None and context.num_replicas_in_sync > 1:
+            # tf.distribute cuts a batch into shares of one size, but for the last ones.
+            replicas = context.num_replicas_in_sync
+            whole = context.all_reduce(tf.distribute.ReduceOp.SUM, count)
+            first = context.replica_id_in_sync_group * -(-whole // replicas)
+            drawn = first + count
+        shape = (drawn, self._DRAWS)
+        return keras.random.uniform(shape, dtype="float32", seed=self._seed_generator)[first:]
 
     def compute_output_shape(self, input_shape):
         return input_shape

@@ -105,7 +105,12 @@ class DataConfig:
         "Form of the labels; by default binary for two classes, else sparse.",
         ("binary", "categorical", "sparse", "none"),
     )
-    batch_size: int = flag(32, "Pictures a step.", minimum=1)
+    batch_size: int | None = flag(
+        None, "Pictures a step, of all devices together; by default 32.", minimum=1
+    )
+    batch_size_per_replica: int | None = flag(
+        None, "In place of --batch_size: pictures a step of each device.", minimum=1
+    )
     decoded_cache: str | None = flag(
         None,
         "Where decoded pictures are kept: on the disk for every later run, in this run's memory, "
@@ -260,6 +265,11 @@ class OptimisationConfig:
     epochs: int = flag(5, "Passes over the training pictures.", minimum=1)
     optimizer: str = flag("adam", "Name of a Keras optimizer.")
     learning_rate: float = flag(0.001, "Learning rate.", minimum=0.0)
+    scale_learning_rate: str = flag(
+        "none",
+        "Take the learning rate as it is, or times the number of replicas.",
+        ("none", "linear"),
+    )
     learning_rate_schedule: str = flag(
         "constant",
         "Keep the learning rate, or let it fall to 0 over all epochs along a half cosine.",
@@ -292,11 +302,32 @@ class OptimisationConfig:
 class DevicesConfig:
     """What it is computed with."""
 
+    strategy: str = flag(
+        "auto",
+        "One device, or a replica of the model on each, which share each batch (MirroredStrategy); "
+        "auto: replicas where there is more than one.",
+        ("auto", "none", "mirrored"),
+    )
+    devices: Numbers | None = flag(
+        None,
+        "How many devices, the first ones, or their indices, such as 0,2; by default all GPUs, or "
+        "without a GPU all of --cpu_devices.",
+        minimum=0,
+    )
+    cpu_devices: int | None = flag(
+        None,
+        "Take the CPU, as so many devices, to try replicas without GPUs; they share its cores.",
+        minimum=1,
+    )
     precision: str = flag(
-        "float32", "Keras dtype policy: float32, mixed_float16 or mixed_bfloat16."
+        "auto",
+        "Keras dtype policy: float32, mixed_float16, mixed_bfloat16, or auto: mixed_float16 on "
+        "GPUs of compute capability 7.0 and above, else float32.",
     )
     jit_compile: str = flag(
-        "auto", "XLA; auto: on a GPU, and not on a CPU, where it is slower.", ("auto", "on", "off")
+        "auto",
+        "XLA; auto: on one GPU, not on a CPU, where it is slower, nor on several devices.",
+        ("auto", "on", "off"),
     )
     onednn: str = flag(
         "on",

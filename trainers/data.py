@@ -10,6 +10,8 @@ from pizza_steak import data_service, decoded, input_pipeline, records
 from pizza_steak.errors import UserError
 from trainers.config import DataConfig
 
+_BATCH_SIZE = 32
+
 
 @dataclasses.dataclass(frozen=True)
 class Data:
@@ -133,6 +135,24 @@ def _splits(config: DataConfig, has_test: bool) -> dict[str, str]:
         )
     splits = {"train": config.train_split, "validation": validation, "test": test}
     return {purpose: split for purpose, split in splits.items() if split}
+
+
+def with_batch_size(config: DataConfig, replicas: int = 1) -> DataConfig:
+    """The flags with a `batch_size`, that of all replicas together, whichever way they say it.
+
+    Raises:
+      UserError: They say it both ways.
+    """
+    if config.batch_size_per_replica is None:
+        return dataclasses.replace(config, batch_size=config.batch_size or _BATCH_SIZE)
+    if config.batch_size is not None:
+        raise UserError(
+            f"batch_size {config.batch_size} and batch_size_per_replica "
+            f"{config.batch_size_per_replica}: expected one of the two; a flagfile may have the "
+            "other"
+        )
+    batch_size = config.batch_size_per_replica * replicas
+    return dataclasses.replace(config, batch_size=batch_size, batch_size_per_replica=None)
 
 
 def format_of(config: DataConfig) -> decoded.Format:

@@ -4,12 +4,19 @@ On a CPU that means oneDNN's kernels on and XLA off: measured, that is up to fou
 the other way round (BUILD_NOTES.md).
 """
 
+import contextlib
 import dataclasses
+import functools
 import os
+from typing import TYPE_CHECKING
 
-from trainers.config import DevicesConfig
+from trainers.config import DevicesConfig, Numbers
 
-_PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
+if TYPE_CHECKING:
+    import tensorflow as tf  # Not when run: --help must not wait for it.
+
+_PRECISIONS = ("auto", "float32", "mixed_float16", "mixed_bfloat16")
+_ASKED = "as asked"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,23 +24,59 @@ class Devices:
     """The outcome of the decisions.
 
     Attributes:
-      names: The devices' names, such as "CPU" or "NVIDIA A100-SXM4-40GB".
+      names: The names of what computes, such as "CPU, 8 cores" or "NVIDIA A100-SXM4-40GB".
+      strategy: "none", or "mirrored": a replica of the model on each of `devices`.
+      devices: TensorFlow's names for them, such as "GPU:0".
       precision: A Keras dtype policy.
+      precision_reason: Why that one, in a word.
       jit_compile: Whether XLA compiles the training step.
+      jit_compile_reason: Why, or why not.
       onednn: Whether oneDNN's kernels are "on" or "off", or "by default" as TensorFlow decides for
         the processor; they concern the CPU alone.
     """
 
     names: tuple[str, ...]
+    strategy: str
+    devices: tuple[str, ...]
     precision: str
+    precision_reason: str
     jit_compile: bool
+    jit_compile_reason: str
     onednn: str
 
-    def summary(self) -> str:
-        """One line for people."""
-        options = [self.precision, f"jit_compile {'on' if self.jit_compile else 'off'}"]
-        options.append(f"oneDNN {self.onednn}")
-        return f"{', '.join(self.names)} ({', '.join(options)})"
+    @property
+    def replicas(self) -> int:
+        """How many copies of the model share each batch."""
+        return len(self.devices)
+
+    def scope(self) -> contextlib.AbstractContextManager:
+        """Where all with variables has to be made, layers, model and optimizer.
+
+        Keras's fit, evaluate and predict of that model then enter it by themselves.
+        """
+        if self.strategy == "none":
+            return contextlib.nullcontext()
+        return _mirrored(self.devices).scope()
+
+    def topics(self) -> dict[str, str]:
+        """All of it for people, texts by topic."""
+        replicas = "1 replica" if self.replicas == 1 else f"{self.replicas} replicas"
+        jit_compile = "on" if self.jit_compile else "off"
+        return {
+            "devices": f"{', '.join(self.names)} (oneDNN {self.onednn})",
+            "strategy": f"{self.strategy}, {replicas} on {', '.join(self.devices)}",
+            "precision": f"{self.precision} ({self.precision_reason})",
+            "jit_compile": f"{jit_compile} ({self.jit_compile_reason})",
+        }
+
+
+@functools.cache
+def _mirrored(devices: tuple[str, ...]) -> "tf.distribute.Strategy":
+    """One for all of a process: what is made within one has no place in another."""
+    import tensorflow as tf
+
+    tf.get_logger().setLevel("WARNING")  # Else it tells of each tensor that is summed.
+    return tf.distribute.MirroredStrategy(devices)
 
 
 def prepare(config: DevicesConfig) -> None:
@@ -45,11 +88,19 @@ def prepare(config: DevicesConfig) -> None:
     import_tensorflow()
 
 
+def one_device(config: DevicesConfig) -> DevicesConfig:
+    """The same on one device: for what a run left, which may be used where there are no others."""
+    return dataclasses.replace(config, strategy="none", devices=None, cpu_devices=None)
+
+
 def choose(config: DevicesConfig) -> Devices:
     """Decides what is left to decide once the devices can be seen.
 
+    With `cpu_devices` it also makes those, which TensorFlow does before it computes anything.
+
     Raises:
-      UserError: The precision is unknown.
+      UserError: The precision is unknown, there are no such devices, or what is asked for does not
+        go together.
     """
     import tensorflow as tf
 
@@ -61,12 +112,105 @@ def choose(config: DevicesConfig) -> Devices:
         )
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
-    gpus = tf.config.list_physical_devices("GPU")
-    details = tf.config.experimental.get_device_details
-    names = [details(gpu).get("device_name", gpu.name) for gpu in gpus]
+    if config.cpu_devices:
+        _split_cpu(config.cpu_devices)
+    gpus = tf.config.get_visible_devices("GPU")
+    kind, count = ("GPU", len(gpus)) if gpus else ("CPU", config.cpu_devices or 1)
+    indices = _indices(config.devices, kind, count)
+    if config.strategy == "none":
+        if config.devices is not None and len(indices) > 1:
+            raise UserError(
+                f"devices: {len(indices)} are for --strategy=mirrored; expected one with "
+                "--strategy=none"
+            )
+        indices = indices[:1]
+    mirrored = config.strategy == "mirrored" or len(indices) > 1
+    gpus = [gpus[index] for index in indices] if gpus else []
+    details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
+    names = [detail.get("device_name", gpu.name) for detail, gpu in zip(details, gpus, strict=True)]
+    precision, precision_reason = _precision(
+        config, [detail.get("compute_capability") for detail in details]
+    )
+    jit_compile, jit_compile_reason = _jit_compile(config, kind, len(indices))
     return Devices(
         names=tuple(names) or (f"CPU, {os.cpu_count()} cores",),
-        precision=config.precision,
-        jit_compile=bool(gpus) if config.jit_compile == "auto" else config.jit_compile == "on",
+        strategy="mirrored" if mirrored else "none",
+        devices=tuple(f"{kind}:{index}" for index in indices),
+        precision=precision,
+        precision_reason=precision_reason,
+        jit_compile=jit_compile,
+        jit_compile_reason=jit_compile_reason,
         onednn={"1": "on", "0": "off"}.get(os.environ.get("TF_ENABLE_ONEDNN_OPTS"), "by default"),
     )
+
+
+def _split_cpu(count: int) -> None:
+    """Makes so many devices of the CPU, and takes GPUs out of sight, which would be preferred."""
+    import tensorflow as tf
+
+    from pizza_steak.errors import UserError
+
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    try:
+        tf.config.set_visible_devices([], "GPU")
+        tf.config.set_logical_device_configuration(
+            cpu, [tf.config.LogicalDeviceConfiguration()] * count
+        )
+    except RuntimeError as error:  # Once it computes.
+        raise UserError(
+            f"cpu_devices {count}: TensorFlow is already at work with other devices in this "
+            "process; take a new one"
+        ) from error
+
+
+def _indices(asked: Numbers | None, kind: str, count: int) -> list[int]:
+    """Which of `count` devices of a kind are asked for."""
+    from pizza_steak.errors import UserError
+
+    if asked is None:
+        return list(range(count))
+    indices = asked if isinstance(asked, tuple) else range(asked) if asked == int(asked) else ()
+    known = len(indices) == len(set(indices)) and set(indices) <= set(range(count))
+    if not indices or not known:
+        text = ",".join(map(str, asked)) if isinstance(asked, tuple) else asked
+        raise UserError(
+            f"devices {text}: expected a number from 1 to {count}, or some of the indices 0 to "
+            f"{count - 1}, each once; there {'is' if count == 1 else 'are'} {count} {kind}"
+            + ("" if kind == "GPU" else "; --cpu_devices makes more")
+        )
+    return list(indices)
+
+
+def _precision(
+    config: DevicesConfig, capabilities: list[tuple[int, int] | None]
+) -> tuple[str, str]:
+    """A dtype policy, and why.
+
+    Args:
+      config: The flags.
+      capabilities: The compute capabilities of the GPUs, as far as they are known.
+    """
+    if config.precision != "auto":
+        return config.precision, _ASKED
+    if not capabilities:
+        # bfloat16 was 1.6 to 1.8 times as fast on one processor with instructions for it, slower on
+        # another (BUILD_NOTES.md).
+        return "float32", "a CPU's bfloat16 may be slower, and changes results"
+    if all(capability and tuple(capability) >= (7, 0) for capability in capabilities):
+        return "mixed_float16", "compute capability 7.0 or above"
+    return "float32", "no compute capability of 7.0 or above"
+
+
+def _jit_compile(config: DevicesConfig, kind: str, replicas: int) -> tuple[bool, str]:
+    """Whether XLA compiles the training step, and why."""
+    from pizza_steak.errors import UserError
+
+    # On CPU devices it ends in an error, on GPUs it has been seen to hang (keras issue 20763).
+    several = "Keras's step of several replicas is not to be had of XLA"
+    if config.jit_compile == "auto":
+        if replicas > 1:
+            return False, several
+        return (True, "a GPU") if kind == "GPU" else (False, "slower on a CPU")
+    if config.jit_compile == "on" and replicas > 1:
+        raise UserError(f"jit_compile on: {several}; expected auto or off with {replicas} devices")
+    return config.jit_compile == "on", _ASKED

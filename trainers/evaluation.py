@@ -124,7 +124,7 @@ def evaluate(run: runs.Run, config: EvaluateConfig) -> Evaluation:
     Raises:
       UserError: The model cannot be loaded, or the pictures, or these are of other classes.
     """
-    data_config = _data_config(run, config)
+    data_config = run_data.with_batch_size(_data_config(run, config))
     _check_classes(run, data_config)
     model, data = prediction.load_model(run), run_data.load(data_config)
     outputs = model.predict(data.batches("test", data_config.batch_size), verbose=0)

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from pizza_steak.errors import UserError
 from trainers.config import ModelConfig
@@ -91,7 +92,9 @@ def _activated(
     # Without a bias: the normalisation has one of its own.
     x = layer(*arguments, use_bias=False, **options)(x)
     # Keras's own momentum, 0.99, is still far from the mean after the few steps of a small epoch.
-    return layers.ReLU()(layers.BatchNormalization(momentum=0.9)(x))
+    # Of replicas, the mean of them all: one alone has other numbers than one device would have.
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    return layers.ReLU()(layers.BatchNormalization(momentum=0.9, synchronized=replicas > 1)(x))
 
 
 def _dropped(x: keras.KerasTensor, sizes: ModelConfig) -> keras.KerasTensor:

@@ -142,13 +142,14 @@ def predict(run: runs.Run, images: Sequence[str], batch_size: int = 32) -> Predi
 
 
 def load_model(run: runs.Run) -> keras.Model:
-    """The model of a finished run, ready to predict.
+    """The model of a finished run, ready to predict on one device.
 
     Raises:
       UserError: It cannot be loaded.
     """
     model = run.load_model()
-    model.compile(jit_compile=devices.choose(run.config.devices).jit_compile)
+    chosen = devices.choose(devices.one_device(run.config.devices))
+    model.compile(jit_compile=chosen.jit_compile)
     return model
 
 

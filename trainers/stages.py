@@ -89,9 +89,13 @@ def prepare(config: BenchmarkConfig, folder: pathlib.Path, *, peers: bool) -> Se
     if peers and not importlib.util.find_spec("scipy"):
         raise UserError("peers: ImageDataGenerator needs scipy: pip install scipy, or --nopeers")
     chosen, seed = devices.choose(config.devices), config.optimisation.seed
+    config = dataclasses.replace(
+        config, data=run_data.with_batch_size(config.data, chosen.replicas)
+    )
     keras.utils.set_random_seed(seed)
     keras.config.set_dtype_policy(chosen.precision)
-    asked = preprocessing.augmentation_of(config.augmentation, seed)
+    with chosen.scope():
+        asked = preprocessing.augmentation_of(config.augmentation, seed)
     augmentation = asked or preprocessing.augmentation_of(CHAPTERS_AUGMENTATION, seed)
     _fresh_records(config.data, folder)
     data = _load(dataclasses.replace(config.data, data_service=None), folder)

@@ -324,5 +324,5 @@ def _about(setting: stages.Setting) -> dict[str, str]:
         "batches": f"{config.data.batch_size} pictures of {height} x {width} x {channels}",
         "augmentation": ranges,
         "training": "augmented" if setting.asked else "not augmented: the flags do not ask for it",
-        "devices": devices.choose(config.devices).summary(),
+        **devices.choose(config.devices).topics(),
     }

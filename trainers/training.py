@@ -23,6 +23,7 @@ from trainers import (
     prediction,
     preemption,
     preprocessing,
+    replicas,
     resident,
     runs,
 )
@@ -90,7 +91,7 @@ def fit(config: FitConfig) -> FitResult:
     if training.augmentation:
         _draw_augmentation(config, data, run)
     model.load_weights(run.path / "model.keras")
-    result = training.result(**_test(data, model, config.data.batch_size, run))
+    result = training.result(**_test(data, model, training.config.data.batch_size, run))
     plots.curves(result["history"], run.path / "curves.png")
     run.finish(result)
     return FitResult(run.path, result)
@@ -101,7 +102,7 @@ class Training:
     """All that a run is trained with.
 
     Attributes:
-      config: The flags.
+      config: The flags, with the batch size that they come to.
       run: Its directory.
       chosen: What it is computed with.
       data: Its pictures.
@@ -129,16 +130,21 @@ class Training:
         """
         clock = callbacks.Clock()
         chosen = devices.choose(config.devices)
+        pictures = run_data.with_batch_size(config.data, chosen.replicas)
+        config = dataclasses.replace(config, data=pictures)
         _check_schedule(config)
         data = run_data.load(config.data)
         run.check_same_pictures(data.records.fingerprint)
-        keras.utils.set_random_seed(config.optimisation.seed)
+        seed = config.optimisation.seed
+        keras.utils.set_random_seed(seed)
         keras.config.set_dtype_policy(chosen.precision)
-        augmentation = preprocessing.augmentation_of(config.augmentation, config.optimisation.seed)
+        with chosen.scope():
+            augmentation = preprocessing.augmentation_of(config.augmentation, seed)
         model = compiled_model(config, data, chosen, augmentation)
         moved = None
         if config.data.data_on_device:
-            moved = resident.move(data, model, augmentation)
+            with chosen.scope():
+                moved = resident.move(data, model, augmentation)
         return cls(config, run, chosen, data, augmentation, model, moved, clock)
 
     def start(self) -> None:
@@ -259,34 +265,42 @@ def compiled_model(
     chosen: devices.Devices,
     augmentation: preprocessing.Augmentation | None,
 ) -> keras.Model:
-    """Builds the network that fits the data, and compiles it."""
+    """Builds the network that fits the data, and compiles it, for as many replicas as chosen."""
     pictures = data.batches("train", config.data.batch_size).map(lambda images, labels: images)
-    model = models.build(
-        config.model,
-        data.image_shape,
-        len(data.classes),
-        data.class_mode,
-        [
-            *(augmentation.layers if augmentation else ()),
-            *preprocessing.normalization_of(config.normalization, pictures),
-        ],
-    )
-    model.compile(
-        optimizer=_optimizer(config.optimisation, _steps(config, data)),
-        loss=models.loss_for(data.class_mode, config.optimisation.label_smoothing),
-        metrics=["accuracy"],
-        jit_compile=chosen.jit_compile,
-    )
-    # Now, so that a backup finds the variables that it is to be read into: Keras makes those of the
-    # metrics when it sees labels and outputs.
-    model.optimizer.build(model.trainable_variables)
-    outputs = np.zeros((1, *model.output_shape[1:]), np.float32)
-    model.compute_metrics(None, data.encode(np.zeros(1, int)), outputs)
-    model.reset_metrics()
+    first_layers = [
+        *(augmentation.layers if augmentation else ()),
+        *preprocessing.normalization_of(config.normalization, pictures),
+    ]
+    with chosen.scope():
+        model = models.build(
+            config.model, data.image_shape, len(data.classes), data.class_mode, first_layers
+        )
+        if chosen.replicas > 1:
+            model = replicas.ReplicatedModel(model.input, model.output, name=model.name)
+        model.compile(
+            optimizer=_optimizer(config.optimisation, chosen.replicas, _steps(config, data)),
+            loss=models.loss_for(data.class_mode, config.optimisation.label_smoothing),
+            metrics=["accuracy"],
+            jit_compile=chosen.jit_compile,
+        )
+        # Now, so that a backup finds the variables that it is to be read into: Keras makes those of
+        # the metrics when it sees labels and outputs.
+        model.optimizer.build(model.trainable_variables)
+        outputs = np.zeros((1, *model.output_shape[1:]), np.float32)
+        model.compute_metrics(None, data.encode(np.zeros(1, int)), outputs)
+        model.reset_metrics()
     return model
 
 
-def _optimizer(config: OptimisationConfig, steps: int) -> keras.optimizers.Optimizer:
+def _learning_rate(config: OptimisationConfig, replica_count: int) -> float:
+    """The first one, scaled as the flags say."""
+    linear = config.scale_learning_rate == "linear"
+    return config.learning_rate * replica_count if linear else config.learning_rate
+
+
+def _optimizer(
+    config: OptimisationConfig, replica_count: int, steps: int
+) -> keras.optimizers.Optimizer:
     base, wrapper = keras.optimizers.Optimizer, keras.optimizers.LossScaleOptimizer
     known = {
         name.lower(): kind
@@ -299,7 +313,7 @@ def _optimizer(config: OptimisationConfig, steps: int) -> keras.optimizers.Optim
         )
     # Not given at all where it is None: AdamW has a default of its own.
     options = {} if config.weight_decay is None else {"weight_decay": config.weight_decay}
-    learning_rate = config.learning_rate
+    learning_rate = _learning_rate(config, replica_count)
     if config.learning_rate_schedule == "cosine":
         learning_rate = keras.optimizers.schedules.CosineDecay(learning_rate, config.epochs * steps)
     return known[config.optimizer.lower()](learning_rate=learning_rate, **options)
@@ -371,7 +385,8 @@ def _plan_table(training: Training) -> str:
     """What will run, for people, before it does."""
     config, data, run = training.config, training.data, training.run
     optimisation, batch_size = config.optimisation, config.data.batch_size
-    schedule = optimisation.learning_rate_schedule
+    schedule, replica_count = optimisation.learning_rate_schedule, training.chosen.replicas
+    scaled = optimisation.scale_learning_rate == "linear"
     rows = []
     for purpose, split in data.splits.items():
         counts = data.counts(purpose)
@@ -391,11 +406,15 @@ def _plan_table(training: Training) -> str:
         ("model", f"{config.model.model}, {training.model.count_params():,} parameters"),
         (
             "training",
-            f"{optimisation.optimizer}, learning rate {optimisation.learning_rate:g}"
-            f"{'' if schedule == 'constant' else f' ({schedule})'}, "
-            f"batch size {batch_size}, {optimisation.epochs} epochs, seed {optimisation.seed}",
+            f"{optimisation.optimizer}, "
+            f"learning rate {_learning_rate(optimisation, replica_count):g}"
+            + (f" ({optimisation.learning_rate:g} a replica)" if scaled else "")
+            + (f" ({schedule})" if schedule != "constant" else "")
+            + f", batch size {batch_size}"
+            + (f" ({_shares(batch_size, replica_count)} a replica)" if replica_count > 1 else "")
+            + f", {optimisation.epochs} epochs, seed {optimisation.seed}",
         ),
-        ("devices", training.chosen.summary()),
+        *training.chosen.topics().items(),
         ("run", f"{run.path}" + (f", {_start_text(run)}" if run.resumed else "")),
     ]
     return "\n".join(f"{name:<12}{text}" for name, text in rows if text)
@@ -404,6 +423,12 @@ def _plan_table(training: Training) -> str:
 def _start_text(run: runs.Run) -> str:
     start = run.progress
     return f"from epoch {start.epochs + 1}" + (f", after step {start.step}" if start.step else "")
+
+
+def _shares(batch_size: int, replica_count: int) -> str:
+    """How many pictures of a batch a replica gets: what comes last may be less."""
+    share = math.ceil(batch_size / replica_count)
+    return f"{share}" if share * replica_count == batch_size else f"up to {share}"
 
 
 def _augmentation_text(config: AugmentationConfig) -> str:

@@ -221,14 +221,15 @@ def train(config: LearningRateConfig, rates: np.ndarray) -> Iterator[float]:
     optimisation = dataclasses.replace(config.optimisation, learning_rate_schedule="constant")
     split = config.data.train_split
     pictures = dataclasses.replace(config.data, validation_split=split, test_split=split)
-    config = dataclasses.replace(config, optimisation=optimisation, data=pictures)
-    seed, batch_size = optimisation.seed, config.data.batch_size
-
     chosen = devices.choose(config.devices)
+    pictures = run_data.with_batch_size(pictures, chosen.replicas)
+    config = dataclasses.replace(config, optimisation=optimisation, data=pictures)
+    seed, batch_size = optimisation.seed, pictures.batch_size
     data = run_data.load(config.data)
     keras.utils.set_random_seed(seed)
     keras.config.set_dtype_policy(chosen.precision)
-    augmentation = preprocessing.augmentation_of(config.augmentation, seed)
+    with chosen.scope():
+        augmentation = preprocessing.augmentation_of(config.augmentation, seed)
     model = training.compiled_model(config, data, chosen, augmentation)
     steps_an_epoch = math.ceil(len(data.rows["train"]) / batch_size)
     batches = data.batches(

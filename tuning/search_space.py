@@ -137,7 +137,10 @@ class SearchSpace(keras_tuner.HyperModel):
         self.declare_hyperparameters(hp)
         config = self.fit_config(hp.values)
         chosen, seed = devices.choose(config.devices), config.optimisation.seed
-        augmentation = preprocessing.augmentation_of(config.augmentation, seed)
+        pictures = run_data.with_batch_size(config.data, chosen.replicas)
+        config = dataclasses.replace(config, data=pictures)
+        with chosen.scope():
+            augmentation = preprocessing.augmentation_of(config.augmentation, seed)
         return training.compiled_model(config, self.data, chosen, augmentation)
 
 

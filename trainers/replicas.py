@@ -1,0 +1,94 @@
+"""What Keras lacks for several replicas to give the numbers of one device."""
+
+import math
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+
+class ReplicatedModel(keras.Model):
+    """A functional model whose replicas take the mean loss of all their examples together.
+
+    A batch that does not divide by the replicas gives them shares of different sizes, or none. Of
+    Keras's own step the gradient is then the mean of the replicas' means, in which the examples of
+    a smaller share count more. And without examples oneDNN's convolutions are wrong in their shape:
+    such a replica computes with a blank picture that counts for nothing. (But in the statistics of
+    a BatchNormalization, where a batch has fewer pictures than there are replicas.)
+
+    To be made, as any model, within the strategy's scope. `save` writes the plain model, which
+    loads anywhere.
+    """
+
+    def train_step(self, data):
+        images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
+        context = tf.distribute.get_replica_context()
+        count = tf.cast(tf.shape(images)[0], tf.float32)
+        share = count / context.all_reduce(tf.distribute.ReduceOp.SUM, count)
+        with tf.GradientTape() as tape:
+            outputs = self._predicted(images, training=True)
+            loss = self._mean_loss(images, labels, weights, outputs, training=True)
+            # The replicas' gradients are summed.
+            scaled = self.optimizer.scale_loss(share * loss)
+        variables = self.trainable_variables
+        gradients = tape.gradient(scaled, variables)
+        if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
+            gradients = _overflowing_together(gradients)
+        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        return self._logs(images, labels, weights, outputs, loss)
+
+    def test_step(self, data):
+        images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
+        outputs = self._predicted(images, training=False)
+        loss = self._mean_loss(images, labels, weights, outputs, training=False)
+        return self._logs(images, labels, weights, outputs, loss)
+
+    def predict_step(self, data):
+        images, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        return self._predicted(images, training=False)
+
+    def save(self, *arguments: Any, **options: Any) -> None:
+        network = keras.Model(self.input, self.output, name=self.name)
+        metrics = self.get_compile_config()["metrics"]
+        network.compile(self.optimizer, self.loss, metrics=metrics)
+        network.save(*arguments, **options)
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        # Private to Keras, which sums the replicas' shares to have one of the first batch's kind,
+        # and fails where they differ in size.
+        if iterator is not None:
+            _, _, batches = next(iter(iterator))
+            strategy = self.distribute_strategy
+            data_batch = tf.nest.map_structure(
+                lambda share: strategy.experimental_local_results(share)[0], next(batches)
+            )
+        super()._maybe_symbolic_build(data_batch=data_batch)
+
+    def _predicted(self, images: tf.Tensor, training: bool) -> tf.Tensor:
+        count = tf.shape(images)[0]
+        blank = tf.zeros([1, *images.shape[1:]], images.dtype)
+        shown = tf.cond(count > 0, lambda: images, lambda: blank)
+        return self(tf.ensure_shape(shown, [None, *images.shape[1:]]), training=training)[:count]
+
+    def _mean_loss(self, images, labels, weights, outputs, training: bool) -> tf.Tensor:
+        """Of this replica's examples; Keras divides it by the number of replicas."""
+        loss = self.compute_loss(images, labels, outputs, weights, training)
+        return loss * self.distribute_strategy.num_replicas_in_sync
+
+    def _logs(self, images, labels, weights, outputs, loss: tf.Tensor) -> dict[str, tf.Tensor]:
+        loss_metric = next(metric for metric in self.metrics if metric.name == "loss")
+        loss_metric.update_state(loss, sample_weight=tf.shape(images)[0])
+        return self.compute_metrics(images, labels, outputs, weights)
+
+
+def _overflowing_together(gradients: list[tf.Tensor]) -> list[tf.Tensor]:
+    """Gradients that are NaN on all replicas where they are not finite on one.
+
+    Keras's loss scaling leaves a step out by the gradients of the first replica alone, before they
+    are summed: an overflow on another would end in the weights.
+    """
+    finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
+    overflow = tf.distribute.get_replica_context().all_reduce(
+        tf.distribute.ReduceOp.SUM, tf.where(finite, 0.0, math.nan)
+    )
+    return [gradient + tf.cast(overflow, gradient.dtype) for gradient in gradients]
