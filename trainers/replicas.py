@@ -13,8 +13,8 @@ class ReplicatedModel(keras.Model):
     A batch that does not divide by the replicas gives them shares of different sizes, or none. Of
     Keras's own step the gradient is then the mean of the replicas' means, in which the examples of
     a smaller share count more. And without examples oneDNN's convolutions are wrong in their shape:
-    such a replica computes with a blank picture that counts for nothing. (But in the statistics of
-    a BatchNormalization, where a batch has fewer pictures than there are replicas.)
+    such a replica computes with a blank picture, which counts for nothing but in the statistics of
+    a BatchNormalization.
 
     To be made, as any model, within the strategy's scope. `save` writes the plain model, which
     loads anywhere.

@@ -1,0 +1,186 @@
+"""What a run is computed with: what is chosen, refused and said; and each precision trains."""
+
+import h5py
+import keras
+import numpy as np
+import pytest
+from absl import flags
+from small_runs import fit, fit_and_stop, parse_flags
+
+from pizza_steak.errors import UserError
+from trainers import data as run_data
+from trainers import devices, models, runs, training
+from trainers.config import DataConfig, DevicesConfig
+
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+
+
+@pytest.fixture(autouse=True)
+def dtype_policy():
+    """Leaves the policy to the tests after as it was."""
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.mark.parametrize(
+    "asked, message",
+    [
+        (
+            ["--devices=2"],
+            "devices 2: expected a number from 1 to 1, .*; --cpu_devices",
+        ),
+        (["--devices=0"], "devices 0: expected"),
+        (["--devices=0.5"], "devices 0.5: expected"),
+        (["--devices=0,0"], "devices 0,0: expected .* each once"),
+        (["--devices=0,1"], "devices 0,1: expected"),
+        (["--batch_size=8", "--batch_size_per_replica=4"], "expected one of the two"),
+    ],
+)
+def test_what_there_is_not_is_refused(small_flags, tmp_path, asked, message):
+    given = [flag for flag in small_flags if not flag.startswith("--batch_size")]
+    with pytest.raises(UserError, match=message):
+        fit(*given, *asked, f"--run_dir={tmp_path}/run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "data, replicas, batch_size",
+    [
+        (DataConfig(), 4, 32),
+        (DataConfig(batch_size=6), 4, 6),
+        (DataConfig(batch_size_per_replica=6), 4, 24),
+        (DataConfig(batch_size_per_replica=6), 1, 6),
+    ],
+)
+def test_a_batch_is_that_of_all_replicas(data, replicas, batch_size):
+    assert run_data.with_batch_size(data, replicas).batch_size == batch_size
+
+
+def test_a_cpu_computes_in_float32_and_without_xla_unless_it_is_asked_to():
+    chosen = devices.choose(DevicesConfig())
+    assert (chosen.strategy, chosen.devices) == ("none", ("CPU:0",))
+    assert (chosen.precision, chosen.jit_compile) == ("float32", False)
+    asked = devices.choose(DevicesConfig(precision="mixed_bfloat16", jit_compile="on"))
+    assert (asked.precision, asked.jit_compile) == ("mixed_bfloat16", True)
+
+
+def test_the_table_says_what_was_decided_and_why(small_flags, tmp_path, capsys):
+    argv = [*small_flags, f"--run_dir={tmp_path}/run", "--epochs=1", "--precision=float32"]
+    fit(*argv)
+    table = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines()[:10])
+    assert "learning rate 0.01, batch size 8," in table["training"]
+    assert table["strategy"] == "none, 1 replica on CPU:0"
+    assert table["precision"] == "float32 (as asked)"
+    assert table["jit_compile"] == "off (slower on a CPU)"
+    assert "--precision=float32\n" in (tmp_path / "run" / "run.flags").read_text()
+
+
+def test_a_run_of_other_devices_is_used_on_one(small_flags, tmp_path):
+    # As for one that was trained on a machine with eight of them.
+    values = parse_flags("--strategy=mirrored", "--devices=0,7", "--cpu_devices=8").devices
+    assert devices.choose(devices.one_device(values)).devices == ("CPU:0",)
+
+
+def test_one_replica_trains_as_no_strategy(small_flags, tmp_path):
+    none, mirrored = (
+        fit(
+            *small_flags, f"--run_dir={tmp_path}/{strategy}", f"--strategy={strategy}", "--epochs=2"
+        )
+        for strategy in ("none", "mirrored")
+    )
+    for name, values in none.values["history"].items():
+        np.testing.assert_allclose(mirrored.values["history"][name], values, rtol=1e-5)
+
+
+def test_an_unknown_strategy_is_a_wrong_flag():
+    with pytest.raises(flags.Error, match="strategy"):
+        parse_flags("--strategy=multi")
+
+
+# Precision.
+
+
+@pytest.fixture(scope="module")
+def data(small_flags):
+    """Dark and light pictures of 24 x 24 pixels, less than which conv3_pool does not take."""
+    return run_data.load(parse_flags(*small_flags, "--image_size=24").data)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("model", models.SIZES)
+def test_every_model_learns_in_every_precision(small_flags, data, model, precision):
+    given = [*small_flags, "--filters=2", "--learning_rate=0.001", f"--model={model}"]
+    keras.utils.set_random_seed(1)
+    keras.config.set_dtype_policy(precision)
+    network = training.compiled_model(
+        parse_flags(*given), data, devices.choose(DevicesConfig(precision=precision)), None
+    )
+    # All of the pictures, again and again.
+    history = network.fit(
+        data.batches("train", 24).repeat(), steps_per_epoch=1, epochs=3, verbose=0
+    )
+    losses = history.history["loss"]
+    assert losses[-1] < losses[0]
+    assert network.layers[-2].compute_dtype == precision.removeprefix("mixed_")
+
+
+@pytest.fixture(scope="module")
+def accuracy(sample_records, tmp_path_factory):
+    """`accuracy(precision)`: of a small TinyVGG on all of pizza_steak/sample."""
+
+    def train(precision: str) -> float:
+        folder = tmp_path_factory.mktemp("sample")
+        return fit(
+            "--dataset=pizza_steak/sample",
+            f"--data_dir={sample_records.folder.parents[2]}",
+            f"--run_dir={folder}/run",
+            "--validation_split=train+test",  # 320 pictures: an 80th would be a point and more.
+            "--test_split=train+test",
+            "--image_size=24",
+            "--batch_size=16",
+            "--learning_rate=0.002",
+            "--learning_rate_schedule=cosine",
+            "--epochs=5",
+            "--notensorboard",
+            f"--precision={precision}",
+        ).values["test_accuracy"]
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def in_float32(accuracy):
+    """The accuracy in float32."""
+    return accuracy("float32")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", PRECISIONS[1:])
+def test_half_precision_ends_within_two_points_of_float32(accuracy, in_float32, precision):
+    assert in_float32 > 0.75
+    assert accuracy(precision) == pytest.approx(in_float32, abs=0.02)
+
+
+def test_a_backup_has_the_scale_of_the_loss(small_flags, tmp_path):
+    def backup(*stops: int) -> dict[str, np.ndarray]:
+        """All of it, of a run that was stopped after these epochs."""
+        run_dir = tmp_path / "-".join(map(str, stops))
+        given = [*small_flags, "--precision=mixed_float16", "--dropout=0.2", f"--run_dir={run_dir}"]
+        for number, epoch in enumerate(stops):
+            fit_and_stop(*given, *(["--resume"] if number else []), epoch=epoch)
+        content = {}
+
+        def note(name, item):
+            if isinstance(item, h5py.Dataset):
+                content[name] = item[()]
+
+        with h5py.File(runs.Run(run_dir, "", resumed=True).backup) as file:
+            file.visititems(note)
+        return content
+
+    whole, resumed = backup(2), backup(1, 2)
+    assert whole.keys() == resumed.keys()
+    # The scale, and the steps since it has changed.
+    assert {2**15, 6} <= {value.item() for value in whole.values() if value.shape == ()}
+    for name, value in whole.items():
+        np.testing.assert_array_equal(value, resumed[name], err_msg=name)

@@ -1,0 +1,128 @@
+"""Several devices, all of one CPU: the numbers of one, whatever a batch divides into."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from small_runs import ROOT, assert_same_run, fit, layout, pictures, result_of, rows
+
+COUNTS = {"train/dark": 12, "train/light": 17, "test/dark": 6, "test/light": 7}
+FLAGS = {
+    # All batches are uneven, the first ones too: 13, 13 and 3 to train on, 13 to validate.
+    2: (
+        "--batch_size=13",
+        "--augment_on=device",
+        "--rotation_range=20",
+        "--batch_normalization",
+        "--blocks=1",
+        "--learning_rate=0.001",
+    ),
+    # The last ones hold 5, of which a fourth replica gets none.
+    4: ("--batch_size=8", "--class_weight=balanced"),
+}
+
+# Runs, each with its flags and the epoch to stop after and go on, in one process.
+RUNS = """
+import json, sys
+sys.path.insert(0, "tests")
+from small_runs import fit, fit_and_stop
+for flags, stop in json.loads(sys.argv[1]):
+    if stop:
+        fit_and_stop(*flags, epoch=stop)
+    fit(*flags, *(["--resume"] if stop else []))
+"""
+# A step that overflows half precision on one of two replicas, the last or the first.
+OVERFLOW = """
+import keras, numpy as np, tensorflow as tf
+from trainers import devices
+from trainers.config import DevicesConfig
+from trainers.replicas import ReplicatedModel
+keras.config.set_dtype_policy("mixed_float16")
+with devices.choose(DevicesConfig(cpu_devices=2)).scope():
+    inputs = keras.Input((2,))
+    model = ReplicatedModel(inputs, keras.layers.Dense(1, use_bias=False)(inputs))
+    model.compile("sgd", "mse")
+before = model.get_weights()[0].tolist()
+images = np.array([[1, 1], [1, 1], [3e4, 3e4], [3e4, 3e4]], "float32")
+for batch in (images, images[::-1]):
+    model.fit(tf.data.Dataset.from_tensors((batch, np.ones(4))), shuffle=False, verbose=0)
+    assert model.get_weights()[0].tolist() == before
+assert model.optimizer.dynamic_scale == 2**13, model.optimizer.dynamic_scale
+"""
+
+
+def start(code: str, asked: list) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", code, json.dumps(asked)],
+        cwd=ROOT,
+        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(small_flags, make_archive, tmp_path_factory) -> pathlib.Path:
+    """Run directories: what 1, 2 and 4 devices make of the same flags."""
+    folder = tmp_path_factory.mktemp("replicas")
+    archive = make_archive(layout(COUNTS))
+
+    def run(name: str, *flags: str, stop: int | None = None) -> tuple[list[str], int | None]:
+        given = [*small_flags, f"--archive={archive}", "--epochs=2", f"--run_dir={folder}/{name}"]
+        return [*given, *flags], stop
+
+    two, four = (*FLAGS[2], "--cpu_devices=2"), (*FLAGS[4], "--cpu_devices=5", "--devices=0,1,3,4")
+    processes = [
+        start(RUNS + OVERFLOW, [run("2", *two), run("2-resumed", *two, stop=1)]),
+        start(RUNS, [run("4", *four)]),
+    ]
+    for devices, flags in FLAGS.items():
+        fit(*run(f"one-for-{devices}", *flags)[0])
+    for process in processes:
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+    return folder
+
+
+def assert_same_numbers(run_dir: pathlib.Path, expected: pathlib.Path):
+    """Losses of every epoch to 1e-4, and predictions to 1e-3."""
+    for name, values in result_of(expected)["history"].items():
+        np.testing.assert_allclose(result_of(run_dir)["history"][name], values, rtol=1e-4)
+    images = np.concatenate([pictures("test/dark", 6), pictures("test/light", 7)])
+    outputs, others = (
+        keras.models.load_model(path / "model.keras").predict(images, verbose=0)
+        for path in (run_dir, expected)
+    )
+    np.testing.assert_allclose(outputs, others, atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [2, 4])
+def test_replicas_have_the_numbers_of_one_device(folder, devices):
+    environment = json.loads((folder / str(devices) / "environment.json").read_text())
+    assert environment["strategy"] == "mirrored"
+    assert len(environment["devices"]) == devices
+    assert_same_numbers(folder / str(devices), folder / f"one-for-{devices}")
+
+
+@pytest.mark.slow
+def test_replicas_go_on_where_they_were_stopped(folder):
+    assert len(rows(folder / "2-resumed")) == 2
+    assert_same_run(folder / "2-resumed", folder / "2")
+
+
+@pytest.mark.slow
+def test_the_saved_model_is_that_of_one_device(folder):
+    models = [keras.models.load_model(folder / name / "model.keras") for name in ("one-for-2", "2")]
+    first, second = (model.get_config() for model in models)
+    assert type(models[0]) is type(models[1])
+    assert [layer["class_name"] for layer in first["layers"]] == [
+        layer["class_name"] for layer in second["layers"]
+    ]
+    assert models[0].optimizer.iterations == models[1].optimizer.iterations == 6
