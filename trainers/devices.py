@@ -175,8 +175,8 @@ def _indices(asked: Numbers | None, kind: str, count: int) -> list[int]:
         text = ",".join(map(str, asked)) if isinstance(asked, tuple) else asked
         raise UserError(
             f"devices {text}: expected a number from 1 to {count}, or some of the indices 0 to "
-            f"{count - 1}, each once; there {'is' if count == 1 else 'are'} {count} {kind}"
-            + ("" if kind == "GPU" else "; --cpu_devices makes more")
+            f"{count - 1}, each once; of the {kind}s there are so many"
+            + ("" if kind == "GPU" else ", and --cpu_devices makes more")
         )
     return list(indices)
 
@@ -206,7 +206,7 @@ def _jit_compile(config: DevicesConfig, kind: str, replicas: int) -> tuple[bool,
     from pizza_steak.errors import UserError
 
     # On CPU devices it ends in an error, on GPUs it has been seen to hang (keras issue 20763).
-    several = "Keras's step of several replicas is not to be had of XLA"
+    several = "XLA cannot compile a step of several replicas"
     if config.jit_compile == "auto":
         if replicas > 1:
             return False, several

@@ -261,7 +261,7 @@ def center_roots(image):
         ("channels_last", {"zoom_range": (1.9, 1.9), "fill_mode": "wrap", "rescale": 0.1}),
         ("channels_last", {"zoom_range": (1.3, 1.3), "interpolation_order": 0}),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
 def test_processing_is_that_of_image_data_generator(
     food, flow, data_format, generator, set_data_format

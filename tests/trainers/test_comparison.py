@@ -46,7 +46,8 @@ def chapter(archive, tmp_path):
 @pytest.mark.parametrize("name", FLAGFILES)
 def test_each_model_has_a_flagfile_that_says_the_same(name):
     flagfile = parse_flags(f"--flagfile={ROOT}/{FLAGFILES[name]}.flags")
-    config = comparison.fit_config(ChapterConfig(), name)
+    # Which is what no batch size comes to.
+    config = comparison.fit_config(ChapterConfig(data=DataConfig(batch_size=32)), name)
     assert sizes_of(flagfile.model) == sizes_of(config.model)
     assert dataclasses.replace(flagfile, model=ModelConfig()) == dataclasses.replace(
         config, model=ModelConfig()

@@ -27,7 +27,7 @@ def dtype_policy():
     [
         (
             ["--devices=2"],
-            "devices 2: expected a number from 1 to 1, .*; --cpu_devices",
+            "devices 2: expected a number from 1 to 1, .*--cpu_devices",
         ),
         (["--devices=0"], "devices 0: expected"),
         (["--devices=0.5"], "devices 0.5: expected"),

@@ -81,7 +81,7 @@ def run_alone(config: SweepConfig) -> dict:
             return made.flow_from_directory(
                 train,
                 target_size=size,
-                batch_size=config.data.batch_size,
+                batch_size=run_data.with_batch_size(config.data).batch_size,
                 class_mode="binary",
                 subset=subset,
                 seed=config.trial.seed,

@@ -110,7 +110,7 @@ def wait_until(condition: Callable[[], object], *processes: subprocess.Popen):
 
 def backed_up(folder: pathlib.Path, trial: str = "*") -> list[pathlib.Path]:
     """The run directories of trials that are in training, with an epoch or more behind them."""
-    backups = (folder / "trials").glob(f"{trial}/backup/latest.weights.h5")
+    backups = (folder / "trials").glob(f"{trial}/backup/latest.h5")
     return [path.parents[1] for path in backups if not (path.parents[1] / "result.json").exists()]
 
 
@@ -239,7 +239,7 @@ def test_a_chief_killed_in_a_trial_goes_on_with_workers_that_outlived_it(start_s
         return start_sweep(folder, SOUND, environment=environment)
 
     def epochs() -> int:
-        return runs.Run(folder / "trials" / "2", "", resumed=True).first_epoch
+        return runs.Run(folder / "trials" / "2", "", resumed=True).progress.epochs
 
     before = epochs()
     worker, chief = start("worker"), start("chief")  # Who comes first does not matter.
