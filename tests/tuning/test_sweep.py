@@ -236,7 +236,7 @@ def test_a_chief_killed_in_a_trial_goes_on_with_workers_that_outlived_it(start_s
     def start(name: str) -> subprocess.Popen:
         variables = {"TUNER_ID": name, "ORACLE_IP": "localhost", "ORACLE_PORT": str(port)}
         environment = {f"KERASTUNER_{key}": value for key, value in variables.items()}
-        return start_sweep(folder, SOUND, environment=environment)
+        return start_sweep(folder, SOUND, "--worker_timeout=15", environment=environment)
 
     def epochs() -> int:
         return runs.Run(folder / "trials" / "2", "", resumed=True).progress.epochs
