@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainers import pages
-from tuning import importance as importances
-from tuning import parallel, plots
+from tuning import importance, parallel, plots
 from tuning.ranges import Range
 from tuning.table import STATUSES, Row
 
@@ -30,23 +29,6 @@ class Winner:
     result: Mapping[str, Any] | None
 
 
-def importance(
-    rows: Sequence[Row], ranges: Mapping[str, Range], objective: str
-) -> dict[str, float]:
-    """How much each setting that is searched explains of the results, the most important first.
-
-    Args:
-      rows: The trials.
-      ranges: By the settings' names.
-      objective: Its name. More or less of it, the importance is the same.
-
-    Returns:
-      As `importance.measure`, which see, says; nothing where that cannot be told.
-    """
-    found = importances.measure(rows, ranges)
-    return found.settings if found else {}
-
-
 def render(
     rows: Sequence[Row], ranges: Mapping[str, Range], objective: str, best: Winner | None
 ) -> str:
@@ -61,8 +43,8 @@ def render(
     name = _NAMES.get(objective, objective)
     higher_is_better = not objective.endswith("loss")
     searched = {name: values for name, values in ranges.items() if len(values.values) != 1}
-    found = importances.measure(rows, ranges)
-    completed = importances.completed(rows)
+    found = importance.measure(rows, ranges)
+    completed = importance.completed(rows)
     best_first = sorted(completed, key=lambda row: row.objective, reverse=higher_is_better)
     scored = best_first[::-1]  # What figures draw later is on top.
     with_result = {row.trial for row in scored}
@@ -91,7 +73,7 @@ def render(
         inactive=parallel.INACTIVE,
         cut=any(not min(limits) <= row.objective <= max(limits) for row in scored),
         importance=found,
-        least_trials=importances.LEAST_TRIALS,
+        least_trials=importance.LEAST_TRIALS,
         figures={title: pages.data_uri(svg, "svg+xml") for title, svg in figures.items()},
         searched=searched,
         fixed={name: values.values[0] for name, values in ranges.items() if name not in searched},

@@ -74,6 +74,11 @@ def losses(rows) -> list[Row]:
     ]
 
 
+def importances(rows) -> dict[str, float]:
+    found = importance.measure(rows, RANGES)
+    return found.settings if found else {}
+
+
 def words(text: str) -> str:
     """What of a page is no markup."""
     text = re.sub(r"<(style|script).*?</\1>", "", text, flags=re.DOTALL)
@@ -86,17 +91,17 @@ def trials_in_table(text: str) -> list[str]:
 
 
 def test_the_setting_that_decides_is_the_most_important_and_noise_is_not():
-    found = page.importance(trials(60), RANGES, "val_accuracy")
+    found = importances(trials(60))
     assert next(iter(found)) == "learning_rate"
     noise = [share for name, share in found.items() if name != "learning_rate"]
     assert found["learning_rate"] > 0.5
     assert max(map(abs, noise)) < 0.05
     assert "padding" not in found
-    assert page.importance(trials(60), RANGES, "val_accuracy") == found
+    assert importances(trials(60)) == found
 
 
 def test_a_loss_has_the_importance_of_its_accuracy():
-    found = page.importance(losses(trials(60)), RANGES, "val_loss")
+    found = importances(losses(trials(60)))
     assert next(iter(found)) == "learning_rate"
     assert found["learning_rate"] > 0.5
 
@@ -112,7 +117,7 @@ def test_a_loss_has_the_importance_of_its_accuracy():
 def test_settings_of_any_kind_can_be_important(name, score):
     draw = random.Random(1)
     rows = trials(60, lambda settings: 0.5 + 0.2 * score(settings) + draw.gauss(0, 0.01))
-    assert next(iter(page.importance(rows, RANGES, "val_accuracy"))) == name
+    assert next(iter(importances(rows))) == name
 
 
 def test_of_noise_the_forest_says_that_it_explains_nothing():
@@ -125,7 +130,7 @@ def test_of_noise_the_forest_says_that_it_explains_nothing():
 def test_one_loss_that_diverged_does_not_hide_what_is_important():
     rows = losses(trials(60))
     rows[7] = Row(**vars(rows[7]) | {"objective": 1e9})
-    assert next(iter(page.importance(rows, RANGES, "val_loss"))) == "learning_rate"
+    assert next(iter(importances(rows))) == "learning_rate"
 
 
 def test_trials_of_the_same_settings_are_judged_once_with_their_epochs():
@@ -141,7 +146,7 @@ def test_trials_of_the_same_settings_are_judged_once_with_their_epochs():
     "rows", [trials(9), trials(20, lambda settings: 0.5), trials(9) + trials(9)]
 )
 def test_too_little_to_tell_importance_is_said(rows):
-    assert page.importance(rows, RANGES, "val_accuracy") == {}
+    assert importances(rows) == {}
     assert "at least 10 completed trials" in words(page.render(rows, RANGES, "val_loss", None))
 
 
