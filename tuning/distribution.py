@@ -111,7 +111,7 @@ class Tuner(BaseTuner):
     Args:
       oracle: The oracle, or for a worker one with the same objective, for the chief's.
       folder: Of Keras Tuner's files.
-      run_trial: Called with a trial and its worker's name; gives its metrics, or raises
+      run_trial: Called with a trial; gives its metrics, or raises
         `keras_tuner.errors.FailedTrialError`.
       worker: The worker's name.
       address: The chief's, for a worker of one.

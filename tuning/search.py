@@ -258,7 +258,7 @@ class Sweep:
         """Runs all trials, here or by workers.
 
         Raises:
-          UserError: All workers have died, or trial after trial has failed.
+          UserError: All workers have died.
         """
         if distributed:
             with distribution.serving(oracle, distribution.chief_address()):
@@ -360,9 +360,8 @@ class Sweep:
         for number in range(self.config.trial.executions_per_trial):
             end = f"-{number + 1}" if number else ""
             earlier = values.get("tuner/trial_id")
-            config = self.space.fit_config(
-                values, run_dir=str(self.folder / "trials" / f"{trial.trial_id}{end}")
-            )
+            run_dir = str(self.folder / "trials" / f"{trial.trial_id}{end}")
+            config = self.space.fit_config(values, run_dir=run_dir, resume="auto")
             optimisation = config.optimisation
             optimisation = dataclasses.replace(optimisation, seed=optimisation.seed + number)
             made.append(
@@ -422,8 +421,7 @@ class Sweep:
 
     def so_far(self, oracle: oracles.Durable) -> str:
         """The best trial yet, for people."""
-        (best,) = oracle.get_best_trials() or (None,)
-        if best is None or best.status != TrialStatus.COMPLETED:
+        if not (best := _best_trial(oracle)):
             return "no trial is completed yet"
         return f"best {best.score:.4f} (trial {best.trial_id})"
 
@@ -449,8 +447,7 @@ class Sweep:
         Raises:
           UserError: The training failed.
         """
-        (best,) = oracle.get_best_trials() or (None,)
-        if best is None or best.status != TrialStatus.COMPLETED:
+        if not (best := _best_trial(oracle)):
             return None
         config = self._best_config(best)
         flags = runs.flags_to_repeat(config, without=runs.FREE)
@@ -523,6 +520,12 @@ class Sweep:
                 f"all of it in {self.folder}",
             ]
         )
+
+
+def _best_trial(oracle: oracles.Durable) -> Trial | None:
+    """Of those that are completed; Keras Tuner gives another where there is none."""
+    (best,) = oracle.get_best_trials() or (None,)
+    return best if best and best.status == TrialStatus.COMPLETED else None
 
 
 def _all_training_pictures(config: SweepConfig) -> DataConfig:

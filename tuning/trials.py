@@ -85,14 +85,11 @@ def _see_devices() -> None:
 
 
 def _train(execution: Execution) -> None:
-    config = dataclasses.replace(
-        execution.config, run=dataclasses.replace(execution.config.run, resume="auto")
-    )
-    run = runs.plan(config)
+    run = runs.plan(execution.config)
     if run.finished:
         return
     _see_devices()
-    trained = training.Training.prepare(config, run)
+    trained = training.Training.prepare(execution.config, run)
     trained.start()
     if execution.earlier and not run.backup.exists():
         _go_on_from(execution.earlier, run)
