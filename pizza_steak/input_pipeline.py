@@ -4,6 +4,7 @@ No shuffle buffer and no state: any batch of any epoch can be asked for first, s
 goes on where another was killed sees what that one would have seen.
 """
 
+import dataclasses
 import math
 import os
 from collections.abc import Callable
@@ -56,25 +57,51 @@ def encode_labels(labels: np.ndarray, class_mode: str, num_classes: int) -> np.n
     return labels.astype(np.float32)
 
 
+@dataclasses.dataclass(frozen=True)
+class Shares:
+    """How each batch is dealt out to the replicas of a model, and which of them are meant.
+
+    Attributes:
+      replicas: How many there are. All shares of a batch are of one size but the last, which may be
+        smaller, or empty.
+      here: Numbers of those whose shares are made.
+    """
+
+    replicas: int = 1
+    here: range = range(1)
+
+
 def batch_rows(
-    step: tf.Tensor, rows: tf.Tensor, batch_size: int, *, seed: int, shuffle: bool
+    step: tf.Tensor,
+    rows: tf.Tensor,
+    batch_size: int,
+    *,
+    seed: int,
+    shuffle: bool,
+    replica: int | tf.Tensor = 0,
+    replicas: int = 1,
 ) -> tf.Tensor:
-    """The rows of one batch, counted in steps from the first of epoch 0.
+    """The rows of one batch, or of one replica's share of it.
 
     Epoch e visits the rows in the permutation that `index_shuffle` draws from (seed, e); the last
     batch of an epoch holds what is left.
 
     Args:
-      step: int64 scalar.
+      step: int64 scalar, counted from the first of epoch 0.
       rows: int64 of shape (N,), what an epoch visits.
+      replica: Scalar, which of the replicas' shares.
 
     Returns:
-      int64 of shape (B,), B the batch size or, at the end of an epoch, less.
+      int64 of shape (B,), B the batch size or, at the end of an epoch, less; of several replicas
+      B / replicas, rounded up, or what is left of it.
     """
     count = tf.size(rows, out_type=tf.int64)
     steps = -(-count // batch_size)
     epoch, step = step // steps, step % steps
-    positions = tf.range(step * batch_size, tf.minimum((step + 1) * batch_size, count))
+    first, last = step * batch_size, tf.minimum((step + 1) * batch_size, count)
+    share = -(-(last - first) // replicas)
+    first = first + tf.cast(replica, tf.int64) * share
+    positions = tf.range(tf.minimum(first, last), tf.minimum(first + share, last))
     if shuffle:
         # index_shuffle reads eight bits of each word of its seed: once would give 256 epochs.
         words = tf.stack([tf.constant(seed, tf.int64), epoch])
@@ -105,12 +132,14 @@ def batches(
     labels: np.ndarray | None,
     batch_size: int,
     *,
+    weights: np.ndarray | None = None,
     seed: int = 0,
     shuffle: bool = False,
     first_epoch: int = 0,
     first_step: int = 0,
     epochs: int = 1,
     augment: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None,
+    shares: Shares = Shares(),
     service: str | None = None,
 ) -> tf.data.Dataset:
     """The batches of the epochs from `first_epoch` up to, not including, `epochs`.
@@ -120,18 +149,22 @@ def batches(
       rows: int64 array, the rows that an epoch visits, such as `Records.rows` gives.
       labels: Encoded labels of all N records, or None for pictures alone.
       batch_size: Pictures a batch; the last one of an epoch may hold fewer.
+      weights: float32 of shape (N,), what each record counts in the loss; only with labels.
       seed: Draws the order, together with the epoch's number.
       shuffle: Whether each epoch has an order of its own; else it is that of `rows`.
       first_step: How many batches of `first_epoch` are left out, from none to all of them.
       augment: Called with the images of a batch and their `example_seeds`, such as
         `augmentation.RandomAffine.augment`.
+      shares: Of several replicas: each batch comes as the shares of those that are `here`, one
+        after the other, as `tf.distribute.Strategy.distribute_datasets_from_function` takes them.
       service: Address of a tf.data service, grpc://host:port, that makes the batches, which are the
         same: see `data_service.map_steps`. Needs pictures that are streamed `in_graph`.
 
     Returns:
-      Dataset of (images, labels), or of images: uint8 of shape (B, height, width, channels).
+      Dataset of (images, labels), of (images, labels, weights), or of images: uint8 of shape
+      (B, height, width, channels).
     """
-    steps = math.ceil(len(rows) / batch_size)
+    steps, here = math.ceil(len(rows) / batch_size), shares.here
     # Augmentation is bound by the cores, whatever gathering is bound by.
     parallel_calls = pictures.parallel_calls if augment is None else os.cpu_count()
     # How many calls and batches at once is known; what would find it out holds up the end of a
@@ -139,16 +172,28 @@ def batches(
     options = tf.data.Options()
     options.autotune.enabled = False
 
-    def load(step):
-        batch = batch_rows(step, rows, batch_size, seed=seed, shuffle=shuffle)
+    def load(number):
+        step, replica = number // len(here), here.start + number % len(here)
+        batch = batch_rows(
+            step,
+            rows,
+            batch_size,
+            seed=seed,
+            shuffle=shuffle,
+            replica=replica,
+            replicas=shares.replicas,
+        )
         images = pictures.gather(batch)
         if augment is not None:
             images = augment(images, example_seeds(seed, step // steps, batch))
-        return images if labels is None else (images, tf.gather(labels, batch))
+        if labels is None:
+            return images
+        return images, *(tf.gather(a, batch) for a in (labels, weights) if a is not None)
 
-    counted = tf.data.Dataset.range(first_epoch * steps + first_step, epochs * steps)
+    first_step += first_epoch * steps
+    counted = tf.data.Dataset.range(first_step * len(here), epochs * steps * len(here))
     if service:
         loaded = data_service.map_steps(counted, load, service)
     else:
         loaded = counted.map(load, num_parallel_calls=parallel_calls)
-    return loaded.prefetch(_PREFETCHED).with_options(options)
+    return loaded.prefetch(_PREFETCHED * len(here)).with_options(options)

@@ -1,6 +1,7 @@
 """Keras callbacks for what Keras's own do not do."""
 
 import dataclasses
+import io
 import json
 import math
 import pathlib
@@ -11,10 +12,11 @@ from typing import Any
 import h5py
 import keras
 import numpy as np
+import tensorflow as tf
 
 from pizza_steak.atomic import atomic_path
 from pizza_steak.errors import UserError
-from trainers import preemption
+from trainers import clusters, preemption
 
 
 class StopOnNaN(keras.callbacks.Callback):
@@ -53,6 +55,21 @@ class Progress:
     stopped: bool = False
 
 
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """What a run had come to when it was last saved.
+
+    Attributes:
+      progress: How far.
+      logs: Those of each finished epoch.
+      content: Of the file of a `Backup`.
+    """
+
+    progress: Progress = Progress()
+    logs: tuple[Mapping[str, float], ...] = ()
+    content: bytes = b""
+
+
 class Backup(keras.callbacks.Callback):
     """Keeps weights, optimizer, random states, metrics and progress, to go on from at any step.
 
@@ -61,39 +78,43 @@ class Backup(keras.callbacks.Callback):
     anew where it was killed within one, as it does the patience of other callbacks. Has to be the
     last callback that changes the training.
 
-    Where the file is of the middle of an epoch, `fit` is to be called as for the whole epoch, but
-    with batches that begin at its next step: the steps before are counted and not made.
+    Where what was saved is of the middle of an epoch, `fit` is to be called as for the whole epoch,
+    but with batches that begin at its next step: the steps before are counted and not made.
 
     Args:
-      path: The file.
-      history: Each finished epoch's logs, for `patient`.
-      patient: Callbacks that count epochs; they are told `history` when training begins.
+      path: The file; None writes none, in a process that is not the cluster's chief.
+      saved: What the run goes on from.
+      patient: Callbacks that count epochs; they are told the logs when training begins.
       every_steps: It is written after each epoch, and after so many steps within one,
       every_seconds: or so many seconds after it was last written.
-      notice: When it is given, the step is finished, the file written, and the training ended.
+      notice: When it is given, the step is finished, the file written, and the training ended; with
+        a cluster one in any of its processes, which all end after one step.
+      cluster: The processes that train together.
     """
 
     def __init__(
         self,
-        path: pathlib.Path,
-        history: Iterable[Mapping[str, float]] = (),
+        path: pathlib.Path | None,
+        saved: Saved = Saved(),
         patient: Iterable[keras.callbacks.Callback] = (),
         *,
         every_steps: float = math.inf,
         every_seconds: float = math.inf,
         notice: preemption.Notice | None = None,
+        cluster: clusters.Cluster | None = None,
     ):
         super().__init__()
         self._path = path
-        self._history = tuple(history)
+        self._saved = saved
+        self._start = saved.progress
         self._patient = tuple(patient)
         self._every_steps = every_steps
         self._every_seconds = every_seconds
         self._notice = notice or preemption.Notice()
-        self._start = saved_progress(path)
+        self._agreement = clusters.Agreement(cluster)
 
     def on_train_begin(self, logs=None):
-        for epoch, past in enumerate(self._history):
+        for epoch, past in enumerate(self._saved.logs):
             for callback in self._patient:
                 callback.on_epoch_end(epoch, dict(past))
         self._saved_at = time.monotonic()
@@ -110,23 +131,27 @@ class Backup(keras.callbacks.Callback):
         step = batch + 1
         if self._epoch == self._start.epochs and step <= self._start.step:
             return
-        due = step % self._every_steps == 0
-        if due or self._notice.given or time.monotonic() - self._saved_at >= self._every_seconds:
+        late = time.monotonic() - self._saved_at >= self._every_seconds
+        late, stop = self._agreement.reached(late, self._notice.given)
+        if step % self._every_steps == 0 or late or stop:
             self._save(Progress(self._epoch, step), _values(self.model.metrics_variables))
+        if stop:
             self._notice.obey()
 
     def on_test_begin(self, logs=None):
         self._metrics = _values(self.model.metrics_variables)  # Validation takes the variables.
 
     def on_test_batch_begin(self, batch, logs=None):
-        if self._notice.given:
+        (stop,) = self._agreement.reached(self._notice.given)
+        if stop:
             self._save(Progress(self._epoch, self.params["steps"]), self._metrics)
             self._notice.obey()
 
     def on_epoch_end(self, epoch, logs=None):
-        stopped = bool(self.model.stop_training)
-        self._save(Progress(epoch + 1, stopped=stopped))
-        self._notice.obey()
+        self._save(Progress(epoch + 1, stopped=bool(self.model.stop_training)))
+        (stop,) = self._agreement.reached(self._notice.given, now=True)
+        if stop:
+            self._notice.obey()
 
     def _pass_over(self, steps: int) -> None:
         """Makes of the next steps' training nothing but the metrics that there are."""
@@ -146,18 +171,37 @@ class Backup(keras.callbacks.Callback):
         return [*self.model.variables, *self.model.optimizer.variables]
 
     def _load(self) -> None:
-        metrics = self.model.metrics_variables if self._start.step else ()
-        with h5py.File(self._path) as file:
-            for index, variable in enumerate([*self._variables(), *metrics]):
-                variable.assign(file[str(index)][()])
+        variables = self._variables()
+        with h5py.File(io.BytesIO(self._saved.content)) as file:
+            values = [file[str(index)][()] for index in range(len(file))]
+        for variable, value in zip(variables, values, strict=False):
+            variable.assign(value)
+        if self._start.step:
+            self._load_metrics(values[len(variables) :])
+
+    def _load_metrics(self, values: Iterable[np.ndarray]) -> None:
+        """Gives the sums that metrics are to the first replica, and zeros to all others.
+
+        What TensorFlow does, a part to each, does not always add up to the same bits.
+        """
+
+        @tf.function
+        def assign():
+            replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+            for variable, value in zip(self.model.metrics_variables, values, strict=True):
+                variable.assign(tf.where(replica == 0, value, tf.zeros_like(value)))
+
+        self.model.distribute_strategy.run(assign)
 
     def _save(self, progress: Progress, metrics: Iterable[np.ndarray] = ()) -> None:
+        self._saved_at = time.monotonic()
+        if self._path is None:
+            return
         self._path.parent.mkdir(exist_ok=True)
         with atomic_path(self._path) as temporary, h5py.File(temporary, "w") as file:
             file.attrs["progress"] = json.dumps(dataclasses.asdict(progress))
             for index, value in enumerate([*_values(self._variables()), *metrics]):
                 file[str(index)] = value
-        self._saved_at = time.monotonic()
 
 
 def _values(variables: Iterable[keras.Variable]) -> list[np.ndarray]:

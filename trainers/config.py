@@ -304,9 +304,10 @@ class DevicesConfig:
 
     strategy: str = flag(
         "auto",
-        "One device, or a replica of the model on each, which share each batch (MirroredStrategy); "
-        "auto: replicas where there is more than one.",
-        ("auto", "none", "mirrored"),
+        "One device; a replica of the model on each, which share each batch (MirroredStrategy); or "
+        "on each of several processes, which TF_CONFIG or Slurm's variables name "
+        "(MultiWorkerMirroredStrategy, trainers.fit only); auto: whatever there is.",
+        ("auto", "none", "mirrored", "multi_worker"),
     )
     devices: Numbers | None = flag(
         None,
@@ -339,6 +340,18 @@ class DevicesConfig:
         False,
         "Train with operations alone that give the same bits every time, as those of a CPU do "
         "anyway; on a GPU some are slower.",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ClusterConfig:
+    """With which other processes; who they are is said by TF_CONFIG, or by Slurm."""
+
+    cluster_timeout: float = flag(
+        300.0,
+        "Seconds that each waits for the others to come, and at most for one that has died or "
+        "fallen silent, before it ends and says which.",
+        minimum=1.0,
     )
 
 
@@ -389,6 +402,7 @@ class FitConfig:
     model: ModelConfig = ModelConfig()
     optimisation: OptimisationConfig = OptimisationConfig()
     devices: DevicesConfig = DevicesConfig()
+    cluster: ClusterConfig = ClusterConfig()
     run: RunConfig = RunConfig()
 
 

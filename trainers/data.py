@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -50,11 +51,35 @@ class Data:
         """Class indices in the form of the class mode."""
         return input_pipeline.encode_labels(labels, self.class_mode, len(self.classes))
 
-    def batches(self, purpose: str, batch_size: int, **options) -> tf.data.Dataset:
-        """The batches of a split; `options` as in `input_pipeline.batches`."""
-        labels = self.encode(self._all_labels)
+    def batches(
+        self,
+        purpose: str,
+        batch_size: int,
+        *,
+        class_weight: Mapping[int, float] | None = None,
+        **options: Any,
+    ) -> tf.data.Dataset:
+        """The batches of a split; `options` as in `input_pipeline.batches`.
+
+        Args:
+          purpose: Which split.
+          batch_size: Pictures a batch.
+          class_weight: What pictures of each class, by its index, count in the loss.
+        """
+        labels = self._all_labels
+        weights = None
+        if class_weight:
+            weights = np.array(
+                [class_weight.get(i, 0) for i in range(len(self.classes))], np.float32
+            )
         return input_pipeline.batches(
-            self.pictures, self.rows[purpose], labels, batch_size, service=self.service, **options
+            self.pictures,
+            self.rows[purpose],
+            self.encode(labels),
+            batch_size,
+            weights=weights,
+            service=self.service,
+            **options,
         )
 
     @property

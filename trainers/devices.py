@@ -8,12 +8,16 @@ import contextlib
 import dataclasses
 import functools
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from trainers.config import DevicesConfig, Numbers
 
-if TYPE_CHECKING:
-    import tensorflow as tf  # Not when run: --help must not wait for it.
+if TYPE_CHECKING:  # Not when run: --help must not wait for TensorFlow.
+    import tensorflow as tf
+
+    from pizza_steak.input_pipeline import Shares
+    from trainers.clusters import Cluster
 
 _PRECISIONS = ("auto", "float32", "mixed_float16", "mixed_bfloat16")
 _ASKED = "as asked"
@@ -25,14 +29,16 @@ class Devices:
 
     Attributes:
       names: The names of what computes, such as "CPU, 8 cores" or "NVIDIA A100-SXM4-40GB".
-      strategy: "none", or "mirrored": a replica of the model on each of `devices`.
-      devices: TensorFlow's names for them, such as "GPU:0".
+      strategy: "none"; or "mirrored", a replica of the model on each of `devices`; or
+        "multi_worker", on each of every process of `cluster`.
+      devices: TensorFlow's names for those of this process, such as "GPU:0".
       precision: A Keras dtype policy.
       precision_reason: Why that one, in a word.
       jit_compile: Whether XLA compiles the training step.
       jit_compile_reason: Why, or why not.
       onednn: Whether oneDNN's kernels are "on" or "off", or "by default" as TensorFlow decides for
         the processor; they concern the CPU alone.
+      cluster: The processes that train together, None for this one alone.
     """
 
     names: tuple[str, ...]
@@ -43,28 +49,67 @@ class Devices:
     jit_compile: bool
     jit_compile_reason: str
     onednn: str
+    cluster: "Cluster | None" = None
 
     @property
     def replicas(self) -> int:
         """How many copies of the model share each batch."""
-        return len(self.devices)
+        return len(self.devices) * (len(self.cluster.addresses) if self.cluster else 1)
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this process is alone, or the one that writes what comes of all of them."""
+        return self.cluster is None or self.cluster.is_chief
+
+    def from_chief(self, make: Callable[[], Any]) -> Any:
+        """What `make` gives, which is called in the chief alone."""
+        return make() if self.cluster is None else self.cluster.from_chief(make)
+
+    def ending_together(self) -> contextlib.AbstractContextManager:
+        """Where a process fails, all others end with its reason."""
+        return self.cluster.ending_together() if self.cluster else contextlib.nullcontext()
 
     def scope(self) -> contextlib.AbstractContextManager:
         """Where all with variables has to be made, layers, model and optimizer.
 
         Keras's fit, evaluate and predict of that model then enter it by themselves.
         """
-        if self.strategy == "none":
-            return contextlib.nullcontext()
-        return _mirrored(self.devices).scope()
+        return self._strategy.scope() if self._strategy else contextlib.nullcontext()
+
+    def dealt(self, batches: "Callable[[Shares], tf.data.Dataset]") -> "tf.data.Dataset":
+        """What Keras's fit of such a model takes.
+
+        Args:
+          batches: `input_pipeline.batches` but for its `shares`.
+        """
+        from pizza_steak.input_pipeline import Shares
+
+        if self._strategy is None:
+            return batches(Shares())
+
+        def of_this_process(context: "tf.distribute.InputContext") -> "tf.data.Dataset":
+            here = len(self.devices)
+            first = context.input_pipeline_id * here
+            return batches(Shares(context.num_replicas_in_sync, range(first, first + here)))
+
+        return self._strategy.distribute_datasets_from_function(of_this_process)
+
+    @property
+    def _strategy(self) -> "tf.distribute.Strategy | None":
+        if self.cluster:
+            return self.cluster.strategy
+        return None if self.strategy == "none" else _mirrored(self.devices)
 
     def topics(self) -> dict[str, str]:
         """All of it for people, texts by topic."""
         replicas = "1 replica" if self.replicas == 1 else f"{self.replicas} replicas"
+        if self.cluster:
+            replicas += f" of {len(self.cluster.addresses)} processes"
         jit_compile = "on" if self.jit_compile else "off"
         return {
             "devices": f"{', '.join(self.names)} (oneDNN {self.onednn})",
-            "strategy": f"{self.strategy}, {replicas} on {', '.join(self.devices)}",
+            "strategy": f"{self.strategy}, {replicas} on {', '.join(self.devices)}"
+            + (" of each" if self.cluster else ""),
             "precision": f"{self.precision} ({self.precision_reason})",
             "jit_compile": f"{jit_compile} ({self.jit_compile_reason})",
         }
@@ -93,14 +138,15 @@ def one_device(config: DevicesConfig) -> DevicesConfig:
     return dataclasses.replace(config, strategy="none", devices=None, cpu_devices=None)
 
 
-def choose(config: DevicesConfig) -> Devices:
+def choose(config: DevicesConfig, cluster: "Cluster | None" = None) -> Devices:
     """Decides what is left to decide once the devices can be seen.
 
-    With `cpu_devices` it also makes those, which TensorFlow does before it computes anything.
+    With `cpu_devices` it also makes those, and with a cluster it waits for the other processes,
+    both of which TensorFlow does before it computes anything.
 
     Raises:
-      UserError: The precision is unknown, there are no such devices, or what is asked for does not
-        go together.
+      UserError: The precision is unknown, there are no such devices, what is asked for does not go
+        together, or the cluster does not come together.
     """
     import tensorflow as tf
 
@@ -109,6 +155,13 @@ def choose(config: DevicesConfig) -> Devices:
     if config.precision not in _PRECISIONS:
         raise UserError(
             f"precision {config.precision!r}: unknown; expected one of {', '.join(_PRECISIONS)}"
+        )
+    if config.strategy == "multi_worker" and cluster is None:
+        raise UserError("strategy multi_worker: is for trainers.fit; expected another")
+    if cluster and (config.cpu_devices or 1) > 1:
+        raise UserError(
+            f"cpu_devices {config.cpu_devices}: of several processes each takes its CPU as one "
+            "device; expected 1, or --strategy=mirrored in one process"
         )
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
@@ -126,21 +179,29 @@ def choose(config: DevicesConfig) -> Devices:
         indices = indices[:1]
     mirrored = config.strategy == "mirrored" or len(indices) > 1
     gpus = [gpus[index] for index in indices] if gpus else []
+    if cluster:
+        if gpus:
+            tf.config.set_visible_devices(gpus, "GPU")  # The strategy takes the first that it sees.
+            indices = list(range(len(gpus)))
+        cluster = dataclasses.replace(cluster, gpus=len(gpus))
+        _ = cluster.strategy
     details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
     names = [detail.get("device_name", gpu.name) for detail, gpu in zip(details, gpus, strict=True)]
     precision, precision_reason = _precision(
         config, [detail.get("compute_capability") for detail in details]
     )
-    jit_compile, jit_compile_reason = _jit_compile(config, kind, len(indices))
+    replicas = len(indices) * (len(cluster.addresses) if cluster else 1)
+    jit_compile, jit_compile_reason = _jit_compile(config, kind, replicas)
     return Devices(
         names=tuple(names) or (f"CPU, {os.cpu_count()} cores",),
-        strategy="mirrored" if mirrored else "none",
+        strategy="multi_worker" if cluster else "mirrored" if mirrored else "none",
         devices=tuple(f"{kind}:{index}" for index in indices),
         precision=precision,
         precision_reason=precision_reason,
         jit_compile=jit_compile,
         jit_compile_reason=jit_compile_reason,
         onednn={"1": "on", "0": "off"}.get(os.environ.get("TF_ENABLE_ONEDNN_OPTS"), "by default"),
+        cluster=cluster,
     )
 
 

@@ -14,9 +14,9 @@ from trainers.config import FitConfig
 
 
 def main(config: FitConfig) -> None:
-    from trainers import training  # Imports TensorFlow, which --help must not wait for.
+    from trainers import clusters, training  # TensorFlow, which --help must not wait for.
 
-    print(training.fit(config).summary())
+    print(training.fit(config, clusters.from_environment(config)).summary())
 
 
 if __name__ == "__main__":

@@ -36,13 +36,12 @@ class Notice:
     def __exit__(self, kind, *_) -> None:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._before)
-        if kind is None:
+        if kind is None and self.given:
             self.obey()
 
     def obey(self) -> None:
-        """Raises a `PreemptedError` if SIGTERM has come."""
-        if self.given:
-            raise PreemptedError(self._advice)
+        """Raises a `PreemptedError`: SIGTERM has come, here or to another process."""
+        raise PreemptedError(self._advice)
 
     def _note(self, *_) -> None:
         self.given = True

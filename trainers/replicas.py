@@ -43,10 +43,6 @@ class ReplicatedModel(keras.Model):
         loss = self._mean_loss(images, labels, weights, outputs, training=False)
         return self._logs(images, labels, weights, outputs, loss)
 
-    def predict_step(self, data):
-        images, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-        return self._predicted(images, training=False)
-
     def save(self, *arguments: Any, **options: Any) -> None:
         network = keras.Model(self.input, self.output, name=self.name)
         metrics = self.get_compile_config()["metrics"]
@@ -54,15 +50,11 @@ class ReplicatedModel(keras.Model):
         network.save(*arguments, **options)
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        # Private to Keras, which sums the replicas' shares to have one of the first batch's kind,
-        # and fails where they differ in size.
-        if iterator is not None:
-            _, _, batches = next(iter(iterator))
-            strategy = self.distribute_strategy
-            data_batch = tf.nest.map_structure(
-                lambda share: strategy.experimental_local_results(share)[0], next(batches)
-            )
-        super()._maybe_symbolic_build(data_batch=data_batch)
+        """Nothing: the model is built, and so are its metrics.
+
+        Private to Keras, which sums the replicas' shares of the first batch to have one of its
+        kind, and fails where they differ in size, or lie on several hosts (keras issue 20585).
+        """
 
     def _predicted(self, images: tf.Tensor, training: bool) -> tf.Tensor:
         count = tf.shape(images)[0]
@@ -78,7 +70,11 @@ class ReplicatedModel(keras.Model):
     def _logs(self, images, labels, weights, outputs, loss: tf.Tensor) -> dict[str, tf.Tensor]:
         loss_metric = next(metric for metric in self.metrics if metric.name == "loss")
         loss_metric.update_state(loss, sample_weight=tf.shape(images)[0])
-        return self.compute_metrics(images, labels, outputs, weights)
+        logs = self.compute_metrics(images, labels, outputs, weights)
+        if isinstance(self.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            # Keras takes the mean along the first axis, which a number has not (issue 20585).
+            return {name: value[tf.newaxis] for name, value in logs.items()}
+        return logs
 
 
 def _overflowing_together(gradients: list[tf.Tensor]) -> list[tf.Tensor]:

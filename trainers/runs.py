@@ -37,10 +37,10 @@ from trainers.config import FitConfig, define_flags, from_flags, to_flags
 if TYPE_CHECKING:
     import keras  # Not when run: a run's numbers can be read without TensorFlow.
 
-    from trainers.callbacks import Progress
+    from trainers.callbacks import Progress, Saved
 
 # Flags that do not make a run what it is, and so may be others when it is resumed.
-FREE = ("run_dir", "overwrite", "resume", "checkpoint_every")
+FREE = ("run_dir", "overwrite", "resume", "checkpoint_every", "cluster_timeout")
 # All that a run and its exports write, and so all that --overwrite may remove.
 _PARTS = (
     "run.flags",
@@ -128,6 +128,13 @@ class Run:
 
         return saved_progress(self.backup)
 
+    def saved(self) -> "Saved":
+        """What it goes on from."""
+        from trainers.callbacks import Saved  # Imports Keras.
+
+        content = self.backup.read_bytes() if self.backup.exists() else b""
+        return Saved(self.progress, tuple(self.logs), content)
+
     @property
     def backup(self) -> pathlib.Path:
         """The file of `callbacks.Backup`."""
@@ -185,15 +192,21 @@ class Run:
         if not keep_backup:
             remove(self.path / "backup")
 
-    def check_same_pictures(self, fingerprint: str) -> None:
-        """Checks that a run is resumed with the pictures that it was started with.
+    def check_same_batches(self, fingerprint: str, batch_size: int) -> None:
+        """Checks that a run is resumed with the batches that it was started with.
 
         Raises:
-          UserError: These are others.
+          UserError: They are of other pictures, or of another size.
         """
         if not self.resumed:
             return
         before = json.loads((self.path / "environment.json").read_text())
+        if (size := before.get("batch_size", batch_size)) != batch_size:
+            raise UserError(
+                f"run_dir {self.path}: was started with batches of {size} pictures, and "
+                f"--batch_size_per_replica now makes them {batch_size}; pass it for as many "
+                "replicas as before, or --overwrite to start the run anew"
+            )
         if before["fingerprint"] != fingerprint:
             raise UserError(
                 f"run_dir {self.path}: was started with other pictures of {before['dataset']} than "

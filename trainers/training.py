@@ -17,6 +17,7 @@ from pizza_steak import input_pipeline
 from pizza_steak.errors import UserError
 from trainers import (
     callbacks,
+    clusters,
     devices,
     models,
     plots,
@@ -33,6 +34,12 @@ from trainers.config import (
     FitConfig,
     OptimisationConfig,
     checkpoint_interval,
+)
+
+# Flags that may differ between the processes that train together, besides those of the run.
+_BY_PROCESS = (
+    *("run_dir", "overwrite", "resume", "cluster_timeout"),
+    *("archive", "data_dir", "decoded_cache", "devices"),
 )
 
 
@@ -67,34 +74,53 @@ class FitResult:
         )
 
 
-def fit(config: FitConfig) -> FitResult:
+def fit(config: FitConfig, cluster: clusters.Cluster | None = None) -> FitResult:
     """Trains the model that `config` describes and leaves a run directory.
 
     The weights are those of the last epoch during training; what is kept, tested and drawn is the
     best model by validation loss, or without validation the last.
 
+    Args:
+      config: The flags.
+      cluster: The processes that train together, each of which is to call this.
+
     Raises:
       UserError: For anything that the user can mend; then no run directory was made, unless the
-        loss became NaN, which leaves the epochs before it.
+        loss became NaN, which leaves the epochs before it, as does the loss of a process.
       PreemptedError: SIGTERM has come during training; all is saved, to be resumed.
     """
-    run = runs.plan(config)
-    if run.finished:
-        return FitResult(run.path, run.result)
-    training = Training.prepare(config, run)
-    data, model = training.data, training.model
+    chosen = devices.choose(config.devices, cluster)
+    with chosen.ending_together():
+        run = chosen.from_chief(lambda: runs.plan(config))
+        result = chosen.from_chief(lambda: run.result if run.finished else None)
+        if result is None:
+            training = Training.prepare(config, run, chosen)
+            chosen.from_chief(lambda: _start(training))
+            with preemption.Notice(f"run again with --resume: {run.command_to_resume}") as notice:
+                if chosen.is_chief:
+                    verbose = 1 if sys.stdout.isatty() else 2
+                    training.train(_logging_callbacks(training), verbose=verbose, notice=notice)
+                else:
+                    training.train([], notice=notice)
+            result = chosen.from_chief(lambda: _finish(training))
+    return FitResult(run.path, result)
+
+
+def _start(training: "Training") -> None:
     print(_plan_table(training), flush=True)
     training.start()
-    verbose = 1 if sys.stdout.isatty() else 2
-    with preemption.Notice(f"run again with --resume: {run.command_to_resume}") as notice:
-        training.train(_logging_callbacks(training), verbose=verbose, notice=notice)
+
+
+def _finish(training: "Training") -> dict[str, Any]:
+    """Tests and draws what was trained; the result."""
+    run = training.run
     if training.augmentation:
-        _draw_augmentation(config, data, run)
-    model.load_weights(run.path / "model.keras")
-    result = training.result(**_test(data, model, training.config.data.batch_size, run))
+        _draw_augmentation(training.config, training.data, run)
+    model = prediction.load_model(run)
+    result = training.result(**_test(training.data, model, training.config.data.batch_size, run))
     plots.curves(result["history"], run.path / "curves.png")
     run.finish(result)
-    return FitResult(run.path, result)
+    return result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,19 +148,21 @@ class Training:
     clock: callbacks.Clock
 
     @classmethod
-    def prepare(cls, config: FitConfig, run: runs.Run) -> "Training":
+    def prepare(cls, config: FitConfig, run: runs.Run, chosen: devices.Devices) -> "Training":
         """Opens the pictures and builds the model; nothing is written but decoded pictures.
 
         Raises:
           UserError: For anything that the user can mend.
         """
         clock = callbacks.Clock()
-        chosen = devices.choose(config.devices)
+        asked = runs.flags_to_repeat(config, without=_BY_PROCESS)
         pictures = run_data.with_batch_size(config.data, chosen.replicas)
         config = dataclasses.replace(config, data=pictures)
         _check_schedule(config)
         data = run_data.load(config.data)
-        run.check_same_pictures(data.records.fingerprint)
+        fingerprint = data.records.fingerprint
+        _check_same_everywhere(chosen, asked, fingerprint)
+        chosen.from_chief(lambda: run.check_same_batches(fingerprint, pictures.batch_size))
         seed = config.optimisation.seed
         keras.utils.set_random_seed(seed)
         keras.config.set_dtype_policy(chosen.precision)
@@ -158,7 +186,7 @@ class Training:
             return
         architecture = []
         self.model.summary(print_fn=architecture.append, line_length=80)
-        self.run.create("\n".join(architecture), _environment(self.data, self.chosen))
+        self.run.create("\n".join(architecture), _environment(self))
 
     def train(
         self,
@@ -184,46 +212,62 @@ class Training:
             self.data,
             self.augmentation.on_batches if self.augmentation else None,
         )
-        optimisation = self.config.optimisation
+        optimisation, chosen = self.config.optimisation, self.chosen
         batch_size, epochs = self.config.data.batch_size, epochs or optimisation.epochs
-        start = self.run.progress
+        saved = chosen.from_chief(self.run.saved)
+        start = saved.progress
         if start.stopped or start.epochs >= epochs:
             return
         patient = _patient_callbacks(optimisation, verbose)
         every_steps, every_seconds = checkpoint_interval(self.config.run.checkpoint_every)
         backup = callbacks.Backup(
-            self.run.backup,
-            self.run.logs,
+            self.run.backup if chosen.is_chief else None,
+            saved,
             patient,
             every_steps=every_steps,
             every_seconds=every_seconds,
             notice=notice,
+            cluster=chosen.cluster,
         )
         self.clock.seen_before = min(start.step * batch_size, len(data.rows["train"]))
-        train = data.batches(
-            "train",
-            batch_size,
-            seed=optimisation.seed,
-            shuffle=True,
-            first_epoch=start.epochs,
-            first_step=start.step,
-            epochs=epochs,
-            augment=augment,
-        )
-        validated = "validation" in data.rows
-        self.model.fit(
+
+        def train(shares: input_pipeline.Shares) -> tf.data.Dataset:
+            batches = data.batches(
+                "train",
+                batch_size,
+                class_weight=class_weight(optimisation, data),
+                seed=optimisation.seed,
+                shuffle=True,
+                first_epoch=start.epochs,
+                first_step=start.step,
+                epochs=epochs,
+                augment=augment,
+                shares=shares,
+            )
             # Keras counts the steps that `Backup` passes over: it expects so many more.
-            train.repeat() if start.step else train,
+            return batches.repeat() if start.step else batches
+
+        def validation(shares: input_pipeline.Shares) -> tf.data.Dataset:
+            return data.batches("validation", batch_size, shares=shares)
+
+        # Of what is dealt out Keras does not see where it ends.
+        ends = {} if chosen.strategy == "none" else {"validation_steps": self._steps("validation")}
+        self.model.fit(
+            chosen.dealt(train),
             epochs=epochs,
             initial_epoch=start.epochs,
-            steps_per_epoch=_steps(self.config, data),
-            validation_data=data.batches("validation", batch_size) if validated else None,
-            class_weight=class_weight(optimisation, data),
+            steps_per_epoch=self._steps("train"),
+            validation_data=chosen.dealt(validation) if "validation" in data.rows else None,
+            **ends,
             # Those that log come after those that add to the logs, the backup after all that count.
             callbacks=[callbacks.StopOnNaN(), *patient, *logging, backup, self.clock],
             shuffle=False,  # The batches come shuffled.
             verbose=verbose,
         )
+
+    def _steps(self, purpose: str) -> int:
+        """Of a pass over a split, which may not be there."""
+        return math.ceil(len(self.data.rows.get(purpose, ())) / self.config.data.batch_size)
 
     def result(self, **test: float) -> dict[str, Any]:
         """What result.json says, with the numbers of the test."""
@@ -235,6 +279,27 @@ class Training:
             **test,
             "history": self.run.history,
         }
+
+
+def _check_same_everywhere(chosen: devices.Devices, asked: str, fingerprint: str) -> None:
+    """Checks that this process trains as the chief does.
+
+    Raises:
+      UserError: Its flags, pictures or devices are others.
+    """
+    mine = {
+        "flags": asked,
+        "pictures (their fingerprint)": fingerprint,
+        "precision": chosen.precision,
+        "jit_compile": str(chosen.jit_compile),
+        "devices": str(len(chosen.devices)),
+    }
+    for name, chiefs in chosen.from_chief(lambda: mine).items():
+        if differing := runs.differing_lines(chiefs, mine[name]):
+            raise UserError(
+                f"{name}: differ from the chief's ({differing}); expected the same command and "
+                "pictures, and as many devices of one kind, in every process"
+            )
 
 
 def _check_schedule(config: FitConfig) -> None:
@@ -254,11 +319,6 @@ def _check_schedule(config: FitConfig) -> None:
         )
 
 
-def _steps(config: FitConfig, data: run_data.Data) -> int:
-    """Of an epoch."""
-    return math.ceil(len(data.rows["train"]) / config.data.batch_size)
-
-
 def compiled_model(
     config: FitConfig,
     data: run_data.Data,
@@ -271,6 +331,7 @@ def compiled_model(
         *(augmentation.layers if augmentation else ()),
         *preprocessing.normalization_of(config.normalization, pictures),
     ]
+    steps = math.ceil(len(data.rows["train"]) / config.data.batch_size)
     with chosen.scope():
         model = models.build(
             config.model, data.image_shape, len(data.classes), data.class_mode, first_layers
@@ -278,7 +339,7 @@ def compiled_model(
         if chosen.replicas > 1:
             model = replicas.ReplicatedModel(model.input, model.output, name=model.name)
         model.compile(
-            optimizer=_optimizer(config.optimisation, chosen.replicas, _steps(config, data)),
+            optimizer=_optimizer(config.optimisation, chosen.replicas, steps),
             loss=models.loss_for(data.class_mode, config.optimisation.label_smoothing),
             metrics=["accuracy"],
             jit_compile=chosen.jit_compile,
@@ -455,14 +516,16 @@ def _left_out(data: run_data.Data) -> dict[str, int]:
     return kinds
 
 
-def _environment(data: run_data.Data, chosen: devices.Devices) -> dict[str, Any]:
+def _environment(training: Training) -> dict[str, Any]:
+    data = training.data
     packages = ("tensorflow", "keras", "tensorflow-datasets", "numpy")
     builder = data.records.builder
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         **{name: importlib.metadata.version(name) for name in packages},
-        **dataclasses.asdict(chosen),
+        **dataclasses.asdict(training.chosen),
+        "batch_size": training.config.data.batch_size,
         "dataset": builder.info.full_name,
         "fingerprint": data.records.fingerprint,
         "left_out": _left_out(data),

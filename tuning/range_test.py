@@ -235,14 +235,14 @@ def train(config: LearningRateConfig, rates: np.ndarray) -> Iterator[float]:
     batches = data.batches(
         "train",
         batch_size,
+        class_weight=training.class_weight(optimisation, data),
         seed=seed,
         shuffle=True,
         epochs=math.ceil(len(rates) / steps_an_epoch),
         augment=augmentation.on_batches if augmentation else None,
     )
-    class_weight = training.class_weight(optimisation, data)
-    for rate, (images, labels) in zip(rates, batches, strict=False):
+    for rate, batch in zip(rates, batches, strict=False):
         model.optimizer.learning_rate = rate
         model.reset_metrics()  # Else it is the mean loss of all steps.
-        logs = model.train_on_batch(images, labels, class_weight=class_weight, return_dict=True)
+        logs = model.train_on_batch(*batch, return_dict=True)
         yield float(logs["loss"])

@@ -17,7 +17,7 @@ import tensorflow as tf  # noqa: E402
 from tensorboard.plugins.hparams import api as hparams  # noqa: E402
 
 from pizza_steak import atomic  # noqa: E402
-from trainers import runs, training  # noqa: E402
+from trainers import devices, runs, training  # noqa: E402
 from trainers.config import FitConfig  # noqa: E402
 
 _FAILURE = "failure.txt"
@@ -89,7 +89,8 @@ def _train(execution: Execution) -> None:
     if run.finished:
         return
     _see_devices()
-    trained = training.Training.prepare(execution.config, run)
+    chosen = devices.choose(execution.config.devices)
+    trained = training.Training.prepare(execution.config, run, chosen)
     trained.start()
     if execution.earlier and not run.backup.exists():
         _go_on_from(execution.earlier, run)

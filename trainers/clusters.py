@@ -1,0 +1,282 @@
+"""Several processes, on one machine or many, that train one model together.
+
+Each has the same command and takes its replicas' shares of every batch. The first of them is the
+chief: it alone reads and writes the run directory, and tells the others what they have to know.
+TensorFlow's coordination service notices who dies or falls silent, and passes on why one has ended.
+It has no public interface: what is used of it stands here.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import pickle
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
+from tensorflow.python.distribute.cluster_resolver import slurm_cluster_resolver
+from tensorflow.python.eager import context
+
+from pizza_steak.deadline import within
+from pizza_steak.errors import UserError
+from trainers import preemption
+from trainers.config import FitConfig
+
+# Seconds: what answers nothing for so long is gone, and how often an `Agreement` is sought.
+_SILENCE, _AGREEING = 30.0, 1.0
+# Of the ports that others reach a Slurm task at: from the first so many, by the job's number.
+_SLURM_PORTS = range(10_000, 30_000)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """The processes, and which of them this is.
+
+    Attributes:
+      addresses: Where others reach each, host:port, the chief's first.
+      index: Which of them this one is.
+      timeout: Seconds to wait for the others at first, and for one that is silent.
+      gpus: How many each of them computes with; without one on its CPU.
+    """
+
+    addresses: tuple[str, ...]
+    index: int
+    timeout: float
+    gpus: int = 0
+
+    @property
+    def is_chief(self) -> bool:
+        return self.index == 0
+
+    def name(self, index: int) -> str:
+        """One of them, for people."""
+        title = f"worker {index}" if index else "the chief"
+        return f"{title} ({self.addresses[index]})"
+
+    @property
+    def strategy(self) -> tf.distribute.Strategy:
+        """That of all their devices; asked for first, it waits until all processes are there.
+
+        Raises:
+          UserError: Not all have come in time, or the port of this one is taken.
+        """
+        return _strategy(self)
+
+    def from_chief(self, make: Callable[[], Any]) -> Any:
+        """What `make` gives, which is called by the chief alone, for all that can be pickled."""
+        content = pickle.dumps(make()) if self.is_chief else b""
+        size = int(self._sum(tf.constant(len(content), tf.int64)))
+        words = np.zeros(-(-size // 8), np.int64)
+        words.view(np.uint8)[: len(content)] = np.frombuffer(content, np.uint8)
+        # The others add zeros. What reaches these ports can do worse than a pickle can.
+        return pickle.loads(self._sum(tf.constant(words)).tobytes()[:size])
+
+    def sum(self, numbers: Sequence[float]) -> list[float]:
+        """Each number, summed over all processes: float32, and the same bits in all of them."""
+        return self._sum(tf.constant(numbers, tf.float32)).tolist()
+
+    def _sum(self, tensor: tf.Tensor) -> Any:
+        return self.strategy.reduce(tf.distribute.ReduceOp.SUM, tensor, axis=None).numpy()
+
+    @contextlib.contextmanager
+    def ending_together(self) -> Iterator[None]:
+        """Ends the others where the block fails here, and tells in one line where it failed there.
+
+        Raises:
+          UserError: Another process has ended, or is silent.
+        """
+        try:
+            yield
+        except preemption.PreemptedError:  # Which all have agreed upon.
+            raise
+        except tf.errors.OpError as error:
+            if not re.search("aborted|coordination|Coordination|heartbeat|Heartbeat", str(error)):
+                self._tell(f"{type(error).__name__}: {error.message}")
+                raise
+            reason = self._reason(str(error))
+            self._tell(reason)
+            raise UserError(reason) from error
+        except BaseException as error:
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            self._tell(f"{self.name(self.index)} has ended: {kind}{error}")
+            raise
+
+    def _tell(self, reason: str) -> None:
+        """Has the other processes fail at what they wait for, with this reason."""
+        with contextlib.suppress(tf.errors.OpError):  # The chief may be gone, or have been told.
+            text = json.dumps(" ".join(reason.split()))
+            context.context().report_error_to_cluster(tf.errors.ABORTED, text)
+
+    def _reason(self, message: str) -> str:
+        """Why others have ended, by what TensorFlow says."""
+        if told := re.search(r'Error reported from \S+ ("(?:[^"\\]|\\.)*")', message):
+            return json.loads(told[1])
+        gone = self._unreachable()
+        gone = gone or {
+            int(task) for task in re.findall(r"^/job:\w+/\S*task:(\d+)$", message, re.M)
+        }
+        # Without the chief all others end, too.
+        names = ", ".join(self.name(index) for index in ([0] if 0 in gone else sorted(gone)))
+        return (
+            f"{names or 'another process'} has ended or does not answer any more; its own output "
+            "tells why. Start all of them again, with --resume=auto to go on"
+        )
+
+    def _unreachable(self) -> set[int]:
+        """Which of the processes listen at their port no more, or not yet."""
+
+        def listens(address: str) -> bool:
+            host, _, port = address.rpartition(":")
+            try:
+                with socket.create_connection((host.strip("[]"), int(port)), timeout=5):
+                    return True
+            except OSError:
+                return False
+
+        others = {i: address for i, address in enumerate(self.addresses) if i != self.index}
+        with concurrent.futures.ThreadPoolExecutor(len(others)) as pool:
+            listening = pool.map(listens, others.values())
+        return {i for i, there in zip(others, listening, strict=True) if not there}
+
+
+class Agreement:
+    """Whether any process wants something, which all ask at the same step, about once a second.
+
+    Args:
+      cluster: The processes, None for this one alone, which is always asked.
+    """
+
+    def __init__(self, cluster: Cluster | None):
+        self._cluster = cluster
+        self._calls, self._due = 0, 1
+        self._asked_at = time.monotonic()
+
+    def reached(self, *wanted: bool, now: bool = False) -> tuple[bool, ...]:
+        """What any process wants, or False where they are not asked at this call.
+
+        To be called by all at the same steps.
+
+        Args:
+          wanted: By this one.
+          now: Ask, whenever it was last done.
+        """
+        if self._cluster is None:
+            return wanted
+        self._calls += 1
+        if self._calls < self._due and not now:
+            return (False,) * len(wanted)
+        seconds = time.monotonic() - self._asked_at
+        *wanted, seconds = self._cluster.sum([*wanted, seconds / self._calls])
+        # Of the sum, which all of them have, for the number has to be the same everywhere.
+        self._due = max(1, int(_AGREEING * len(self._cluster.addresses) / max(seconds, 1e-6)))
+        self._calls, self._asked_at = 0, time.monotonic()
+        return tuple(count > 0 for count in wanted)
+
+
+def from_environment(config: FitConfig) -> Cluster | None:
+    """The processes that TF_CONFIG, or the variables of a Slurm step, tell of; None for one alone.
+
+    Raises:
+      UserError: TF_CONFIG is damaged; or several processes are asked for, and there is neither.
+    """
+    asked = config.devices.strategy
+    if asked not in ("auto", "multi_worker"):
+        return None
+    found = _of_tf_config() or _of_slurm()
+    if found is None and asked == "multi_worker":
+        raise UserError(
+            "strategy multi_worker: nothing tells of other processes; expected the variable "
+            "TF_CONFIG, or several tasks of one srun"
+        )
+    if found is None or len(found[0]) < 2:
+        return None
+    return Cluster(*found, timeout=config.cluster.cluster_timeout)
+
+
+def _of_tf_config() -> tuple[tuple[str, ...], int] | None:
+    """The addresses and the index that TF_CONFIG says.
+
+    https://www.tensorflow.org/guide/distributed_training#setting_up_the_tf_config_environment_variable
+    """
+    text = os.environ.get("TF_CONFIG", "")
+    try:
+        config = json.loads(text or "{}")
+        jobs, task = config.get("cluster", {}), config.get("task", {})
+        if not jobs:
+            return None
+        addresses = tuple(address for job in ("chief", "worker") for address in jobs.get(job, ()))
+        kind, index = task["type"], int(task["index"])
+        if set(jobs) - {"chief", "worker"} or len(jobs.get("chief", ())) > 1:
+            raise ValueError(f"the jobs {', '.join(jobs)}")
+        if not all(re.fullmatch(r".+:\d+", address) for address in addresses):
+            raise ValueError(f"an address of {', '.join(addresses)}")
+        if len(set(addresses)) < len(addresses) or not 0 <= index < len(jobs[kind]):
+            raise ValueError(f"task {kind} {index} of {', '.join(addresses)}")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"TF_CONFIG {text}: cannot be understood ({error}); expected "
+            '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}, '
+            "with another index for each"
+        ) from error
+    return addresses, index + (len(jobs.get("chief", ())) if kind == "worker" else 0)
+
+
+def _of_slurm() -> tuple[tuple[str, ...], int] | None:
+    """The addresses of the tasks of this Slurm step, and which of them this process is.
+
+    TensorFlow's SlurmClusterResolver sorts hosts by their names, while Slurm numbers tasks along
+    the list of nodes, in which node9 comes before node10; and it fails without an NVIDIA driver.
+    """
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+    if tasks < 2:
+        return None
+    hosts = slurm_cluster_resolver.expand_hostlist(os.environ["SLURM_STEP_NODELIST"])
+    counts = slurm_cluster_resolver.expand_tasks_per_node(os.environ["SLURM_STEP_TASKS_PER_NODE"])
+    # Jobs that share a node, and number their tasks from 0, have ports of their own.
+    first = _SLURM_PORTS[int(os.environ.get("SLURM_JOB_ID", 0)) * 16 % len(_SLURM_PORTS)]
+    addresses = tuple(
+        f"{host}:{first + number}"
+        for host, count in zip(hosts, counts, strict=True)
+        for number in range(count)
+    )
+    return addresses, int(os.environ["SLURM_PROCID"])
+
+
+@functools.cache
+def _strategy(cluster: Cluster) -> tf.distribute.Strategy:
+    """One for all of a process: what is made within one has no place in another."""
+    tf.get_logger().setLevel("WARNING")  # Else it tells of devices, and of each tensor's sum.
+    count, silence = len(cluster.addresses), min(_SILENCE, cluster.timeout / 2)
+    context.context().configure_coordination_service(
+        "standalone",
+        service_leader="/job:worker/replica:0/task:0",
+        cluster_register_timeout_in_ms=int(cluster.timeout * 1000),
+        heartbeat_timeout_in_ms=int(silence * 1000),
+        shutdown_barrier_timeout_in_ms=int(silence * 1000),
+        coordinated_jobs=[coordination_config_pb2.CoordinatedJob(name="worker", num_tasks=count)],
+    )
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec({"worker": list(cluster.addresses)}),
+        task_type="worker",
+        task_id=cluster.index,
+        num_accelerators={"GPU": cluster.gpus},
+        rpc_layer="grpc",
+    )
+    try:
+        made = within(cluster.timeout, lambda: tf.distribute.MultiWorkerMirroredStrategy(resolver))
+    except (concurrent.futures.TimeoutError, tf.errors.DeadlineExceededError) as error:
+        missing = ", ".join(cluster.name(index) for index in sorted(cluster._unreachable()))
+        raise UserError(
+            f"{missing or 'a process'} has not come within {cluster.timeout:.0f} s; expected the "
+            "same command there, and that its address can be reached from here "
+            "(--cluster_timeout waits longer)"
+        ) from error
+    return made
