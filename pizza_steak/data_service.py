@@ -12,6 +12,7 @@ import contextlib
 import os
 import re
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,7 +21,6 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from pizza_steak.deadline import within
 from pizza_steak.errors import UserError
 from pizza_steak.records import Records
 
@@ -122,7 +122,7 @@ def check(address: str, records: Records) -> None:
         list(reading.apply(_service.distribute(_service.ShardingPolicy.OFF, address)))
 
     try:
-        within(_PATIENCE, read_by_each_worker)
+        _within(_PATIENCE, read_by_each_worker)
     except concurrent.futures.TimeoutError as error:
         raise UserError(
             f"data_service {address}: no answer within {_PATIENCE:.0f} s; expected a dispatcher "
@@ -164,7 +164,7 @@ def map_steps(
         for index, step in enumerate(steps.as_numpy_iterator()):
             while step not in waiting and _size(waiting) < _WAITING:
                 try:
-                    arrived = within(_PATIENCE, lambda: next(arriving, None))
+                    arrived = _within(_PATIENCE, lambda: next(arriving, None))
                 except (concurrent.futures.TimeoutError, tf.errors.OpError) as error:
                     logging.warning(
                         "data_service %s: %s; going on without it",
@@ -185,6 +185,21 @@ def map_steps(
     spec = loaded_here(0).element_spec
     count = tf.data.experimental.assert_cardinality(steps.cardinality())
     return tf.data.Dataset.from_generator(in_order, output_signature=spec).apply(count)
+
+
+def _within(seconds: float, call: Callable[[], Any]) -> Any:
+    """What a call gives or raises; TimeoutError where that takes longer, while it goes on."""
+    outcome = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    # A daemon, for which nothing waits: the calls of a service that is not there take an hour.
+    threading.Thread(target=run, daemon=True).start()
+    return outcome.result(seconds)
 
 
 def _size(arrays: Any) -> int:

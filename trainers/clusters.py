@@ -14,7 +14,9 @@ import json
 import os
 import pickle
 import re
+import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -25,7 +27,6 @@ from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
 from tensorflow.python.distribute.cluster_resolver import slurm_cluster_resolver
 from tensorflow.python.eager import context
 
-from pizza_steak.deadline import within
 from pizza_steak.errors import UserError
 from trainers import preemption
 from trainers.config import FitConfig
@@ -119,16 +120,18 @@ class Cluster:
         """Why others have ended, by what TensorFlow says."""
         if told := re.search(r'Error reported from \S+ ("(?:[^"\\]|\\.)*")', message):
             return json.loads(told[1])
-        gone = self._unreachable()
-        gone = gone or {
-            int(task) for task in re.findall(r"^/job:\w+/\S*task:(\d+)$", message, re.M)
-        }
-        # Without the chief all others end, too.
-        names = ", ".join(self.name(index) for index in ([0] if 0 in gone else sorted(gone)))
         return (
-            f"{names or 'another process'} has ended or does not answer any more; its own output "
-            "tells why. Start all of them again, with --resume=auto to go on"
+            f"{self.missing(message)} has ended or does not answer any more; its own output tells "
+            "why. Start all of them again, with --resume=auto to go on"
         )
+
+    def missing(self, message: str) -> str:
+        """Who is not there, for people: by its port, or by what TensorFlow says."""
+        silent = re.findall(r"^/job:worker/\S*task:(\d+)$", message, re.MULTILINE)
+        gone = self._unreachable() or set(map(int, silent))
+        # Without the chief all others end, too.
+        names = [self.name(index) for index in ([0] if 0 in gone else sorted(gone))]
+        return ", ".join(names) or "another process"
 
     def _unreachable(self) -> set[int]:
         """Which of the processes listen at their port no more, or not yet."""
@@ -255,7 +258,8 @@ def _strategy(cluster: Cluster) -> tf.distribute.Strategy:
     """One for all of a process: what is made within one has no place in another."""
     tf.get_logger().setLevel("WARNING")  # Else it tells of devices, and of each tensor's sum.
     count, silence = len(cluster.addresses), min(_SILENCE, cluster.timeout / 2)
-    context.context().configure_coordination_service(
+    service = context.context()
+    service.configure_coordination_service(
         "standalone",
         service_leader="/job:worker/replica:0/task:0",
         cluster_register_timeout_in_ms=int(cluster.timeout * 1000),
@@ -263,6 +267,8 @@ def _strategy(cluster: Cluster) -> tf.distribute.Strategy:
         shutdown_barrier_timeout_in_ms=int(silence * 1000),
         coordinated_jobs=[coordination_config_pb2.CoordinatedJob(name="worker", num_tasks=count)],
     )
+    # Else the chief waits for the others after that, without a timeout.
+    service.coordination_service.cluster_register_with_barrier = True
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec({"worker": list(cluster.addresses)}),
         task_type="worker",
@@ -271,12 +277,29 @@ def _strategy(cluster: Cluster) -> tf.distribute.Strategy:
         rpc_layer="grpc",
     )
     try:
-        made = within(cluster.timeout, lambda: tf.distribute.MultiWorkerMirroredStrategy(resolver))
-    except (concurrent.futures.TimeoutError, tf.errors.DeadlineExceededError) as error:
-        missing = ", ".join(cluster.name(index) for index in sorted(cluster._unreachable()))
+        with _ended_by_ctrl_c():
+            return tf.distribute.MultiWorkerMirroredStrategy(resolver)
+    except tf.errors.DeadlineExceededError as error:
         raise UserError(
-            f"{missing or 'a process'} has not come within {cluster.timeout:.0f} s; expected the "
-            "same command there, and that its address can be reached from here "
+            f"{cluster.missing(str(error))} has not come within {cluster.timeout:.0f} s; expected "
+            "the same command there, and that its address can be reached from here "
             "(--cluster_timeout waits longer)"
         ) from error
-    return made
+    except tf.errors.OpError as error:
+        raise UserError(
+            f"{cluster.name(cluster.index)}: cannot take part ({error.message}); expected a port "
+            "that is free"
+        ) from error
+
+
+@contextlib.contextmanager
+def _ended_by_ctrl_c() -> Iterator[None]:
+    """Has the system end the process, for TensorFlow keeps Python from it while it waits."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -66,12 +66,10 @@ class Data:
           batch_size: Pictures a batch.
           class_weight: What pictures of each class, by its index, count in the loss.
         """
-        labels = self._all_labels
-        weights = None
+        labels, weights = self._all_labels, None
         if class_weight:
-            weights = np.array(
-                [class_weight.get(i, 0) for i in range(len(self.classes))], np.float32
-            )
+            by_class = [class_weight.get(label, 0) for label in range(len(self.classes))]
+            weights = np.array(by_class, np.float32)[labels]
         return input_pipeline.batches(
             self.pictures,
             self.rows[purpose],

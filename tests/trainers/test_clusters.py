@@ -1,0 +1,319 @@
+"""Several real processes that train together: the numbers of one, and all of them end."""
+
+import contextlib
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+
+import pytest
+from small_runs import (
+    UNEVEN,
+    assert_same_numbers,
+    assert_same_run,
+    fit,
+    layout,
+    parse_flags,
+    result_of,
+    rows,
+    start_command,
+)
+
+from pizza_steak.errors import UserError
+from trainers import clusters
+
+pytestmark = pytest.mark.slow
+
+FLAGS = {
+    2: ("--batch_size=13", "--batch_normalization", "--blocks=1", "--learning_rate=0.001"),
+    # The last batch holds 5 pictures: 2, 2 and 1.
+    3: ("--batch_size=8", "--class_weight=balanced", "--rotation_range=20"),
+}
+# Long enough to be stopped; saved after each step, most of which lie within an epoch.
+LONG = (
+    "--epochs=24",
+    "--batch_size=8",
+    "--dropout=0.3",
+    "--augment_on=device",
+    "--rotation_range=20",
+    "--reduce_lr_patience=3",
+    "--checkpoint_every=1",
+    "--resume=auto",
+    "--cluster_timeout=30",
+)
+PREEMPTED = 75
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("localhost", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+class Processes:
+    """`trainers.fit`, as so many processes that are told of each other, some of which may lack.
+
+    Args:
+      flags: Of each process.
+      lacking: How many more the others are told of.
+      folder: A place of their own for each to write into what it should not.
+    """
+
+    def __init__(self, flags: Sequence[Sequence[str]], folder: pathlib.Path, lacking: int = 0):
+        self.addresses = [f"localhost:{port}" for port in free_ports(len(flags) + lacking)]
+        self.folders = [folder / f"process {index}" for index in range(len(flags))]
+        self._started = []
+        for index, (own, cwd) in enumerate(zip(flags, self.folders, strict=True)):
+            cwd.mkdir(parents=True, exist_ok=True)
+            told = {
+                "cluster": {"worker": self.addresses},
+                "task": {"type": "worker", "index": index},
+            }
+            self._started.append(
+                start_command(*own, environment={"TF_CONFIG": json.dumps(told)}, cwd=cwd)
+            )
+
+    def __getitem__(self, index: int) -> subprocess.Popen:
+        return self._started[index]
+
+    def ends(self, seconds: float = 120) -> list[tuple[int, str]]:
+        """The exit status and the stderr of each; fails where one is left after so long."""
+        end = time.monotonic() + seconds
+        ends = []
+        for process in self._started:
+            _, errors = process.communicate(timeout=end - time.monotonic())
+            ends.append((process.returncode, errors))
+        return ends
+
+    def kill(self) -> None:
+        for process in self._started:
+            process.kill()
+            process.communicate()
+
+
+@pytest.fixture
+def start(small_flags, make_archive, tmp_path):
+    """`start(count, *flags, own=(), lacking=0)`: `Processes` on an uneven archive.
+
+    Their run directory is tmp_path/run; `own` are flags of the last process alone.
+    """
+    archive = make_archive(layout(UNEVEN))
+    started = []
+
+    def start(count: int, *flags: str, own: Sequence[str] = (), lacking: int = 0) -> Processes:
+        shared = [*small_flags, f"--archive={archive}", f"--run_dir={tmp_path}/run", *flags]
+        each = [[*shared, *(own if index == count - 1 else ())] for index in range(count)]
+        started.append(Processes(each, tmp_path, lacking))
+        return started[-1]
+
+    start.alone = lambda *flags: fit(*small_flags, f"--archive={archive}", *flags).run_dir
+    yield start
+    for processes in started:
+        processes.kill()
+
+
+def wait_for_rows(run_dir: pathlib.Path, count: int, process: subprocess.Popen) -> None:
+    """Until a run has come so far, while the process lives."""
+    end = time.monotonic() + 120
+    while not (run_dir / "metrics.csv").exists() or len(rows(run_dir)) < count:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("count", FLAGS)
+def test_processes_have_the_numbers_of_one(start, tmp_path, count):
+    together = start(count, "--epochs=2", *FLAGS[count])
+    alone = start.alone("--epochs=2", *FLAGS[count], f"--run_dir={tmp_path}/alone")
+    assert together.ends() == [(0, "")] * count
+    assert_same_numbers(tmp_path / "run", alone)
+    environment = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert environment["strategy"] == "multi_worker"
+    assert environment["cluster"]["addresses"] == together.addresses
+
+
+def test_the_chief_alone_writes(start, tmp_path):
+    own = (f"--run_dir={tmp_path}/workers", "--notensorboard")
+    together = start(2, "--epochs=1", own=own)
+    assert together.ends() == [(0, "")] * 2
+    assert (tmp_path / "run" / "result.json").exists()
+    assert not (tmp_path / "workers").exists()
+    assert not any(any(folder.iterdir()) for folder in together.folders)
+
+
+def test_data_on_device_is_the_same_run(start, tmp_path):
+    flags = ("--epochs=2", "--rotation_range=20", "--batch_size=13")
+    for name, more in (("run", []), ("device", ["--data_on_device"])):
+        processes = start(2, *flags, *more, f"--run_dir={tmp_path}/{name}")
+        assert processes.ends() == [(0, "")] * 2
+    assert_same_run(tmp_path / "device", tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def left_alone(small_flags, make_archive, tmp_path_factory):
+    """The run of two processes that nobody stops."""
+    folder = tmp_path_factory.mktemp("left_alone")
+    flags = [*small_flags, f"--archive={make_archive(layout(UNEVEN))}", *LONG]
+    processes = Processes([[*flags, f"--run_dir={folder}/run"]] * 2, folder)
+    assert processes.ends() == [(0, "")] * 2
+    return folder / "run"
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_killed_all_end_with_one_line_and_go_on(start, tmp_path, left_alone, victim):
+    processes = start(2, *LONG)
+    wait_for_rows(tmp_path / "run", 5, processes[0])
+    processes[victim].kill()
+    ends = processes.ends(30)
+    assert ends[victim] == (-signal.SIGKILL, "")
+    status, errors = ends[1 - victim]
+    assert status == 1
+    assert errors.count("\n") == 1
+    assert processes.addresses[victim] in errors and "has ended" in errors
+    assert start(2, *LONG).ends() == [(0, "")] * 2
+    assert_same_run(tmp_path / "run", left_alone)
+
+
+def test_a_process_that_falls_silent_is_named(start, tmp_path):
+    processes = start(2, *LONG, "--epochs=500", "--cluster_timeout=12")
+    wait_for_rows(tmp_path / "run", 2, processes[0])
+    processes[1].send_signal(signal.SIGSTOP)
+    _, errors = processes[0].communicate(timeout=30)
+    assert processes[0].returncode == 1
+    assert errors.startswith(f"error: worker 1 ({processes.addresses[1]}) has ended or does not")
+    assert errors.count("\n") == 1
+
+
+def test_sigterm_to_one_preempts_all_and_they_go_on(start, tmp_path, left_alone):
+    processes = start(2, *LONG)
+    wait_for_rows(tmp_path / "run", 5, processes[0])
+    processes[1].send_signal(signal.SIGTERM)
+    for status, errors in processes.ends(60):
+        assert status == PREEMPTED
+        assert errors.startswith("preempted; run again with --resume")
+        assert errors.count("\n") == 1
+    assert len(rows(tmp_path / "run")) < 24
+    assert start(2, *LONG).ends() == [(0, "")] * 2
+    assert_same_run(tmp_path / "run", left_alone)
+
+
+def test_a_finished_run_is_told_to_all(start, left_alone, tmp_path):
+    before = (left_alone / "result.json").read_bytes()
+    assert start(2, *LONG, f"--run_dir={left_alone}").ends() == [(0, "")] * 2
+    assert (left_alone / "result.json").read_bytes() == before
+    assert len(result_of(left_alone)["history"]["loss"]) == 24
+
+
+def test_a_cluster_that_does_not_form_ends_in_time(start, tmp_path):
+    processes = start(2, "--cluster_timeout=5", lacking=1)
+    missing = f"error: worker 2 ({processes.addresses[2]}) has not come within 5 s; expected "
+    for status, errors in processes.ends(60):
+        assert status == 1
+        assert errors.startswith(missing)
+        assert errors.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "own, reason",
+    [
+        (["--archive=missing.zip"], "archive missing.zip: .*"),
+        (["--batch_size=4"], r"flags: differ from the chief's \(--batch_size=4 --batch_size=8\).*"),
+    ],
+)
+def test_what_one_fails_at_is_told_by_all(start, tmp_path, own, reason):
+    processes = start(2, own=own)
+    (status, chiefs), (other_status, workers) = processes.ends(60)
+    assert status == other_status == 1
+    assert chiefs == f"error: worker 1 ({processes.addresses[1]}) has ended: " + workers[7:]
+    assert re.fullmatch(f"error: {reason}\n", workers)
+    assert not (tmp_path / "run").exists()
+
+
+# Who they are.
+
+
+@pytest.fixture
+def told(monkeypatch) -> Callable[..., clusters.Cluster | None]:
+    """`told(*flags, **environment)`: the processes that a command finds."""
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "TF_CONFIG"))]:
+        monkeypatch.delenv(name)
+
+    def find(*flags: str, **environment: str) -> clusters.Cluster | None:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        return clusters.from_environment(parse_flags(*flags))
+
+    return find
+
+
+def tf_config(index: int = 0, kind: str = "worker", **jobs: list[str]) -> str:
+    return json.dumps({"cluster": jobs, "task": {"type": kind, "index": index}})
+
+
+@pytest.mark.parametrize(
+    "config, expected",
+    [
+        (tf_config(1, worker=["a:1", "b:2"]), (("a:1", "b:2"), 1)),
+        (tf_config(1, worker=["b:2", "c:3"], chief=["a:1"]), (("a:1", "b:2", "c:3"), 2)),
+        (tf_config(0, "chief", worker=["b:2"], chief=["a:1"]), (("a:1", "b:2"), 0)),
+    ],
+)
+def test_tf_config_names_the_processes_the_chief_first(told, config, expected):
+    cluster = told("--cluster_timeout=7", TF_CONFIG=config)
+    assert (cluster.addresses, cluster.index) == expected
+    assert cluster.timeout == 7
+
+
+@pytest.mark.parametrize("config", ["", "{}", tf_config(worker=["a:1"])])
+def test_one_process_is_no_cluster(told, config):
+    assert told(TF_CONFIG=config) is None
+
+
+def test_other_strategies_leave_tf_config_alone(told):
+    assert told("--strategy=mirrored", TF_CONFIG=tf_config(worker=["a:1", "b:2"])) is None
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "{",
+        "[]",
+        tf_config(2, worker=["a:1", "b:2"]),
+        tf_config(-1, worker=["a:1", "b:2"]),
+        tf_config(0, "chief", worker=["a:1", "b:2"]),
+        tf_config(0, worker=["a:1", "a:1"]),
+        tf_config(0, worker=["a", "b:2"]),
+        tf_config(0, worker=["a:1"], ps=["b:2"]),
+        json.dumps({"cluster": {"worker": ["a:1", "b:2"]}}),
+    ],
+)
+def test_a_damaged_tf_config_is_refused(told, config):
+    with pytest.raises(UserError, match=r"TF_CONFIG .*: cannot be understood .*; expected"):
+        told(TF_CONFIG=config)
+
+
+def test_multi_worker_wants_to_be_told_of_others(told):
+    with pytest.raises(UserError, match=r"strategy multi_worker: .*TF_CONFIG"):
+        told("--strategy=multi_worker")
+
+
+def test_slurm_numbers_tasks_along_its_list_of_nodes(told):
+    step = {
+        "SLURM_STEP_NUM_TASKS": "4",
+        "SLURM_STEP_NODELIST": "gpu[9-10],login",
+        "SLURM_STEP_TASKS_PER_NODE": "2,1(x2)",
+        "SLURM_JOB_ID": "3",
+        "SLURM_PROCID": "2",
+    }
+    cluster = told(**step)
+    assert cluster.addresses == ("gpu9:10048", "gpu9:10049", "gpu10:10048", "login:10048")
+    assert cluster.index == 2
+    assert told(SLURM_STEP_NUM_TASKS="1") is None
