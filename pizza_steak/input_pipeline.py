@@ -100,14 +100,16 @@ def batch_rows(
     epoch, step = step // steps, step % steps
     first, last = step * batch_size, tf.minimum((step + 1) * batch_size, count)
     share = -(-(last - first) // replicas)
-    first = first + tf.cast(replica, tf.int64) * share
-    positions = tf.range(tf.minimum(first, last), tf.minimum(first + share, last))
+    first += tf.cast(replica, tf.int64) * share
+    size = tf.clip_by_value(last - first, 0, share)
+    # One at the least, for index_shuffle takes no empty vector.
+    positions = tf.minimum(first, last - 1) + tf.range(tf.maximum(size, 1))
     if shuffle:
         # index_shuffle reads eight bits of each word of its seed: once would give 256 epochs.
         words = tf.stack([tf.constant(seed, tf.int64), epoch])
         for pair in tf.unstack(tf.random.stateless_uniform([3, 2], words, 0, 256, tf.int32)):
             positions = tf.random.experimental.index_shuffle(positions, pair, count - 1)
-    return tf.gather(rows, positions)
+    return tf.gather(rows, positions[:size])
 
 
 def example_seeds(seed: int, epoch: int | tf.Tensor, rows: tf.Tensor) -> tf.Tensor:

@@ -16,8 +16,8 @@ class ReplicatedModel(keras.Model):
     such a replica computes with a blank picture, which counts for nothing but in the statistics of
     a BatchNormalization.
 
-    To be made, as any model, within the strategy's scope. `save` writes the plain model, which
-    loads anywhere.
+    To be made, as any model, within the strategy's scope; its optimizer and metrics are to be built
+    before `fit`. `save` writes the plain model, which loads anywhere.
     """
 
     def train_step(self, data):
@@ -50,7 +50,7 @@ class ReplicatedModel(keras.Model):
         network.save(*arguments, **options)
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        """Nothing: the model is built, and so are its metrics.
+        """Nothing: all is built.
 
         Private to Keras, which sums the replicas' shares of the first batch to have one of its
         kind, and fails where they differ in size, or lie on several hosts (keras issue 20585).

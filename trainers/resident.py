@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import keras
@@ -42,7 +42,9 @@ class Places:
         return tf.searchsorted(self.rows, rows)
 
 
-def move(data: Data, network: keras.Model, augmentation: Augmentation | None) -> Resident:
+def move(
+    data: Data, network: keras.Model, augmentation: Augmentation | None, devices: Sequence[str]
+) -> Resident:
     """Copies what is trained and validated on to the device, and has the network gather it there.
 
     What would be augmented on the host is augmented on the device, by the same numbers: these are
@@ -53,17 +55,14 @@ def move(data: Data, network: keras.Model, augmentation: Augmentation | None) ->
       network: Compiled. From now on its `fit` and `evaluate` take batches of the result; `predict`
         and the saved model take pictures, as before.
       augmentation: What it is trained with.
+      devices: TensorFlow's names for those of this process that it is trained on.
 
     Raises:
       UserError: The pictures do not fit.
     """
     used = [data.rows[purpose] for purpose in ("train", "validation") if purpose in data.rows]
     rows = np.unique(np.concatenate(used))
-    images = _on_device(data, rows)
-    if tf.distribute.has_strategy():
-        # Metrics and loss are built by that. Keras would try the network on places for it.
-        picture = np.zeros((1, *data.image_shape), np.uint8)
-        network.test_on_batch(picture, data.encode(np.zeros(1, int)))
+    images = _on_devices(data, rows, devices)
     _gather_first(network, images, augmentation)
     places = dataclasses.replace(data, pictures=Places(rows, data.pictures.bad))
     if augmentation is None or augmentation.on_batches is None:
@@ -71,28 +70,34 @@ def move(data: Data, network: keras.Model, augmentation: Augmentation | None) ->
     return Resident(places, lambda batch, seeds: (batch, augmentation.draw(seeds)))
 
 
-def _on_device(data: Data, rows: np.ndarray) -> tf.Variable:
-    """The pictures of `rows`: uint8 of shape (N, height, width, channels).
+def _on_devices(data: Data, rows: np.ndarray, devices: Sequence[str]) -> list[tf.Variable]:
+    """The pictures of `rows` on each device: uint8 of shape (N, height, width, channels).
 
-    A variable, because a strategy gives each of its devices a copy of it; filled a part at a time,
-    because one that begins with a value is there twice until it has it.
+    Not one variable of a strategy, which would send its first value from host to host. Filled a
+    part at a time, because a variable that begins with a value is there twice until it has it.
     """
     shape = (len(rows), *data.image_shape)
-    _check_memory_of_machine(shape)
+    _check_memory_of_machine(shape, len(devices))
+    copies = []
     try:
-        images = tf.Variable(lambda: tf.zeros(shape, tf.uint8), trainable=False)
+        for device in devices:
+            with tf.device(device):
+                copies.append(tf.Variable(lambda: tf.zeros(shape, tf.uint8), trainable=False))
         start = 0
         for batch in input_pipeline.batches(data.pictures, rows, None, _COPIED_AT_ONCE):
-            images.scatter_update(tf.IndexedSlices(batch, tf.range(start, start + len(batch))))
+            for device, images in zip(devices, copies, strict=True):
+                with tf.device(device):
+                    indices = tf.range(start, start + len(batch))
+                    images.scatter_update(tf.IndexedSlices(batch, indices))
             start += len(batch)
     # Where a copy to a GPU finds no room, TensorFlow says the second.
     except (tf.errors.ResourceExhaustedError, tf.errors.InternalError) as error:
         raise UserError(_too_large(shape, "the device has free")) from error
-    return images
+    return copies
 
 
 def _gather_first(
-    network: keras.Model, images: tf.Variable, augmentation: Augmentation | None
+    network: keras.Model, copies: Sequence[tf.Variable], augmentation: Augmentation | None
 ) -> None:
     """Puts gathering and augmentation before the network's training and test step.
 
@@ -103,6 +108,9 @@ def _gather_first(
         def step_of_places(batch):
             inputs, labels, weights = keras.utils.unpack_x_y_sample_weight(batch)
             places, draws = inputs if isinstance(inputs, tuple) else (inputs, None)
+            # All replicas are numbered, those of each process one after the other.
+            replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+            images = copies[tf.get_static_value(replica) % len(copies)]
             gathered = tf.gather(images, places)
             if draws is not None:
                 gathered = augmentation.vary(gathered, draws)
@@ -115,12 +123,11 @@ def _gather_first(
     network.make_test_function(force=True)  # There may be one of the step before.
 
 
-def _check_memory_of_machine(shape: tuple[int, ...]) -> None:
+def _check_memory_of_machine(shape: tuple[int, ...], copies: int) -> None:
     """Where the device is the CPU, which promises memory that is not there."""
     if tf.config.list_logical_devices("GPU") or not hasattr(os, "sysconf"):
         return
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    copies = tf.distribute.get_strategy().num_replicas_in_sync
     if copies * math.prod(shape) > memory:
         raise UserError(_too_large(shape, f"{memory / 1e9:.1f} GB, the memory of this machine"))
 

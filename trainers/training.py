@@ -171,8 +171,7 @@ class Training:
         model = compiled_model(config, data, chosen, augmentation)
         moved = None
         if config.data.data_on_device:
-            with chosen.scope():
-                moved = resident.move(data, model, augmentation)
+            moved = resident.move(data, model, augmentation, chosen.devices)
         return cls(config, run, chosen, data, augmentation, model, moved, clock)
 
     def start(self) -> None:

@@ -36,7 +36,7 @@ FLAGS = {
 }
 # Long enough to be stopped; saved after each step, most of which lie within an epoch.
 LONG = (
-    "--epochs=24",
+    "--epochs=12",
     "--batch_size=8",
     "--dropout=0.3",
     "--augment_on=device",
@@ -44,7 +44,7 @@ LONG = (
     "--reduce_lr_patience=3",
     "--checkpoint_every=1",
     "--resume=auto",
-    "--cluster_timeout=30",
+    "--cluster_timeout=12",
 )
 PREEMPTED = 75
 
@@ -77,7 +77,11 @@ class Processes:
                 "task": {"type": "worker", "index": index},
             }
             self._started.append(
-                start_command(*own, environment={"TF_CONFIG": json.dumps(told)}, cwd=cwd)
+                start_command(
+                    *own,
+                    environment={"TF_CONFIG": json.dumps(told), "TF_CPP_MIN_LOG_LEVEL": "3"},
+                    cwd=cwd,
+                )
             )
 
     def __getitem__(self, index: int) -> subprocess.Popen:
@@ -98,22 +102,26 @@ class Processes:
             process.communicate()
 
 
+@pytest.fixture(scope="module")
+def uneven(make_archive) -> pathlib.Path:
+    return make_archive(layout(UNEVEN))
+
+
 @pytest.fixture
-def start(small_flags, make_archive, tmp_path):
+def start(small_flags, uneven, tmp_path):
     """`start(count, *flags, own=(), lacking=0)`: `Processes` on an uneven archive.
 
     Their run directory is tmp_path/run; `own` are flags of the last process alone.
     """
-    archive = make_archive(layout(UNEVEN))
     started = []
 
     def start(count: int, *flags: str, own: Sequence[str] = (), lacking: int = 0) -> Processes:
-        shared = [*small_flags, f"--archive={archive}", f"--run_dir={tmp_path}/run", *flags]
+        shared = [*small_flags, f"--archive={uneven}", f"--run_dir={tmp_path}/run", *flags]
         each = [[*shared, *(own if index == count - 1 else ())] for index in range(count)]
         started.append(Processes(each, tmp_path, lacking))
         return started[-1]
 
-    start.alone = lambda *flags: fit(*small_flags, f"--archive={archive}", *flags).run_dir
+    start.alone = lambda *flags: fit(*small_flags, f"--archive={uneven}", *flags).run_dir
     yield start
     for processes in started:
         processes.kill()
@@ -157,10 +165,10 @@ def test_data_on_device_is_the_same_run(start, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def left_alone(small_flags, make_archive, tmp_path_factory):
+def left_alone(small_flags, uneven, tmp_path_factory):
     """The run of two processes that nobody stops."""
     folder = tmp_path_factory.mktemp("left_alone")
-    flags = [*small_flags, f"--archive={make_archive(layout(UNEVEN))}", *LONG]
+    flags = [*small_flags, f"--archive={uneven}", *LONG]
     processes = Processes([[*flags, f"--run_dir={folder}/run"]] * 2, folder)
     assert processes.ends() == [(0, "")] * 2
     return folder / "run"
@@ -169,7 +177,7 @@ def left_alone(small_flags, make_archive, tmp_path_factory):
 @pytest.mark.parametrize("victim", [0, 1])
 def test_killed_all_end_with_one_line_and_go_on(start, tmp_path, left_alone, victim):
     processes = start(2, *LONG)
-    wait_for_rows(tmp_path / "run", 5, processes[0])
+    wait_for_rows(tmp_path / "run", 3, processes[0])
     processes[victim].kill()
     ends = processes.ends(30)
     assert ends[victim] == (-signal.SIGKILL, "")
@@ -182,7 +190,7 @@ def test_killed_all_end_with_one_line_and_go_on(start, tmp_path, left_alone, vic
 
 
 def test_a_process_that_falls_silent_is_named(start, tmp_path):
-    processes = start(2, *LONG, "--epochs=500", "--cluster_timeout=12")
+    processes = start(2, *LONG, "--epochs=500")
     wait_for_rows(tmp_path / "run", 2, processes[0])
     processes[1].send_signal(signal.SIGSTOP)
     _, errors = processes[0].communicate(timeout=30)
@@ -193,13 +201,13 @@ def test_a_process_that_falls_silent_is_named(start, tmp_path):
 
 def test_sigterm_to_one_preempts_all_and_they_go_on(start, tmp_path, left_alone):
     processes = start(2, *LONG)
-    wait_for_rows(tmp_path / "run", 5, processes[0])
+    wait_for_rows(tmp_path / "run", 3, processes[0])
     processes[1].send_signal(signal.SIGTERM)
     for status, errors in processes.ends(60):
         assert status == PREEMPTED
         assert errors.startswith("preempted; run again with --resume")
         assert errors.count("\n") == 1
-    assert len(rows(tmp_path / "run")) < 24
+    assert len(rows(tmp_path / "run")) < 12
     assert start(2, *LONG).ends() == [(0, "")] * 2
     assert_same_run(tmp_path / "run", left_alone)
 
@@ -208,7 +216,7 @@ def test_a_finished_run_is_told_to_all(start, left_alone, tmp_path):
     before = (left_alone / "result.json").read_bytes()
     assert start(2, *LONG, f"--run_dir={left_alone}").ends() == [(0, "")] * 2
     assert (left_alone / "result.json").read_bytes() == before
-    assert len(result_of(left_alone)["history"]["loss"]) == 24
+    assert len(result_of(left_alone)["history"]["loss"]) == 12
 
 
 def test_a_cluster_that_does_not_form_ends_in_time(start, tmp_path):

@@ -21,7 +21,7 @@ FLAGS = {
         "--learning_rate=0.001",
     ),
     # The last ones hold 5, of which a fourth replica gets none.
-    4: ("--batch_size=8", "--class_weight=balanced"),
+    4: ("--batch_size=8", "--class_weight=balanced", "--rotation_range=20"),
 }
 
 # Runs, each with its flags and the epoch to stop after and go on, in one process.
@@ -45,6 +45,7 @@ with devices.choose(DevicesConfig(cpu_devices=2)).scope():
     inputs = keras.Input((2,))
     model = ReplicatedModel(inputs, keras.layers.Dense(1, use_bias=False)(inputs))
     model.compile("sgd", "mse")
+    model.optimizer.build(model.trainable_variables)
 before = model.get_weights()[0].tolist()
 images = np.array([[1, 1], [1, 1], [3e4, 3e4], [3e4, 3e4]], "float32")
 for batch in (images, images[::-1]):
@@ -78,7 +79,7 @@ def folder(small_flags, make_archive, tmp_path_factory) -> pathlib.Path:
     two, four = (*FLAGS[2], "--cpu_devices=2"), (*FLAGS[4], "--cpu_devices=5", "--devices=0,1,3,4")
     processes = [
         start(RUNS + OVERFLOW, [run("2", *two), run("2-resumed", *two, stop=1)]),
-        start(RUNS, [run("4", *four)]),
+        start(RUNS, [run("4", *four), run("4-on-device", *four, "--data_on_device")]),
     ]
     for devices, flags in FLAGS.items():
         fit(*run(f"one-for-{devices}", *flags)[0])
@@ -112,3 +113,8 @@ def test_the_saved_model_is_that_of_one_device(folder):
         layer["class_name"] for layer in second["layers"]
     ]
     assert models[0].optimizer.iterations == models[1].optimizer.iterations == 6
+
+
+@pytest.mark.slow
+def test_pictures_on_each_device_are_those_of_the_host(folder):
+    assert_same_run(folder / "4-on-device", folder / "4")

@@ -84,36 +84,3 @@ def test_pictures_that_do_not_fit_are_refused_before_anything_is_written(
     assert str(caught.value).startswith("data_on_device: 36 pictures of 32 x 32 x 3 bytes take")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.slow
-def test_each_of_two_replicas_has_the_pictures(archive, tmp_path, run_python):
-    code = """
-import sys
-import keras, tensorflow as tf
-from trainers import data as run_data, preprocessing, resident
-from trainers.config import AugmentationConfig, DataConfig
-
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-archive, data_dir = sys.argv[1:]
-data = run_data.load(DataConfig(archive=archive, data_dir=data_dir, image_size=32))
-augmentation = preprocessing.augmentation_of(AugmentationConfig(rotation_range=20.0), seed=1)
-
-def train(on_device):
-    batches, augment = data, augmentation.on_batches
-    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
-        keras.utils.set_random_seed(1)
-        layers = [keras.layers.Flatten(), keras.layers.Dense(1, "sigmoid")]
-        network = keras.Sequential([keras.Input((32, 32, 3)), *layers])
-        network.compile("adam", "binary_crossentropy", metrics=["accuracy"])
-        if on_device:
-            batches, augment = resident.move(data, network, augmentation)
-    train = batches.batches("train", 10, seed=1, shuffle=True, epochs=2, augment=augment)
-    validation = batches.batches("validation", 10)
-    options = {"epochs": 2, "steps_per_epoch": 3, "validation_data": validation, "verbose": 0}
-    return network.fit(train, **options).history, [w.tolist() for w in network.get_weights()]
-
-print(train(True) == train(False))
-"""
-    assert run_python(code, archive, tmp_path).split()[-1] == "True"
