@@ -33,7 +33,7 @@ from trainers.config import FitConfig
 
 # Seconds: what answers nothing for so long is gone, and how often an `Agreement` is sought.
 _SILENCE, _AGREEING = 30.0, 1.0
-# Of the ports that others reach a Slurm task at: from the first so many, by the job's number.
+# The first port of a Slurm job's tasks is one of these, by the job's number.
 _SLURM_PORTS = range(10_000, 30_000)
 
 
@@ -243,13 +243,10 @@ def _of_slurm() -> tuple[tuple[str, ...], int] | None:
         return None
     hosts = slurm_cluster_resolver.expand_hostlist(os.environ["SLURM_STEP_NODELIST"])
     counts = slurm_cluster_resolver.expand_tasks_per_node(os.environ["SLURM_STEP_TASKS_PER_NODE"])
-    # Jobs that share a node, and number their tasks from 0, have ports of their own.
-    first = _SLURM_PORTS[int(os.environ.get("SLURM_JOB_ID", 0)) * 16 % len(_SLURM_PORTS)]
-    addresses = tuple(
-        f"{host}:{first + number}"
-        for host, count in zip(hosts, counts, strict=True)
-        for number in range(count)
-    )
+    # Jobs that share a node take ports of their own.
+    first = _SLURM_PORTS[int(os.environ.get("SLURM_JOB_ID", 0)) * 64 % len(_SLURM_PORTS)]
+    places = (host for host, count in zip(hosts, counts, strict=True) for _ in range(count))
+    addresses = tuple(f"{host}:{first + number}" for number, host in enumerate(places))
     return addresses, int(os.environ["SLURM_PROCID"])
 
 

@@ -50,14 +50,18 @@ class FitResult:
     Attributes:
       run_dir: The run directory.
       values: What its result.json says.
+      chief: The process that has the run directory, where that is another one.
     """
 
     run_dir: pathlib.Path
     values: dict[str, Any]
+    chief: str | None = None
 
     def summary(self) -> str:
         """The numbers for people, and where everything is."""
         values = self.values
+        if self.chief:
+            return f"trained with {self.chief}, which has all of it in {self.run_dir}"
         history = values["history"]
         kept = runs.kept_epoch(history)
         metrics = [name for name in ("val_accuracy", "val_loss") if name in history]
@@ -103,7 +107,7 @@ def fit(config: FitConfig, cluster: clusters.Cluster | None = None) -> FitResult
                 else:
                     training.train([], notice=notice)
             result = chosen.from_chief(lambda: _finish(training))
-    return FitResult(run.path, result)
+    return FitResult(run.path, result, None if chosen.is_chief else cluster.name(0))
 
 
 def _start(training: "Training") -> None:

@@ -322,6 +322,6 @@ def test_slurm_numbers_tasks_along_its_list_of_nodes(told):
         "SLURM_PROCID": "2",
     }
     cluster = told(**step)
-    assert cluster.addresses == ("gpu9:10048", "gpu9:10049", "gpu10:10048", "login:10048")
+    assert cluster.addresses == ("gpu9:10192", "gpu9:10193", "gpu10:10194", "login:10195")
     assert cluster.index == 2
     assert told(SLURM_STEP_NUM_TASKS="1") is None
