@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from pizza_steak.decoded import DecodedPictures, Format, decode
 from pizza_steak.errors import UserError
-from pizza_steak.input_pipeline import batches, choose_class_mode, encode_labels
+from pizza_steak.input_pipeline import Shares, batches, choose_class_mode, encode_labels
 from pizza_steak.records import prepare
 
 
@@ -79,6 +79,40 @@ def test_going_on_at_a_step_shows_what_would_have_been_seen(first_step):
     options = {"shuffle": True, "epochs": 3, "seed": 3}
     rest = visits(10, 4, **options, first_epoch=1, first_step=first_step)
     assert rest == visits(10, 4, **options)[3 + first_step :]
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("batch_size", [1, 4, 7, 32])
+def test_shares_of_replicas_are_the_batch(replicas, batch_size):
+    options = {"shuffle": True, "epochs": 2, "seed": 1, "first_epoch": 1, "first_step": 1}
+    whole = visits(23, batch_size, **options)
+    shares = [
+        visits(23, batch_size, **options, shares=Shares(replicas, range(replica, replica + 1)))
+        for replica in range(replicas)
+    ]
+    assert [flat(step) for step in zip(*shares, strict=True)] == whole
+    for step in zip(*shares, strict=True):
+        full = math.ceil(len(flat(step)) / replicas)
+        sizes = [len(share) for share in step]
+        assert sizes == sorted(sizes, reverse=True)
+        assert sum(0 < size < full for size in sizes) <= 1 and max(sizes) == full
+
+
+def test_shares_that_are_here_come_one_after_the_other():
+    options = {"shuffle": True, "epochs": 2}
+    two = visits(23, 9, **options, shares=Shares(4, range(2, 4)))
+    third, fourth = (
+        visits(23, 9, **options, shares=Shares(4, range(replica, replica + 1)))
+        for replica in (2, 3)
+    )
+    assert two == flat(zip(third, fourth, strict=True))
+
+
+def test_weights_belong_to_their_pictures():
+    weights = np.linspace(0, 1, 50, dtype=np.float32)
+    dataset = batches(numbered(50), np.arange(50), weights, 8, weights=weights, shuffle=True)
+    for images, labels, weights_given in dataset.as_numpy_iterator():
+        assert weights_given.tolist() == weights[rows_shown(images)].tolist() == labels.tolist()
 
 
 def test_the_batch_size_cuts_one_and_the_same_order():

@@ -212,6 +212,16 @@ def test_sigterm_to_one_preempts_all_and_they_go_on(start, tmp_path, left_alone)
     assert_same_run(tmp_path / "run", left_alone)
 
 
+def test_a_run_of_several_goes_on_alone(start, tmp_path):
+    flags = ("--batch_size=8", "--epochs=8", "--checkpoint_every=1", "--resume=auto")
+    processes = start(2, *flags)
+    wait_for_rows(tmp_path / "run", 2, processes[0])
+    processes[0].send_signal(signal.SIGTERM)
+    assert [status for status, _ in processes.ends(60)] == [PREEMPTED] * 2
+    assert start.alone(*flags, f"--run_dir={tmp_path}/run") == tmp_path / "run"
+    assert_same_numbers(tmp_path / "run", start.alone(*flags, f"--run_dir={tmp_path}/alone"))
+
+
 def test_a_finished_run_is_told_to_all(start, left_alone, tmp_path):
     before = (left_alone / "result.json").read_bytes()
     assert start(2, *LONG, f"--run_dir={left_alone}").ends() == [(0, "")] * 2
