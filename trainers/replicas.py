@@ -29,7 +29,7 @@ class ReplicatedModel(keras.Model):
             outputs = self._predicted(images, training=True)
             loss = self._mean_loss(images, labels, weights, outputs, training=True)
             # The replicas' gradients are summed.
-            scaled = self.optimizer.scale_loss(share * loss)
+            scaled = self.optimizer.scale_loss(tf.cast(share, loss.dtype) * loss)
         variables = self.trainable_variables
         gradients = tape.gradient(scaled, variables)
         if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
