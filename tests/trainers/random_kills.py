@@ -1,18 +1,23 @@
 """Kills runs at random moments until they end, and compares them with one left alone.
 
 python tests/trainers/random_kills.py --kills=30 --terms=10
+python tests/trainers/random_kills.py --kills=30 --terms=10 --processes=2
 
-Each kill is a -9, each term a SIGTERM for the command's process, at a moment between its start and
-the time that the run takes if it is left alone. The same command, with --resume=auto, then goes on.
-A run that has ended is compared, to the last bit, and another one started. Ends with status 1
-where anything differs, or a run does not go on. All other flags are those of trainers.fit.
+Each kill is a -9, each term a SIGTERM for the command's process, or for one of several that train
+together, at a moment between its start and the time that the run takes if it is left alone. The
+same command, with --resume=auto, then goes on. A run that has ended is compared, to the last bit,
+and another one started. Ends with status 1 where anything differs, a run does not go on, or a
+process is left when another has died. All other flags are those of trainers.fit.
 """
 
 import collections
 import json
+import os
 import pathlib
 import random
+import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +29,7 @@ from pizza_steak.tensorflow_import import import_tensorflow
 
 _KILLS = flags.DEFINE_integer("kills", 30, "How often a run is killed.")
 _TERMS = flags.DEFINE_integer("terms", 10, "How often it is terminated.")
+_PROCESSES = flags.DEFINE_integer("processes", 1, "How many train together.")
 _SEED = flags.DEFINE_integer("kills_seed", 1, "Draws the moments, and which it is.")
 _FLAGS = (
     "--dataset=pizza_steak/sample",
@@ -37,8 +43,11 @@ _FLAGS = (
     "--reduce_lr_patience=2",
     "--checkpoint_every=7",
     "--resume=auto",
+    "--cluster_timeout=20",
 )
 _PREEMPTED = 75
+# Seconds after which a process hangs.
+_LONGEST = 300
 # Exit statuses after a signal; a SIGTERM before or after training ends the process as usual.
 _STATUSES = {signal.SIGKILL: {-signal.SIGKILL}, signal.SIGTERM: {-signal.SIGTERM, _PREEMPTED}}
 
@@ -62,7 +71,8 @@ def main(argv):
             while True:
                 number = signals[-1] if signals else None
                 moment = rng.uniform(0, longest) if signals else None
-                status = run([*command, f"--run_dir={run_dir}"], number, moment)
+                victim = rng.randrange(_PROCESSES.value)
+                status = run([*command, f"--run_dir={run_dir}"], number, moment, victim)
                 statuses[status] += 1
                 if status == 0:
                     break
@@ -79,17 +89,47 @@ def main(argv):
     )
 
 
-def run(command: list[str], number: signal.Signals | None = None, moment: float | None = None):
-    """The exit status of a command that gets a signal so many seconds after its start."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+def run(
+    command: list[str],
+    number: signal.Signals | None = None,
+    moment: float | None = None,
+    victim: int = 0,
+) -> int:
+    """The exit status of the process that gets a signal so many seconds after the start of all."""
+    processes = [
+        subprocess.Popen(
+            command,
+            env=os.environ | environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        for environment in environments()
+    ]
     try:
-        _, stderr = process.communicate(timeout=moment)
+        processes[victim].wait(moment)
     except subprocess.TimeoutExpired:
-        process.send_signal(number)
-        _, stderr = process.communicate()
-    if process.returncode > 0 and process.returncode != _PREEMPTED:
-        sys.stderr.buffer.write(stderr)
-    return process.returncode
+        processes[victim].send_signal(number)
+    for process in processes:
+        _, stderr = process.communicate(timeout=_LONGEST)
+        others_died = re.fullmatch(rb"error: .* has (ended|not come within) .*\n", stderr)
+        if process.returncode > 0 and process.returncode != _PREEMPTED and not others_died:
+            sys.exit(stderr.decode())
+    return processes[victim].returncode
+
+
+def environments() -> list[dict[str, str]]:
+    """What tells each of the processes of all."""
+    if _PROCESSES.value == 1:
+        return [{}]
+    sockets = [socket.create_server(("localhost", 0)) for _ in range(_PROCESSES.value)]
+    addresses = [f"localhost:{each.getsockname()[1]}" for each in sockets]
+    for each in sockets:
+        each.close()
+    tasks = [{"type": "worker", "index": index} for index in range(_PROCESSES.value)]
+    return [
+        {"TF_CONFIG": json.dumps({"cluster": {"worker": addresses}, "task": task})}
+        for task in tasks
+    ]
 
 
 def differences(run_dir: pathlib.Path, other: pathlib.Path) -> list[str]:
