@@ -94,12 +94,12 @@ def assert_same_run(run_dir: pathlib.Path, expected: pathlib.Path):
         np.testing.assert_array_equal(weight, other)
 
 
-def assert_same_numbers(run_dir: pathlib.Path, expected: pathlib.Path):
-    """Of runs on an `UNEVEN` archive: losses of every epoch to 1e-4, and predictions to 1e-3."""
+def assert_same_numbers(run_dir: pathlib.Path, expected: pathlib.Path, rtol: float = 1e-4):
+    """Of runs on an `UNEVEN` archive: the history to a part, and predictions to ten times that."""
     import keras
 
     for name, values in result_of(expected)["history"].items():
-        np.testing.assert_allclose(result_of(run_dir)["history"][name], values, rtol=1e-4)
+        np.testing.assert_allclose(result_of(run_dir)["history"][name], values, rtol=rtol)
     images = np.concatenate(
         [pictures(name, count) for name, count in UNEVEN.items() if name.startswith("test/")]
     )
@@ -107,7 +107,7 @@ def assert_same_numbers(run_dir: pathlib.Path, expected: pathlib.Path):
         keras.models.load_model(path / "model.keras").predict(images, verbose=0)
         for path in (run_dir, expected)
     )
-    np.testing.assert_allclose(outputs, others, atol=1e-3)
+    np.testing.assert_allclose(outputs, others, atol=10 * rtol)
 
 
 def start_command(

@@ -322,8 +322,9 @@ class DevicesConfig:
     )
     precision: str = flag(
         "auto",
-        "Keras dtype policy: float32, mixed_float16, mixed_bfloat16, or auto: mixed_float16 on "
-        "GPUs of compute capability 7.0 and above, else float32.",
+        "Keras dtype policy: float32, mixed_float16, mixed_bfloat16; float64, which tells rounding "
+        "from errors; or auto: mixed_float16 on GPUs of compute capability 7.0 and above, else "
+        "float32.",
     )
     jit_compile: str = flag(
         "auto",

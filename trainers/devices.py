@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # Not when run: --help must not wait for TensorFlow.
     from pizza_steak.input_pipeline import Shares
     from trainers.clusters import Cluster
 
-_PRECISIONS = ("auto", "float32", "mixed_float16", "mixed_bfloat16")
+_PRECISIONS = ("auto", "float32", "mixed_float16", "mixed_bfloat16", "float64")
 _ASKED = "as asked"
 
 
@@ -68,6 +68,13 @@ class Devices:
     def ending_together(self) -> contextlib.AbstractContextManager:
         """Where a process fails, all others end with its reason."""
         return self.cluster.ending_together() if self.cluster else contextlib.nullcontext()
+
+    def set_precision(self) -> None:
+        """Has what is made from now on compute in it, but losses and metrics in no half of one."""
+        import keras
+
+        keras.config.set_floatx("float64" if self.precision == "float64" else "float32")
+        keras.config.set_dtype_policy(self.precision)
 
     def scope(self) -> contextlib.AbstractContextManager:
         """Where all with variables has to be made, layers, model and optimizer.

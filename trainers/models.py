@@ -135,8 +135,9 @@ def build(
         x = layer(x)
     x = network(x, sizes)
     units, activation = (1, "sigmoid") if class_mode == "binary" else (num_classes, "softmax")
-    # In float32 whatever the policy: a loss of probabilities in half precision loses its tail.
-    outputs = layers.Dense(units, activation=activation, dtype="float32", name="probabilities")(x)
+    # In the variables' dtype: a loss of probabilities in half precision loses its tail.
+    dtype = keras.config.dtype_policy().variable_dtype
+    outputs = layers.Dense(units, activation=activation, dtype=dtype, name="probabilities")(x)
     return keras.Model(inputs, outputs, name=config.model)
 
 

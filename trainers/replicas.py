@@ -23,13 +23,13 @@ class ReplicatedModel(keras.Model):
     def train_step(self, data):
         images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
         context = tf.distribute.get_replica_context()
-        count = tf.cast(tf.shape(images)[0], tf.float32)
+        count = tf.cast(tf.shape(images)[0], keras.config.floatx())
         share = count / context.all_reduce(tf.distribute.ReduceOp.SUM, count)
         with tf.GradientTape() as tape:
             outputs = self._predicted(images, training=True)
             loss = self._mean_loss(images, labels, weights, outputs, training=True)
             # The replicas' gradients are summed.
-            scaled = self.optimizer.scale_loss(tf.cast(share, loss.dtype) * loss)
+            scaled = self.optimizer.scale_loss(share * loss)
         variables = self.trainable_variables
         gradients = tape.gradient(scaled, variables)
         if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
@@ -63,9 +63,11 @@ class ReplicatedModel(keras.Model):
         return self(tf.ensure_shape(shown, [None, *images.shape[1:]]), training=training)[:count]
 
     def _mean_loss(self, images, labels, weights, outputs, training: bool) -> tf.Tensor:
-        """Of this replica's examples; Keras divides it by the number of replicas."""
+        """Of this replica's examples; Keras multiplies it by this inverse, in float32."""
         loss = self.compute_loss(images, labels, outputs, weights, training)
-        return loss * self.distribute_strategy.num_replicas_in_sync
+        return loss / keras.ops.cast(
+            1.0 / self.distribute_strategy.num_replicas_in_sync, loss.dtype
+        )
 
     def _logs(self, images, labels, weights, outputs, loss: tf.Tensor) -> dict[str, tf.Tensor]:
         loss_metric = next(metric for metric in self.metrics if metric.name == "loss")

@@ -93,7 +93,7 @@ def prepare(config: BenchmarkConfig, folder: pathlib.Path, *, peers: bool) -> Se
         config, data=run_data.with_batch_size(config.data, chosen.replicas)
     )
     keras.utils.set_random_seed(seed)
-    keras.config.set_dtype_policy(chosen.precision)
+    chosen.set_precision()
     with chosen.scope():
         asked = preprocessing.augmentation_of(config.augmentation, seed)
     augmentation = asked or preprocessing.augmentation_of(CHAPTERS_AUGMENTATION, seed)

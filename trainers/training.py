@@ -169,7 +169,7 @@ class Training:
         chosen.from_chief(lambda: run.check_same_batches(fingerprint, pictures.batch_size))
         seed = config.optimisation.seed
         keras.utils.set_random_seed(seed)
-        keras.config.set_dtype_policy(chosen.precision)
+        chosen.set_precision()
         with chosen.scope():
             augmentation = preprocessing.augmentation_of(config.augmentation, seed)
         model = compiled_model(config, data, chosen, augmentation)
@@ -301,7 +301,8 @@ def _check_same_everywhere(chosen: devices.Devices, asked: str, fingerprint: str
         if differing := runs.differing_lines(chiefs, mine[name]):
             raise UserError(
                 f"{name}: differ from the chief's ({differing}); expected the same command and "
-                "pictures, and as many devices of one kind, in every process"
+                "pictures, and as many devices of one kind, in every process, or --strategy=none "
+                "for runs of their own"
             )
 
 
@@ -339,7 +340,7 @@ def compiled_model(
         model = models.build(
             config.model, data.image_shape, len(data.classes), data.class_mode, first_layers
         )
-        if chosen.replicas > 1:
+        if chosen.strategy != "none":
             model = replicas.ReplicatedModel(model.input, model.output, name=model.name)
         model.compile(
             optimizer=_optimizer(config.optimisation, chosen.replicas, steps),

@@ -227,7 +227,7 @@ def train(config: LearningRateConfig, rates: np.ndarray) -> Iterator[float]:
     seed, batch_size = optimisation.seed, pictures.batch_size
     data = run_data.load(config.data)
     keras.utils.set_random_seed(seed)
-    keras.config.set_dtype_policy(chosen.precision)
+    chosen.set_precision()
     with chosen.scope():
         augmentation = preprocessing.augmentation_of(config.augmentation, seed)
     model = training.compiled_model(config, data, chosen, augmentation)
