@@ -1,12 +1,13 @@
 """Keras callbacks for what Keras's own do not do."""
 
 import dataclasses
+import functools
 import io
 import json
 import math
 import pathlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import h5py
@@ -111,6 +112,7 @@ class Backup(keras.callbacks.Callback):
         self._every_steps = every_steps
         self._every_seconds = every_seconds
         self._notice = notice or preemption.Notice()
+        self._cluster = cluster
         self._agreement = clusters.Agreement(cluster)
 
     def on_train_begin(self, logs=None):
@@ -134,17 +136,17 @@ class Backup(keras.callbacks.Callback):
         late = time.monotonic() - self._saved_at >= self._every_seconds
         late, stop = self._agreement.reached(late, self._notice.given)
         if step % self._every_steps == 0 or late or stop:
-            self._save(Progress(self._epoch, step), _values(self.model.metrics_variables))
+            self._save(Progress(self._epoch, step), self._metrics())
         if stop:
             self._notice.obey()
 
     def on_test_begin(self, logs=None):
-        self._metrics = _values(self.model.metrics_variables)  # Validation takes the variables.
+        self._trained = self._metrics()  # Validation takes the variables.
 
     def on_test_batch_begin(self, batch, logs=None):
         (stop,) = self._agreement.reached(self._notice.given)
         if stop:
-            self._save(Progress(self._epoch, self.params["steps"]), self._metrics)
+            self._save(Progress(self._epoch, self.params["steps"]), self._trained)
             self._notice.obey()
 
     def on_epoch_end(self, epoch, logs=None):
@@ -173,39 +175,50 @@ class Backup(keras.callbacks.Callback):
     def _load(self) -> None:
         variables = self._variables()
         with h5py.File(io.BytesIO(self._saved.content)) as file:
-            values = [file[str(index)][()] for index in range(len(file))]
-        for variable, value in zip(variables, values, strict=False):
-            variable.assign(value)
-        if self._start.step:
-            self._load_metrics(values[len(variables) :])
+            for index, variable in enumerate(variables):
+                variable.assign(file[str(index)][()])
+            if self._start.step:
+                self._load_metrics(file[str(len(variables))][()])
 
-    def _load_metrics(self, values: Iterable[np.ndarray]) -> None:
-        """Gives the sums that metrics are to the first replica, and zeros to all others.
-
-        What TensorFlow does, a part to each, does not always add up to the same bits.
-        """
-
-        @tf.function
-        def assign():
-            replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-            for variable, value in zip(self.model.metrics_variables, values, strict=True):
-                variable.assign(tf.where(replica == 0, value, tf.zeros_like(value)))
-
-        self.model.distribute_strategy.run(assign)
-
-    def _save(self, progress: Progress, metrics: Iterable[np.ndarray] = ()) -> None:
+    def _save(self, progress: Progress, metrics: np.ndarray | None = None) -> None:
         self._saved_at = time.monotonic()
         if self._path is None:
             return
         self._path.parent.mkdir(exist_ok=True)
         with atomic_path(self._path) as temporary, h5py.File(temporary, "w") as file:
             file.attrs["progress"] = json.dumps(dataclasses.asdict(progress))
-            for index, value in enumerate([*_values(self._variables()), *metrics]):
+            values = [variable.numpy() for variable in self._variables()]
+            for index, value in enumerate([*values, *([] if metrics is None else [metrics])]):
                 file[str(index)] = value
 
+    def _metrics(self) -> np.ndarray:
+        """The values of the metrics' variables in each replica, of shape (replicas, values).
 
-def _values(variables: Iterable[keras.Variable]) -> list[np.ndarray]:
-    return [variable.numpy() for variable in variables]
+        Metrics are sums over all replicas, which in other parts would come to other bits.
+        """
+        values = np.stack(self.model.distribute_strategy.experimental_local_results(self._read()))
+        return values if self._cluster is None else self._cluster.rows_of_all(values)
+
+    @functools.cached_property
+    def _read(self) -> Callable[[], tf.Tensor]:
+        def of_replica():
+            return tf.concat([tf.reshape(v, [-1]) for v in self.model.metrics_variables], 0)
+
+        return tf.function(lambda: self.model.distribute_strategy.run(of_replica))
+
+    def _load_metrics(self, values: np.ndarray) -> None:
+        strategy, variables = self.model.distribute_strategy, self.model.metrics_variables
+        if len(values) != strategy.num_replicas_in_sync:
+            rest = np.zeros_like(values, shape=(strategy.num_replicas_in_sync - 1, len(values[0])))
+            values = np.concatenate([values.sum(axis=0, keepdims=True), rest])
+
+        def assign_in_replica():
+            replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+            parts = tf.split(tf.gather(values, replica), [math.prod(v.shape) for v in variables])
+            for variable, part in zip(variables, parts, strict=True):
+                variable.assign(tf.reshape(part, variable.shape))
+
+        tf.function(lambda: strategy.run(assign_in_replica))()
 
 
 def saved_progress(path: pathlib.Path) -> Progress:

@@ -84,6 +84,12 @@ class Cluster:
         """Each number, summed over all processes: float32, and the same bits in all of them."""
         return self._sum(tf.constant(numbers, tf.float32)).tolist()
 
+    def rows_of_all(self, rows: np.ndarray) -> np.ndarray:
+        """The rows that each process has as many of, those of the chief first."""
+        all_rows = np.zeros_like(rows, shape=(len(self.addresses), *rows.shape))
+        all_rows[self.index] = rows
+        return self._sum(tf.constant(all_rows)).reshape(-1, *rows.shape[1:])
+
     def _sum(self, tensor: tf.Tensor) -> Any:
         return self.strategy.reduce(tf.distribute.ReduceOp.SUM, tensor, axis=None).numpy()
 

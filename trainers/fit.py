@@ -7,6 +7,9 @@ after the step that it comes in: all is saved, and the exit status is 75. For jo
 command starts the run and goes on with it:
 
 python -m trainers.fit --flagfile=tinyvgg.flags --run_dir=runs/pizza --resume=auto
+
+Several processes that TF_CONFIG or Slurm tells of each other, each with this command, train one
+model together; the first of them writes the run directory.
 """
 
 from trainers import command
