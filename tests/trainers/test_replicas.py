@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import keras
 import pytest
@@ -29,15 +30,15 @@ FLAGS = {
     ),
 }
 
-# Runs, each with its flags and the epoch to stop after and go on, in one process.
+# Runs, each with its flags and where to stop and go on, in one process.
 RUNS = """
 import json, sys
 sys.path.insert(0, "tests")
 from small_runs import fit, fit_and_stop
-for flags, stop in json.loads(sys.argv[1]):
-    if stop:
-        fit_and_stop(*flags, epoch=stop)
-    fit(*flags, *(["--resume"] if stop else []))
+for flags, stops in json.loads(sys.argv[1]):
+    for number, stop in enumerate(stops):
+        fit_and_stop(*flags, *(["--resume"] if number else []), **stop)
+    fit(*flags, *(["--resume"] if stops else []))
 """
 # A step that overflows half precision on one of two replicas, the last or the first.
 OVERFLOW = """
@@ -77,13 +78,17 @@ def folder(small_flags, make_archive, tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("replicas")
     archive = make_archive(layout(UNEVEN))
 
-    def run(name: str, *flags: str, stop: int | None = None) -> tuple[list[str], int | None]:
+    def run(name: str, *flags: str, stops: Sequence[dict] = ()) -> tuple[list[str], Sequence[dict]]:
         given = [*small_flags, f"--archive={archive}", "--epochs=2", f"--run_dir={folder}/{name}"]
-        return [*given, *flags], stop
+        return [*given, *flags], stops
 
     two, four = (*FLAGS[2], "--cpu_devices=2"), (*FLAGS[4], "--cpu_devices=5", "--devices=0,1,3,4")
+    # 15 steps, and many stops: enough for sums to show in what parts they were made.
+    many = ("--batch_size=2", "--cpu_devices=2", "--checkpoint_every=3")
+    within = [{"epoch": epoch, "step": step} for epoch in (1, 2) for step in (3, 6, 9, 12)]
     processes = [
-        start(RUNS + OVERFLOW, [run("2", *two), run("2-resumed", *two, stop=1)]),
+        start(RUNS + OVERFLOW, [run("2", *two), run("2-resumed", *two, stops=[{"epoch": 1}])]),
+        start(RUNS, [run("many", *many), run("many-resumed", *many, stops=within)]),
         start(RUNS, [run("4", *four), run("4-on-device", *four, "--data_on_device")]),
     ]
     for devices, flags in FLAGS.items():
@@ -107,6 +112,7 @@ def test_replicas_have_the_numbers_of_one_device(folder, devices, rtol):
 def test_replicas_go_on_where_they_were_stopped(folder):
     assert len(rows(folder / "2-resumed")) == 2
     assert_same_run(folder / "2-resumed", folder / "2")
+    assert_same_run(folder / "many-resumed", folder / "many")
 
 
 @pytest.mark.slow
