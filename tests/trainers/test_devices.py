@@ -1,5 +1,7 @@
 """What a run is computed with: what is chosen, refused and said; and each precision trains."""
 
+import pathlib
+
 import h5py
 import keras
 import numpy as np
@@ -63,6 +65,16 @@ def test_a_cpu_computes_in_float32_and_without_xla_unless_it_is_asked_to():
     assert (chosen.precision, chosen.jit_compile) == ("float32", False)
     asked = devices.choose(DevicesConfig(precision="mixed_bfloat16", jit_compile="on"))
     assert (asked.precision, asked.jit_compile) == ("mixed_bfloat16", True)
+
+
+@pytest.mark.parametrize(
+    "flags, faster", [("avx2 amx_bf16", True), ("avx512_bf16", True), ("avx512f", False)]
+)
+def test_a_processor_with_instructions_for_bfloat16_is_told_of(monkeypatch, flags, faster):
+    monkeypatch.setattr(pathlib.Path, "read_text", lambda path: f"flags : {flags}\n")
+    chosen = devices.choose(DevicesConfig())
+    assert chosen.precision == "float32"
+    assert ("mixed_bfloat16" in chosen.precision_reason) == faster
 
 
 def test_the_table_says_what_was_decided_and_why(small_flags, tmp_path, capsys):
