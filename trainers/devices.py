@@ -262,8 +262,8 @@ def _precision(
     if config.precision != "auto":
         return config.precision, _ASKED
     if not capabilities:
-        # bfloat16 was 1.6 to 1.8 times as fast on two processors with instructions for it, slower on
-        # another (BUILD_NOTES.md); and what a run gives should not depend on where it was.
+        # bfloat16 was 1.6 to 1.8 times as fast on two processors with instructions for it, slower
+        # on another (BUILD_NOTES.md); and what a run gives should not depend on where it was.
         hint = "; mixed_bfloat16 may be faster on this one" if _cpu_has_bfloat16() else ""
         return "float32", f"the same on every processor{hint}"
     if all(capability and tuple(capability) >= (7, 0) for capability in capabilities):
