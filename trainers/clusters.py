@@ -105,7 +105,8 @@ class Cluster:
         except preemption.PreemptedError:  # Which all have agreed upon.
             raise
         except tf.errors.OpError as error:
-            if not re.search("aborted|coordination|Coordination|heartbeat|Heartbeat", str(error)):
+            others = isinstance(error, (tf.errors.AbortedError, tf.errors.UnavailableError))
+            if not others and not re.search("is aborted|[Cc]oordination|[Hh]eartbeat", str(error)):
                 self._tell(f"{type(error).__name__}: {error.message}")
                 raise
             reason = self._reason(str(error))

@@ -41,7 +41,7 @@ FLAGS = {
 }
 # Long enough to be stopped; saved after each step, most of which lie within an epoch.
 LONG = (
-    "--epochs=12",
+    "--epochs=6",
     "--batch_size=8",
     "--dropout=0.3",
     "--augment_on=device",
@@ -49,7 +49,7 @@ LONG = (
     "--reduce_lr_patience=3",
     "--checkpoint_every=1",
     "--resume=auto",
-    "--cluster_timeout=12",
+    "--cluster_timeout=8",
 )
 PREEMPTED = 75
 
@@ -162,7 +162,7 @@ def test_the_chief_alone_writes(start, tmp_path):
 
 
 def test_data_on_device_is_the_same_run(start, tmp_path):
-    flags = ("--epochs=2", "--rotation_range=20", "--batch_size=13")
+    flags = ("--epochs=1", "--rotation_range=20", "--batch_size=13")
     for name, more in (("run", []), ("device", ["--data_on_device"])):
         processes = start(2, *flags, *more, f"--run_dir={tmp_path}/{name}")
         assert processes.ends() == [(0, "")] * 2
@@ -182,7 +182,7 @@ def left_alone(small_flags, uneven, tmp_path_factory):
 @pytest.mark.parametrize("victim", [0, 1])
 def test_killed_all_end_with_one_line_and_go_on(start, tmp_path, left_alone, victim):
     processes = start(2, *LONG)
-    wait_for_rows(tmp_path / "run", 3, processes[0])
+    wait_for_rows(tmp_path / "run", 2, processes[0])
     processes[victim].kill()
     ends = processes.ends(30)
     assert ends[victim] == (-signal.SIGKILL, "")
@@ -206,21 +206,21 @@ def test_a_process_that_falls_silent_is_named(start, tmp_path):
 
 def test_sigterm_to_one_preempts_all_and_they_go_on(start, tmp_path, left_alone):
     processes = start(2, *LONG)
-    wait_for_rows(tmp_path / "run", 3, processes[0])
+    wait_for_rows(tmp_path / "run", 2, processes[0])
     processes[1].send_signal(signal.SIGTERM)
     for status, errors in processes.ends(60):
         assert status == PREEMPTED
         assert errors.startswith("preempted; run again with --resume")
         assert errors.count("\n") == 1
-    assert len(rows(tmp_path / "run")) < 12
+    assert len(rows(tmp_path / "run")) < 6
     assert start(2, *LONG).ends() == [(0, "")] * 2
     assert_same_run(tmp_path / "run", left_alone)
 
 
 def test_a_run_of_several_goes_on_alone(start, tmp_path):
-    flags = ("--batch_size=8", "--epochs=8", "--checkpoint_every=1", "--resume=auto")
+    flags = ("--batch_size=8", "--epochs=5", "--checkpoint_every=1", "--resume=auto")
     processes = start(2, *flags)
-    wait_for_rows(tmp_path / "run", 2, processes[0])
+    wait_for_rows(tmp_path / "run", 1, processes[0])
     processes[0].send_signal(signal.SIGTERM)
     assert [status for status, _ in processes.ends(60)] == [PREEMPTED] * 2
     assert start.alone(*flags, f"--run_dir={tmp_path}/run") == tmp_path / "run"
@@ -231,7 +231,7 @@ def test_a_finished_run_is_told_to_all(start, left_alone, tmp_path):
     before = (left_alone / "result.json").read_bytes()
     assert start(2, *LONG, f"--run_dir={left_alone}").ends() == [(0, "")] * 2
     assert (left_alone / "result.json").read_bytes() == before
-    assert len(result_of(left_alone)["history"]["loss"]) == 12
+    assert len(result_of(left_alone)["history"]["loss"]) == 6
 
 
 def test_a_cluster_that_does_not_form_ends_in_time(start, tmp_path):
