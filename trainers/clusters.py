@@ -281,7 +281,7 @@ def _strategy(cluster: Cluster) -> tf.distribute.Strategy:
         rpc_layer="grpc",
     )
     try:
-        with _ended_by_ctrl_c():
+        with _ended_by_signals():
             return tf.distribute.MultiWorkerMirroredStrategy(resolver)
     except tf.errors.DeadlineExceededError as error:
         raise UserError(
@@ -297,13 +297,18 @@ def _strategy(cluster: Cluster) -> tf.distribute.Strategy:
 
 
 @contextlib.contextmanager
-def _ended_by_ctrl_c() -> Iterator[None]:
-    """Has the system end the process, for TensorFlow keeps Python from it while it waits."""
+def _ended_by_signals() -> Iterator[None]:
+    """Has the system end the process, for TensorFlow keeps Python from it while it waits.
+
+    And it leaves a handler of its own for SIGTERM, which would do nothing from then on.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
