@@ -115,12 +115,17 @@ def start_command(
     python: Iterable[str] = (),
     command: str = "fit",
     package: str = "trainers",
+    code: str | None = None,
     environment: Mapping[str, str] | None = None,
     **options: Any,
 ) -> subprocess.Popen:
-    """`python -m <package>.<command>` in a process of its own; `options` as of `Popen`."""
+    """A process of its own with `python -m <package>.<command>`, or with the code that is given.
+
+    `options` are those of `Popen`.
+    """
+    program = ["-c", code] if code else ["-m", f"{package}.{command}"]
     return subprocess.Popen(
-        [sys.executable, *python, "-m", f"{package}.{command}", *argv],
+        [sys.executable, *python, *program, *argv],
         env=os.environ | {"PYTHONPATH": str(ROOT), **(environment or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 
 import kubernetes_validate
 import pytest
@@ -35,7 +36,8 @@ def run_bash(tmp_path):
             program = tmp_path / name
             program.write_text(text)
             program.chmod(0o755)
-        path = f"{tmp_path}:{os.environ['PATH']}"
+        python = os.path.dirname(sys.executable)
+        path = f"{tmp_path}:{python}:{os.environ['PATH']}"
         return subprocess.run(
             ["bash", *map(str, argv)],
             env=os.environ | {"PATH": path, "TF_CPP_MIN_LOG_LEVEL": "3", **environment},
@@ -63,7 +65,9 @@ def test_fit_trains_as_slurm_would_start_it(run_bash, small_flags, tmp_path):
     assert (tmp_path / "run" / "result.json").exists()
 
 
-@pytest.mark.parametrize("status, requeued", [(75, "requeue 7\n"), (1, ""), (0, "")])
+@pytest.mark.parametrize(
+    "status, requeued", [(75, "requeue 7\n"), (143, "requeue 7\n"), (1, ""), (0, "")]
+)
 def test_fit_is_queued_again_when_it_was_preempted(run_bash, status, requeued):
     programs = {"srun": f"#!/bin/bash\nexit {status}\n", "scontrol": '#!/bin/bash\necho "$@"\n'}
     ended = run_bash("trainers/jobs/fit.sbatch", programs=programs, SLURM_JOB_ID="7")

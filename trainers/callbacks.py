@@ -91,6 +91,9 @@ class Backup(keras.callbacks.Callback):
       notice: When it is given, the step is finished, the file written, and the training ended; with
         a cluster one in any of its processes, which all end after one step.
       cluster: The processes that train together.
+
+    Attributes:
+      start: Where the run goes on.
     """
 
     def __init__(
@@ -107,13 +110,14 @@ class Backup(keras.callbacks.Callback):
         super().__init__()
         self._path = path
         self._saved = saved
-        self._start = saved.progress
+        self.start = saved.progress
         self._patient = tuple(patient)
         self._every_steps = every_steps
         self._every_seconds = every_seconds
         self._notice = notice or preemption.Notice()
         self._cluster = cluster
-        self._agreement = clusters.Agreement(cluster)
+        self._training = clusters.Agreement(cluster)
+        self._validation = clusters.Agreement(cluster)
 
     def on_train_begin(self, logs=None):
         for epoch, past in enumerate(self._saved.logs):
@@ -123,18 +127,18 @@ class Backup(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch = epoch
-        if epoch == self._start.epochs and self._start != Progress():
+        if epoch == self.start.epochs and self.start != Progress():
             # Now: Keras has reset the metrics, and a patient callback has set the learning rate.
             self._load()
-            if self._start.step:
-                self._pass_over(self._start.step)
+            if self.start.step:
+                self._pass_over(self.start.step)
 
     def on_train_batch_end(self, batch, logs=None):
         step = batch + 1
-        if self._epoch == self._start.epochs and step <= self._start.step:
+        if self._epoch == self.start.epochs and step <= self.start.step:
             return
         late = time.monotonic() - self._saved_at >= self._every_seconds
-        late, stop = self._agreement.reached(late, self._notice.given)
+        late, stop = self._training.reached(late, self._notice.given)
         if step % self._every_steps == 0 or late or stop:
             self._save(Progress(self._epoch, step), self._metrics())
         if stop:
@@ -144,14 +148,14 @@ class Backup(keras.callbacks.Callback):
         self._trained = self._metrics()  # Validation takes the variables.
 
     def on_test_batch_begin(self, batch, logs=None):
-        (stop,) = self._agreement.reached(self._notice.given)
+        (stop,) = self._validation.reached(self._notice.given)
         if stop:
             self._save(Progress(self._epoch, self.params["steps"]), self._trained)
             self._notice.obey()
 
     def on_epoch_end(self, epoch, logs=None):
         self._save(Progress(epoch + 1, stopped=bool(self.model.stop_training)))
-        (stop,) = self._agreement.reached(self._notice.given, now=True)
+        (stop,) = self._training.reached(self._notice.given, now=True)
         if stop:
             self._notice.obey()
 
@@ -177,8 +181,9 @@ class Backup(keras.callbacks.Callback):
         with h5py.File(io.BytesIO(self._saved.content)) as file:
             for index, variable in enumerate(variables):
                 variable.assign(file[str(index)][()])
-            if self._start.step:
+            if self.start.step:
                 self._load_metrics(file[str(len(variables))][()])
+        self._saved = dataclasses.replace(self._saved, content=b"")  # As large as the model.
 
     def _save(self, progress: Progress, metrics: np.ndarray | None = None) -> None:
         self._saved_at = time.monotonic()

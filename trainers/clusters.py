@@ -33,7 +33,9 @@ from trainers.config import FitConfig
 
 # Seconds: what answers nothing for so long is gone, and how often an `Agreement` is sought.
 _SILENCE, _AGREEING = 30.0, 1.0
-# The first port of a Slurm job's tasks is one of these, by the job's number.
+# Between two agreements: calls may become slower all of a sudden.
+_MOST_CALLS = 100
+# The first port of a Slurm step's tasks on a node is one of these, by its number and its job's.
 _SLURM_PORTS = range(10_000, 30_000)
 
 
@@ -104,17 +106,14 @@ class Cluster:
             yield
         except preemption.PreemptedError:  # Which all have agreed upon.
             raise
-        except tf.errors.OpError as error:
-            others = isinstance(error, (tf.errors.AbortedError, tf.errors.UnavailableError))
-            if not others and not re.search("is aborted|[Cc]oordination|[Hh]eartbeat", str(error)):
-                self._tell(f"{type(error).__name__}: {error.message}")
-                raise
-            reason = self._reason(str(error))
-            self._tell(reason)
-            raise UserError(reason) from error
         except BaseException as error:
-            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-            self._tell(f"{self.name(self.index)} has ended: {kind}{error}")
+            if _is_of_others(error):
+                reason = self._reason(str(error))
+                self._tell(reason)
+                raise UserError(reason) from error
+            own = isinstance(error, UserError)
+            text = str(error) if own else f"{type(error).__name__}; its own output tells more"
+            self._tell(f"{self.name(self.index)} has ended: {text}")
             raise
 
     def _tell(self, reason: str) -> None:
@@ -133,12 +132,20 @@ class Cluster:
         )
 
     def missing(self, message: str) -> str:
-        """Who is not there, for people: by its port, or by what TensorFlow says."""
-        silent = re.findall(r"^/job:worker/\S*task:(\d+)$", message, re.MULTILINE)
-        gone = self._unreachable() or set(map(int, silent))
-        # Without the chief all others end, too.
-        names = [self.name(index) for index in ([0] if 0 in gone else sorted(gone))]
-        return ", ".join(names) or "another process"
+        """Who is not there, for people: by what TensorFlow says, and who listens at its port.
+
+        Others may have ended since, because of that one.
+        """
+        task = r"/job:worker/\S*task:(\d+)"
+        missing = [int(index) for index in re.findall(f"^{task}$", message, re.MULTILINE)]
+        if not missing and "CoordinationService/Heartbeat" in message:  # Which the chief answers.
+            missing = [0]
+        if not missing:
+            gone = self._unreachable()
+            called = [int(index) for index in re.findall(f"remote target {task}", message)]
+            called = [index for index in called if index in gone or not gone]
+            missing = called[:1] or ([0] if 0 in gone else sorted(gone))
+        return ", ".join(map(self.name, missing)) or "another process"
 
     def _unreachable(self) -> set[int]:
         """Which of the processes listen at their port no more, or not yet."""
@@ -157,8 +164,18 @@ class Cluster:
         return {i for i, there in zip(others, listening, strict=True) if not there}
 
 
+def _is_of_others(error: BaseException) -> bool:
+    """Whether TensorFlow failed because of another process."""
+    if isinstance(error, (tf.errors.AbortedError, tf.errors.UnavailableError)):
+        return True
+    reason = str(error) if isinstance(error, tf.errors.OpError) else ""
+    return re.search("is aborted|[Cc]oordination|[Hh]eartbeat", reason) is not None
+
+
 class Agreement:
     """Whether any process wants something, which all ask at the same step, about once a second.
+
+    One for each kind of step: how often it is asked follows from how long they took.
 
     Args:
       cluster: The processes, None for this one alone, which is always asked.
@@ -186,7 +203,8 @@ class Agreement:
         seconds = time.monotonic() - self._asked_at
         *wanted, seconds = self._cluster.sum([*wanted, seconds / self._calls])
         # Of the sum, which all of them have, for the number has to be the same everywhere.
-        self._due = max(1, int(_AGREEING * len(self._cluster.addresses) / max(seconds, 1e-6)))
+        self._due = int(_AGREEING * len(self._cluster.addresses) / max(seconds, 1e-6))
+        self._due = min(max(1, self._due), _MOST_CALLS)
         self._calls, self._asked_at = 0, time.monotonic()
         return tuple(count > 0 for count in wanted)
 
@@ -195,20 +213,21 @@ def from_environment(config: FitConfig) -> Cluster | None:
     """The processes that TF_CONFIG, or the variables of a Slurm step, tell of; None for one alone.
 
     Raises:
-      UserError: TF_CONFIG is damaged; or several processes are asked for, and there is neither.
+      UserError: TF_CONFIG is damaged, or Slurm does not tell who is where; or several processes
+        are asked for, and there is neither.
     """
     asked = config.devices.strategy
     if asked not in ("auto", "multi_worker"):
         return None
-    found = _of_tf_config() or _of_slurm()
-    if found is None and asked == "multi_worker":
+    addresses, index = _of_tf_config() or _of_slurm() or ((), 0)
+    if len(addresses) > 1:
+        return Cluster(addresses, index, timeout=config.cluster.cluster_timeout)
+    if asked == "multi_worker":
         raise UserError(
-            "strategy multi_worker: nothing tells of other processes; expected the variable "
-            "TF_CONFIG, or several tasks of one srun"
+            "strategy multi_worker: nothing tells of other processes; expected two or more in the "
+            "variable TF_CONFIG, or several tasks of one srun"
         )
-    if found is None or len(found[0]) < 2:
-        return None
-    return Cluster(*found, timeout=config.cluster.cluster_timeout)
+    return None
 
 
 def _of_tf_config() -> tuple[tuple[str, ...], int] | None:
@@ -245,16 +264,23 @@ def _of_slurm() -> tuple[tuple[str, ...], int] | None:
     TensorFlow's SlurmClusterResolver sorts hosts by their names, while Slurm numbers tasks along
     the list of nodes, in which node9 comes before node10; and it fails without an NVIDIA driver.
     """
-    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
-    if tasks < 2:
+    step = os.environ
+    if int(step.get("SLURM_STEP_NUM_TASKS", 1)) < 2:
         return None
-    hosts = slurm_cluster_resolver.expand_hostlist(os.environ["SLURM_STEP_NODELIST"])
-    counts = slurm_cluster_resolver.expand_tasks_per_node(os.environ["SLURM_STEP_TASKS_PER_NODE"])
-    # Jobs that share a node take ports of their own.
-    first = _SLURM_PORTS[int(os.environ.get("SLURM_JOB_ID", 0)) * 64 % len(_SLURM_PORTS)]
-    places = (host for host, count in zip(hosts, counts, strict=True) for _ in range(count))
-    addresses = tuple(f"{host}:{first + number}" for number, host in enumerate(places))
-    return addresses, int(os.environ["SLURM_PROCID"])
+    hosts = slurm_cluster_resolver.expand_hostlist(step["SLURM_STEP_NODELIST"])
+    counts = slurm_cluster_resolver.expand_tasks_per_node(step["SLURM_STEP_TASKS_PER_NODE"])
+    distribution = step.get("SLURM_DISTRIBUTION", "block")
+    if max(counts) > 1 and distribution.startswith(("cyclic", "plane", "arbitrary")):
+        raise UserError(
+            f"SLURM_DISTRIBUTION {distribution}: not known which task is on which node; expected "
+            "srun --distribution=block, or a task a node"
+        )
+    # Steps and jobs that share a node take ports of their own.
+    number = int(step.get("SLURM_JOB_ID", 0)) * 31 + int(step.get("SLURM_STEP_ID", 0))
+    first = _SLURM_PORTS[number * 64 % len(_SLURM_PORTS)]
+    places = zip(hosts, counts, strict=True)
+    addresses = tuple(f"{host}:{first + i}" for host, count in places for i in range(count))
+    return addresses, int(step["SLURM_PROCID"])
 
 
 @functools.cache
@@ -282,7 +308,7 @@ def _strategy(cluster: Cluster) -> tf.distribute.Strategy:
     )
     try:
         with _ended_by_signals():
-            return tf.distribute.MultiWorkerMirroredStrategy(resolver)
+            strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
     except tf.errors.DeadlineExceededError as error:
         raise UserError(
             f"{cluster.missing(str(error))} has not come within {cluster.timeout:.0f} s; expected "
@@ -290,10 +316,37 @@ def _strategy(cluster: Cluster) -> tf.distribute.Strategy:
             "(--cluster_timeout waits longer)"
         ) from error
     except tf.errors.OpError as error:
+        reason = " ".join(error.message.split())
+        port = "; expected a port that is free" if "gRPC server" in reason else ""
         raise UserError(
-            f"{cluster.name(cluster.index)}: cannot take part ({error.message}); expected a port "
-            "that is free"
+            f"{cluster.name(cluster.index)}: cannot take part ({reason}){port}"
         ) from error
+    with cluster.ending_together():
+        _check_same_devices(cluster, strategy.extended.worker_devices)
+    return strategy
+
+
+def _check_same_devices(cluster: Cluster, names: Sequence[str]) -> None:
+    """Checks that this process computes with what the chief does: else both would wait for ever.
+
+    Args:
+      cluster: The processes.
+      names: TensorFlow's, of the devices of this one.
+
+    Raises:
+      UserError: It does not.
+    """
+    kinds = [tf.DeviceSpec.from_string(name).device_type for name in names]
+    mine = f"{len(kinds)} {kinds[0]}"
+    if cluster.is_chief:
+        context.context().set_config_key_value("devices", mine)
+        return
+    chiefs = context.context().get_config_key_value("devices", int(cluster.timeout * 1000))
+    if chiefs != mine:
+        raise UserError(
+            f"devices {mine}: differ from the chief's, {chiefs}; expected as many of one kind in "
+            "every process (--devices)"
+        )
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ class PreemptedError(Exception):
 class Notice:
     """Whether SIGTERM has come within the block, which then no longer ends the process by itself.
 
-    The block is to end soon, by `obey`; if it ends well all the same, it raises that error then.
+    The block is to end soon, by `obey`; SIGTERM that it did not heed is sent again at its end.
     Out of the main thread, where Python has no signals, none is ever given.
 
     Args:
@@ -36,8 +36,8 @@ class Notice:
     def __exit__(self, kind, *_) -> None:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._before)
-        if kind is None and self.given:
-            self.obey()
+            if kind is None and self.given:
+                signal.raise_signal(signal.SIGTERM)
 
     def obey(self) -> None:
         """Raises a `PreemptedError`: SIGTERM has come, here or to another process."""

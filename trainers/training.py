@@ -95,8 +95,7 @@ def fit(config: FitConfig, cluster: clusters.Cluster | None = None) -> FitResult
     """
     chosen = devices.choose(config.devices, cluster)
     with chosen.ending_together():
-        run = chosen.from_chief(lambda: runs.plan(config))
-        result = chosen.from_chief(lambda: run.result if run.finished else None)
+        run, result = chosen.from_chief(lambda: _plan(config))
         if result is None:
             training = Training.prepare(config, run, chosen)
             chosen.from_chief(lambda: _start(training))
@@ -106,8 +105,16 @@ def fit(config: FitConfig, cluster: clusters.Cluster | None = None) -> FitResult
                     training.train(_logging_callbacks(training), verbose=verbose, notice=notice)
                 else:
                     training.train([], notice=notice)
+                (stop,) = clusters.Agreement(cluster).reached(notice.given, now=True)
+                if stop:
+                    notice.obey()
             result = chosen.from_chief(lambda: _finish(training))
     return FitResult(run.path, result, None if chosen.is_chief else cluster.name(0))
+
+
+def _plan(config: FitConfig) -> tuple[runs.Run, dict[str, Any] | None]:
+    run = runs.plan(config)
+    return run, run.result if run.finished else None
 
 
 def _start(training: "Training") -> None:
@@ -217,21 +224,20 @@ class Training:
         )
         optimisation, chosen = self.config.optimisation, self.chosen
         batch_size, epochs = self.config.data.batch_size, epochs or optimisation.epochs
-        saved = chosen.from_chief(self.run.saved)
-        start = saved.progress
-        if start.stopped or start.epochs >= epochs:
-            return
         patient = _patient_callbacks(optimisation, verbose)
         every_steps, every_seconds = checkpoint_interval(self.config.run.checkpoint_every)
         backup = callbacks.Backup(
             self.run.backup if chosen.is_chief else None,
-            saved,
+            chosen.from_chief(self.run.saved),
             patient,
             every_steps=every_steps,
             every_seconds=every_seconds,
             notice=notice,
             cluster=chosen.cluster,
         )
+        start = backup.start
+        if start.stopped or start.epochs >= epochs:
+            return
         self.clock.seen_before = min(start.step * batch_size, len(data.rows["train"]))
 
         def train(shares: input_pipeline.Shares) -> tf.data.Dataset:
@@ -288,21 +294,19 @@ def _check_same_everywhere(chosen: devices.Devices, asked: str, fingerprint: str
     """Checks that this process trains as the chief does.
 
     Raises:
-      UserError: Its flags, pictures or devices are others.
+      UserError: Its flags or pictures are others, or what it computes in is.
     """
     mine = {
         "flags": asked,
         "pictures (their fingerprint)": fingerprint,
         "precision": chosen.precision,
         "jit_compile": str(chosen.jit_compile),
-        "devices": str(len(chosen.devices)),
     }
     for name, chiefs in chosen.from_chief(lambda: mine).items():
         if differing := runs.differing_lines(chiefs, mine[name]):
             raise UserError(
                 f"{name}: differ from the chief's ({differing}); expected the same command and "
-                "pictures, and as many devices of one kind, in every process, or --strategy=none "
-                "for runs of their own"
+                "pictures in every process, or --strategy=none for runs of their own"
             )
 
 

@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 from small_runs import (
@@ -29,16 +29,13 @@ from trainers import clusters
 
 pytestmark = pytest.mark.slow
 
-FLAGS = {
-    2: ("--batch_size=13", "--batch_normalization", "--blocks=1", "--learning_rate=0.001"),
-    # The last batch holds 5 pictures: 2, 2 and 1.
-    3: (
-        "--batch_size=8",
-        "--class_weight=balanced",
-        "--rotation_range=20",
-        "--precision=float64",
-    ),
-}
+WITH_STATISTICS = (
+    *("--batch_size=13", "--batch_normalization", "--blocks=1", "--learning_rate=0.001"),
+)
+# The last batch holds 5 pictures.
+IN_FLOAT64 = (
+    *("--batch_size=8", "--class_weight=balanced", "--rotation_range=20", "--precision=float64"),
+)
 # Long enough to be stopped; saved after each step, most of which lie within an epoch.
 LONG = (
     "--epochs=6",
@@ -52,6 +49,41 @@ LONG = (
     "--cluster_timeout=8",
 )
 PREEMPTED = 75
+
+# `trainers.fit`, in which something is changed once TensorFlow is there.
+CHANGED = """
+import runpy
+from trainers import devices
+def prepare(config, prepare=devices.prepare):
+    prepare(config)
+    change()
+def change():
+    {}
+devices.prepare = prepare
+runpy.run_module("trainers.fit", run_name="__main__", alter_sys=True)
+"""
+TWO_DEVICES = """
+    # As of a machine with two GPUs: TensorFlow takes a processor as one device in a cluster.
+    import tensorflow as tf
+    from tensorflow.python.distribute import collective_all_reduce_strategy as collective
+    (cpu,), halves = tf.config.list_physical_devices("CPU"), ["CPU:0", "CPU:1"]
+    logical = [tf.config.LogicalDeviceConfiguration()] * 2
+    tf.config.set_logical_device_configuration(cpu, logical)
+    collective.CollectiveAllReduceExtended._initialize_local_devices = (
+        lambda self, resolver, host: (tuple(f"{host}/device:{half}" for half in halves), "CPU")
+    )
+    devices._indices = lambda *asked: [0, 1]
+"""
+PLAN_FOR_EVER = """
+    import time
+    from trainers import runs
+    runs.plan = lambda config: (print("at it", flush=True), time.sleep(600))
+"""
+SIGTERM_AT_THE_END = """
+    import signal
+    from trainers.callbacks import Backup
+    Backup.on_train_end = lambda self, logs: signal.raise_signal(signal.SIGTERM)
+"""
 
 
 def free_ports(count: int) -> list[int]:
@@ -67,11 +99,18 @@ class Processes:
 
     Args:
       flags: Of each process.
-      lacking: How many more the others are told of.
       folder: A place of their own for each to write into what it should not.
+      lacking: How many more the others are told of.
+      changes: Code for some of them, by their indices.
     """
 
-    def __init__(self, flags: Sequence[Sequence[str]], folder: pathlib.Path, lacking: int = 0):
+    def __init__(
+        self,
+        flags: Sequence[Sequence[str]],
+        folder: pathlib.Path,
+        lacking: int = 0,
+        changes: Mapping[int, str] | None = None,
+    ):
         self.addresses = [f"localhost:{port}" for port in free_ports(len(flags) + lacking)]
         self.folders = [folder / f"process {index}" for index in range(len(flags))]
         self._started = []
@@ -84,6 +123,7 @@ class Processes:
             self._started.append(
                 start_command(
                     *own,
+                    code=CHANGED.format(change) if (change := (changes or {}).get(index)) else None,
                     environment={"TF_CONFIG": json.dumps(told), "TF_CPP_MIN_LOG_LEVEL": "3"},
                     cwd=cwd,
                 )
@@ -114,16 +154,16 @@ def uneven(make_archive) -> pathlib.Path:
 
 @pytest.fixture
 def start(small_flags, uneven, tmp_path):
-    """`start(count, *flags, own=(), lacking=0)`: `Processes` on an uneven archive.
+    """`start(count, *flags, own=(), ...)`: `Processes` on an uneven archive.
 
     Their run directory is tmp_path/run; `own` are flags of the last process alone.
     """
     started = []
 
-    def start(count: int, *flags: str, own: Sequence[str] = (), lacking: int = 0) -> Processes:
+    def start(count: int, *flags: str, own: Sequence[str] = (), **options) -> Processes:
         shared = [*small_flags, f"--archive={uneven}", f"--run_dir={tmp_path}/run", *flags]
         each = [[*shared, *(own if index == count - 1 else ())] for index in range(count)]
-        started.append(Processes(each, tmp_path, lacking))
+        started.append(Processes(each, tmp_path, **options))
         return started[-1]
 
     start.alone = lambda *flags: fit(*small_flags, f"--archive={uneven}", *flags).run_dir
@@ -141,10 +181,18 @@ def wait_for_rows(run_dir: pathlib.Path, count: int, process: subprocess.Popen) 
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("count, rtol", [(2, 1e-4), (3, 1e-12)])
-def test_processes_have_the_numbers_of_one(start, tmp_path, count, rtol):
-    together = start(count, "--epochs=2", *FLAGS[count])
-    alone = start.alone("--epochs=2", *FLAGS[count], f"--run_dir={tmp_path}/alone")
+@pytest.mark.parametrize(
+    "count, flags, more, changes, rtol",
+    [
+        (2, WITH_STATISTICS, [], {}, 1e-4),
+        (3, IN_FLOAT64, [], {}, 1e-12),
+        # Of the last batch one of four devices gets no picture.
+        (2, IN_FLOAT64, ["--data_on_device"], {0: TWO_DEVICES, 1: TWO_DEVICES}, 1e-12),
+    ],
+)
+def test_processes_have_the_numbers_of_one(start, tmp_path, count, flags, more, changes, rtol):
+    together = start(count, "--epochs=2", *flags, *more, changes=changes)
+    alone = start.alone("--epochs=2", *flags, f"--run_dir={tmp_path}/alone")
     assert together.ends() == [(0, "")] * count
     assert_same_numbers(tmp_path / "run", alone, rtol)
     environment = json.loads((tmp_path / "run" / "environment.json").read_text())
@@ -153,20 +201,11 @@ def test_processes_have_the_numbers_of_one(start, tmp_path, count, rtol):
 
 
 def test_the_chief_alone_writes(start, tmp_path):
-    own = (f"--run_dir={tmp_path}/workers", "--notensorboard")
-    together = start(2, "--epochs=1", own=own)
+    together = start(2, "--epochs=1", own=[f"--run_dir={tmp_path}/workers"])
     assert together.ends() == [(0, "")] * 2
     assert (tmp_path / "run" / "result.json").exists()
     assert not (tmp_path / "workers").exists()
     assert not any(any(folder.iterdir()) for folder in together.folders)
-
-
-def test_data_on_device_is_the_same_run(start, tmp_path):
-    flags = ("--epochs=1", "--rotation_range=20", "--batch_size=13")
-    for name, more in (("run", []), ("device", ["--data_on_device"])):
-        processes = start(2, *flags, *more, f"--run_dir={tmp_path}/{name}")
-        assert processes.ends() == [(0, "")] * 2
-    assert_same_run(tmp_path / "device", tmp_path / "run")
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +256,34 @@ def test_sigterm_to_one_preempts_all_and_they_go_on(start, tmp_path, left_alone)
     assert_same_run(tmp_path / "run", left_alone)
 
 
+def test_sigterm_after_the_last_step_preempts_all(start, tmp_path):
+    processes = start(2, "--epochs=1", changes={1: SIGTERM_AT_THE_END})
+    assert [status for status, _ in processes.ends(60)] == [PREEMPTED] * 2
+    assert len(rows(tmp_path / "run")) == 1
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_sigterm_before_training_ends_a_process_that_waits(start):
+    processes = start(2, changes={0: PLAN_FOR_EVER})
+    assert processes[0].stdout.readline() == "at it\n"
+    for process in (processes[1], processes[0]):
+        process.send_signal(signal.SIGTERM)
+    assert [status for status, _ in processes.ends(20)] == [-signal.SIGTERM] * 2
+
+
+def test_unequal_devices_are_refused(start, tmp_path):
+    processes = start(2, changes={0: TWO_DEVICES})
+    message = (
+        "devices 1 CPU: differ from the chief's, 2 CPU; expected as many of one kind in every "
+        "process (--devices)\n"
+    )
+    assert processes.ends(60) == [
+        (1, f"error: worker 1 ({processes.addresses[1]}) has ended: {message}"),
+        (1, f"error: {message}"),
+    ]
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_of_several_goes_on_alone(start, tmp_path):
     flags = ("--batch_size=8", "--epochs=5", "--checkpoint_every=1", "--resume=auto")
     processes = start(2, *flags)
@@ -260,6 +327,42 @@ def test_what_one_fails_at_is_told_by_all(start, tmp_path, own, reason):
     assert not (tmp_path / "run").exists()
 
 
+# As TensorFlow says it, of three processes the second of which died or fell silent.
+REFUSED = (
+    "Collective ops is aborted by: failed to connect to all addresses\nAdditional GRPC error "
+    "information from remote target /job:worker/replica:0/task:{} while calling "
+    "/tensorflow.WorkerService/CompleteInstance:\n:UNKNOWN:Error received from peer"
+)
+UNHEALTHY = (
+    "Collective ops is aborted by: The following tasks are unhealthy (stopped sending heartbeats)"
+    ":\n/job:worker/replica:0/task:{}\nThe tasks have crashed"
+)
+NO_HEARTBEAT = (
+    "Collective ops is aborted by: Deadline Exceeded\n\nRPC: "
+    "/tensorflow.CoordinationService/Heartbeat\nThe error could be from a previous operation."
+)
+
+
+@pytest.mark.parametrize(
+    "message, gone, names",
+    [
+        (REFUSED.format(1), {1}, "worker 1 (b:1)"),
+        # The chief has ended since, because of it.
+        (REFUSED.format(1), {0, 1}, "worker 1 (b:1)"),
+        (REFUSED.format(0), {0}, "the chief (a:1)"),
+        ("Connection reset by peer", {0, 1}, "the chief (a:1)"),
+        ("Connection reset by peer", {1}, "worker 1 (b:1)"),
+        (UNHEALTHY.format(1), set(), "worker 1 (b:1)"),
+        (UNHEALTHY.format(1), {0}, "worker 1 (b:1)"),
+        (NO_HEARTBEAT, set(), "the chief (a:1)"),
+        ("Connection reset by peer", set(), "another process"),
+    ],
+)
+def test_the_process_that_is_gone_is_named(monkeypatch, message, gone, names):
+    monkeypatch.setattr(clusters.Cluster, "_unreachable", lambda self: gone)
+    assert clusters.Cluster(("a:1", "b:1", "c:1"), 2, 60).missing(message) == names
+
+
 # Who they are.
 
 
@@ -275,6 +378,16 @@ def told(monkeypatch) -> Callable[..., clusters.Cluster | None]:
         return clusters.from_environment(parse_flags(*flags))
 
     return find
+
+
+STEP = {
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_STEP_NODELIST": "gpu[9-10],login",
+    "SLURM_STEP_TASKS_PER_NODE": "2,1(x2)",
+    "SLURM_JOB_ID": "3",
+    "SLURM_STEP_ID": "0",
+    "SLURM_PROCID": "2",
+}
 
 
 def tf_config(index: int = 0, kind: str = "worker", **jobs: list[str]) -> str:
@@ -323,20 +436,31 @@ def test_a_damaged_tf_config_is_refused(told, config):
         told(TF_CONFIG=config)
 
 
-def test_multi_worker_wants_to_be_told_of_others(told):
-    with pytest.raises(UserError, match=r"strategy multi_worker: .*TF_CONFIG"):
-        told("--strategy=multi_worker")
+@pytest.mark.parametrize("config", ["", tf_config(worker=["a:1"])])
+def test_multi_worker_wants_to_be_told_of_others(told, config):
+    with pytest.raises(UserError, match=r"strategy multi_worker: nothing tells .*TF_CONFIG"):
+        told("--strategy=multi_worker", TF_CONFIG=config)
 
 
 def test_slurm_numbers_tasks_along_its_list_of_nodes(told):
-    step = {
-        "SLURM_STEP_NUM_TASKS": "4",
-        "SLURM_STEP_NODELIST": "gpu[9-10],login",
-        "SLURM_STEP_TASKS_PER_NODE": "2,1(x2)",
-        "SLURM_JOB_ID": "3",
-        "SLURM_PROCID": "2",
-    }
-    cluster = told(**step)
-    assert cluster.addresses == ("gpu9:10192", "gpu9:10193", "gpu10:10194", "login:10195")
+    cluster = told(**STEP, SLURM_DISTRIBUTION="block:cyclic")
+    assert cluster.addresses == ("gpu9:15952", "gpu9:15953", "gpu10:15952", "login:15952")
     assert cluster.index == 2
     assert told(SLURM_STEP_NUM_TASKS="1") is None
+
+
+def test_slurm_steps_have_ports_of_their_own(told):
+    steps = [
+        told(**STEP | {"SLURM_JOB_ID": str(job), "SLURM_STEP_ID": str(step)}).addresses
+        for job in range(1000, 1008)
+        for step in range(4)
+    ]
+    assert len({address for addresses in steps for address in addresses}) == 32 * 4
+
+
+def test_where_slurm_put_the_tasks_has_to_be_known(told):
+    with pytest.raises(UserError, match=r"SLURM_DISTRIBUTION cyclic: .*--distribution=block"):
+        told(**STEP, SLURM_DISTRIBUTION="cyclic")
+    one_a_node = {"SLURM_STEP_NUM_TASKS": "3", "SLURM_STEP_TASKS_PER_NODE": "1(x3)"}
+    cluster = told(**STEP | one_a_node, SLURM_DISTRIBUTION="cyclic")
+    assert cluster.addresses == ("gpu9:15952", "gpu10:15952", "login:15952")
