@@ -1,10 +1,8 @@
 """Training: from flags to a run directory."""
 
 import dataclasses
-import importlib.metadata
 import math
 import pathlib
-import platform
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +16,7 @@ from pizza_steak.errors import UserError
 from trainers import (
     callbacks,
     clusters,
+    descriptions,
     devices,
     models,
     plots,
@@ -30,7 +29,6 @@ from trainers import (
 )
 from trainers import data as run_data
 from trainers.config import (
-    AugmentationConfig,
     FitConfig,
     OptimisationConfig,
     checkpoint_interval,
@@ -118,7 +116,7 @@ def _plan(config: FitConfig) -> tuple[runs.Run, dict[str, Any] | None]:
 
 
 def _start(training: "Training") -> None:
-    print(_plan_table(training), flush=True)
+    print(descriptions.plan_table(training), flush=True)
     training.start()
 
 
@@ -196,7 +194,7 @@ class Training:
             return
         architecture = []
         self.model.summary(print_fn=architecture.append, line_length=80)
-        self.run.create("\n".join(architecture), _environment(self))
+        self.run.create("\n".join(architecture), descriptions.environment(self))
 
     def train(
         self,
@@ -277,6 +275,11 @@ class Training:
     def _steps(self, purpose: str) -> int:
         """Of a pass over a split, which may not be there."""
         return math.ceil(len(self.data.rows.get(purpose, ())) / self.config.data.batch_size)
+
+    @property
+    def learning_rate(self) -> float:
+        """That of the first step."""
+        return _learning_rate(self.config.optimisation, self.chosen.replicas)
 
     def result(self, **test: float) -> dict[str, Any]:
         """What result.json says, with the numbers of the test."""
@@ -447,97 +450,4 @@ def _test(
     return {
         "test_accuracy": float(np.mean(predicted == labels)),
         "test_loss": prediction.mean_loss(data, labels, outputs),
-    }
-
-
-def _plan_table(training: Training) -> str:
-    """What will run, for people, before it does."""
-    config, data, run = training.config, training.data, training.run
-    optimisation, batch_size = config.optimisation, config.data.batch_size
-    schedule, replica_count = optimisation.learning_rate_schedule, training.chosen.replicas
-    scaled = optimisation.scale_learning_rate == "linear"
-    rows = []
-    for purpose, split in data.splits.items():
-        counts = data.counts(purpose)
-        if len(counts) <= 6:
-            by_class = ", ".join(
-                f"{name} {n:,}" for name, n in zip(data.classes, counts, strict=True)
-            )
-        else:
-            by_class = f"{len(counts)} classes of {counts.min():,} to {counts.max():,}"
-        steps = math.ceil(counts.sum() / batch_size)
-        rows.append((purpose, f"{split}: {counts.sum():,} pictures ({by_class}), {steps:,} steps"))
-    rows += [
-        ("dataset", data.records.builder.info.full_name),
-        ("left out", ", ".join(f"{n:,} {kind}" for kind, n in _left_out(data).items())),
-        ("caution", _overlap(data)),
-        ("augmented", _augmentation_text(config.augmentation)),
-        ("model", f"{config.model.model}, {training.model.count_params():,} parameters"),
-        (
-            "training",
-            f"{optimisation.optimizer}, "
-            f"learning rate {_learning_rate(optimisation, replica_count):g}"
-            + (f" ({optimisation.learning_rate:g} a replica)" if scaled else "")
-            + (f" ({schedule})" if schedule != "constant" else "")
-            + f", batch size {batch_size}"
-            + (f" ({_shares(batch_size, replica_count)} a replica)" if replica_count > 1 else "")
-            + f", {optimisation.epochs} epochs, seed {optimisation.seed}",
-        ),
-        *training.chosen.topics().items(),
-        ("run", f"{run.path}" + (f", {_start_text(run)}" if run.resumed else "")),
-    ]
-    return "\n".join(f"{name:<12}{text}" for name, text in rows if text)
-
-
-def _start_text(run: runs.Run) -> str:
-    start = run.progress
-    return f"from epoch {start.epochs + 1}" + (f", after step {start.step}" if start.step else "")
-
-
-def _shares(batch_size: int, replica_count: int) -> str:
-    """How many pictures of a batch a replica gets: what comes last may be less."""
-    share = math.ceil(batch_size / replica_count)
-    return f"{share}" if share * replica_count == batch_size else f"up to {share}"
-
-
-def _augmentation_text(config: AugmentationConfig) -> str:
-    """The flags of it that are not at their defaults."""
-    changed = [
-        f"{field.name} {value}"
-        for field in dataclasses.fields(config)
-        if (value := getattr(config, field.name)) != field.default
-    ]
-    return ", ".join(changed)
-
-
-def _overlap(data: run_data.Data) -> str:
-    shared = np.intersect1d(data.rows["train"], data.rows.get("validation", [])).size
-    return f"{shared:,} of the validation pictures are trained on as well" if shared else ""
-
-
-def _left_out(data: run_data.Data) -> dict[str, int]:
-    """How many files are no examples: by kind in the archive, and those that are broken."""
-    archive = getattr(data.records.builder.builder_config, "archive", None)
-    kinds = dict(archive.left_out) if archive else {}
-    if data.pictures.bad:
-        kinds["cannot be decoded"] = len(data.pictures.bad)
-    return kinds
-
-
-def _environment(training: Training) -> dict[str, Any]:
-    data = training.data
-    packages = ("tensorflow", "keras", "tensorflow-datasets", "numpy")
-    builder = data.records.builder
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        **{name: importlib.metadata.version(name) for name in packages},
-        **dataclasses.asdict(training.chosen),
-        "batch_size": training.config.data.batch_size,
-        "dataset": builder.info.full_name,
-        "fingerprint": data.records.fingerprint,
-        "left_out": _left_out(data),
-        "bad_images": {
-            str(data.records.filenames[row]): reason for row, reason in data.pictures.bad.items()
-        },
     }

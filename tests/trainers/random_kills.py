@@ -6,8 +6,9 @@ python tests/trainers/random_kills.py --kills=30 --terms=10 --processes=2
 Each kill is a -9, each term a SIGTERM for the command's process, or for one of several that train
 together, at a moment between its start and the time that the run takes if it is left alone. The
 same command, with --resume=auto, then goes on. A run that has ended is compared, to the last bit,
-and another one started. Ends with status 1 where anything differs, a run does not go on, or a
-process is left when another has died. All other flags are those of trainers.fit.
+and another one started. Ends with status 1 where anything differs, a run does not go on, a SIGTERM
+is not heeded, or a process does not end as it should when another has ended. All other flags are
+those of trainers.fit.
 """
 
 import collections
@@ -48,6 +49,7 @@ _FLAGS = (
 _PREEMPTED = 75
 # Seconds after which a process hangs.
 _LONGEST = 300
+_OTHER_ENDED = "error: .* has (ended|not come within) .*\n"
 # Exit statuses after a signal; a SIGTERM before or after training ends the process as usual.
 _STATUSES = {signal.SIGKILL: {-signal.SIGKILL}, signal.SIGTERM: {-signal.SIGTERM, _PREEMPTED}}
 
@@ -105,16 +107,22 @@ def run(
         )
         for environment in environments()
     ]
+    sent = None
     try:
         processes[victim].wait(moment)
     except subprocess.TimeoutExpired:
-        processes[victim].send_signal(number)
-    for process in processes:
-        _, stderr = process.communicate(timeout=_LONGEST)
-        others_died = re.fullmatch(rb"error: .* has (ended|not come within) .*\n", stderr)
-        if process.returncode > 0 and process.returncode != _PREEMPTED and not others_died:
-            sys.exit(stderr.decode())
-    return processes[victim].returncode
+        processes[victim].send_signal(sent := number)
+    stderr = [process.communicate(timeout=_LONGEST)[1].decode() for process in processes]
+    status = processes[victim].returncode
+    # Preempted are all or none; one that dies ends the others, unless they had nothing left to do.
+    expected = {status} if status in (0, _PREEMPTED) else {0, 1}
+    for process, text in zip(processes, stderr, strict=True):
+        told = process.returncode != 1 or re.fullmatch(_OTHER_ENDED, text)
+        if process is not processes[victim] and not (process.returncode in expected and told):
+            sys.exit(f"exit status {process.returncode} where the victim's is {status}: {text}")
+    if status == 1 or (status == 0 and sent == signal.SIGTERM):
+        sys.exit(f"exit status {status} after {sent}: {stderr[victim]}")
+    return status
 
 
 def environments() -> list[dict[str, str]]:
