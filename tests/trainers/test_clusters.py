@@ -26,6 +26,7 @@ from small_runs import (
 
 from pizza_steak.errors import UserError
 from trainers import clusters
+from trainers.callbacks import Progress, saved_progress
 
 pytestmark = pytest.mark.slow
 
@@ -78,6 +79,11 @@ PLAN_FOR_EVER = """
     import time
     from trainers import runs
     runs.plan = lambda config: (print("at it", flush=True), time.sleep(600))
+"""
+SIGTERM_AT_THE_START = """
+    import signal
+    from trainers.callbacks import StopOnNaN
+    StopOnNaN.on_train_begin = lambda self, logs: signal.raise_signal(signal.SIGTERM)
 """
 SIGTERM_AT_THE_END = """
     import signal
@@ -182,22 +188,32 @@ def wait_for_rows(run_dir: pathlib.Path, count: int, process: subprocess.Popen) 
 
 
 @pytest.mark.parametrize(
-    "count, flags, more, changes, rtol",
+    "flags, more, changes, rtol",
     [
-        (2, WITH_STATISTICS, [], {}, 1e-4),
-        (3, IN_FLOAT64, [], {}, 1e-12),
+        (WITH_STATISTICS, [], {}, 1e-4),
         # Of the last batch one of four devices gets no picture.
-        (2, IN_FLOAT64, ["--data_on_device"], {0: TWO_DEVICES, 1: TWO_DEVICES}, 1e-12),
+        (IN_FLOAT64, ["--data_on_device"], {0: TWO_DEVICES, 1: TWO_DEVICES}, 1e-12),
     ],
 )
-def test_processes_have_the_numbers_of_one(start, tmp_path, count, flags, more, changes, rtol):
-    together = start(count, "--epochs=2", *flags, *more, changes=changes)
+def test_processes_have_the_numbers_of_one(start, tmp_path, flags, more, changes, rtol):
+    together = start(2, "--epochs=2", *flags, *more, changes=changes)
     alone = start.alone("--epochs=2", *flags, f"--run_dir={tmp_path}/alone")
-    assert together.ends() == [(0, "")] * count
+    assert together.ends() == [(0, "")] * 2
     assert_same_numbers(tmp_path / "run", alone, rtol)
     environment = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert environment["strategy"] == "multi_worker"
     assert environment["cluster"]["addresses"] == together.addresses
+
+
+def test_three_that_were_preempted_have_the_numbers_of_one(start, tmp_path):
+    flags = ("--epochs=2", *IN_FLOAT64, "--resume=auto")
+    preempted = start(3, *flags, changes={2: SIGTERM_AT_THE_START})
+    assert [status for status, _ in preempted.ends()] == [PREEMPTED] * 3
+    assert saved_progress(tmp_path / "run" / "backup" / "latest.h5") == Progress(step=1)
+    together = start(3, *flags)
+    alone = start.alone(*flags, f"--run_dir={tmp_path}/alone")
+    assert together.ends() == [(0, "")] * 3
+    assert_same_numbers(tmp_path / "run", alone, 1e-12)
 
 
 def test_the_chief_alone_writes(start, tmp_path):
