@@ -4,13 +4,16 @@ No shuffle buffer and no state: any batch of any epoch can be asked for first, s
 goes on where another was killed sees what that one would have seen.
 """
 
+import atexit
 import dataclasses
+import gc
 import math
 import os
 from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.data.ops import iterator_ops, multi_device_iterator_ops
 
 from pizza_steak import data_service
 from pizza_steak.decoded import Pictures
@@ -199,3 +202,17 @@ def batches(
     else:
         loaded = counted.map(load, num_parallel_calls=parallel_calls)
     return loaded.prefetch(_PREFETCHED * len(here)).with_options(options)
+
+
+@atexit.register
+def _free_iterators() -> None:
+    """Frees all iterators while calls of Python still return.
+
+    One that is freed later, when Python ends, waits for calls that read pictures, in threads that
+    Python lets go on no more: for ever.
+    """
+    kinds = (iterator_ops.OwnedIterator, multi_device_iterator_ops.OwnedMultiDeviceIterator)
+    for candidate in gc.get_objects():
+        if type(candidate) in kinds:
+            vars(candidate).clear()
+    gc.collect()

@@ -47,13 +47,11 @@ class Cluster:
       addresses: Where others reach each, host:port, the chief's first.
       index: Which of them this one is.
       timeout: Seconds to wait for the others at first, and for one that is silent.
-      gpus: How many each of them computes with; without one on its CPU.
     """
 
     addresses: tuple[str, ...]
     index: int
     timeout: float
-    gpus: int = 0
 
     @property
     def is_chief(self) -> bool:
@@ -66,7 +64,9 @@ class Cluster:
 
     @property
     def strategy(self) -> tf.distribute.Strategy:
-        """That of all their devices; asked for first, it waits until all processes are there.
+        """That of all their devices: of each the GPUs that it sees, else its CPU.
+
+        Asked for first, it waits until all processes are there.
 
         Raises:
           UserError: Not all have come in time, or the port of this one is taken.
@@ -138,8 +138,8 @@ class Cluster:
         """
         task = r"/job:worker/\S*task:(\d+)"
         missing = [int(index) for index in re.findall(f"^{task}$", message, re.MULTILINE)]
-        if not missing and "CoordinationService/Heartbeat" in message:  # Which the chief answers.
-            missing = [0]
+        if not missing and not self.is_chief and "CoordinationService/Heartbeat" in message:
+            missing = [0]  # Who would have answered it.
         if not missing:
             gone = self._unreachable()
             called = [int(index) for index in re.findall(f"remote target {task}", message)]
@@ -303,7 +303,7 @@ def _strategy(cluster: Cluster) -> tf.distribute.Strategy:
         tf.train.ClusterSpec({"worker": list(cluster.addresses)}),
         task_type="worker",
         task_id=cluster.index,
-        num_accelerators={"GPU": cluster.gpus},
+        num_accelerators={"GPU": len(tf.config.get_visible_devices("GPU"))},
         rpc_layer="grpc",
     )
     try:

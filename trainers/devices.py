@@ -187,12 +187,6 @@ def choose(config: DevicesConfig, cluster: "Cluster | None" = None) -> Devices:
         indices = indices[:1]
     mirrored = config.strategy == "mirrored" or len(indices) > 1
     gpus = [gpus[index] for index in indices] if gpus else []
-    if cluster:
-        if gpus:
-            tf.config.set_visible_devices(gpus, "GPU")  # The strategy takes the first that it sees.
-            indices = list(range(len(gpus)))
-        cluster = dataclasses.replace(cluster, gpus=len(gpus))
-        _ = cluster.strategy
     details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
     names = [detail.get("device_name", gpu.name) for detail, gpu in zip(details, gpus, strict=True)]
     precision, precision_reason = _precision(
@@ -200,6 +194,11 @@ def choose(config: DevicesConfig, cluster: "Cluster | None" = None) -> Devices:
     )
     replicas = len(indices) * (len(cluster.addresses) if cluster else 1)
     jit_compile, jit_compile_reason = _jit_compile(config, kind, replicas)
+    if cluster:  # Last: who has joined has to tell the others why it ends.
+        if gpus:
+            tf.config.set_visible_devices(gpus, "GPU")
+            indices = list(range(len(gpus)))
+        _ = cluster.strategy
     return Devices(
         names=tuple(names) or (f"CPU, {os.cpu_count()} cores",),
         strategy="multi_worker" if cluster else "mirrored" if mirrored else "none",

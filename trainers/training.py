@@ -96,8 +96,12 @@ def fit(config: FitConfig, cluster: clusters.Cluster | None = None) -> FitResult
         run, result = chosen.from_chief(lambda: _plan(config))
         if result is None:
             training = Training.prepare(config, run, chosen)
+            chosen.from_chief(lambda: None)  # All are ready; now something is written.
             chosen.from_chief(lambda: _start(training))
-            with preemption.Notice(f"run again with --resume: {run.command_to_resume}") as notice:
+            again = f"run again with --resume: {run.command_to_resume}"
+            if cluster:
+                again = "start all processes again, with --resume=auto"
+            with preemption.Notice(again) as notice:
                 if chosen.is_chief:
                     verbose = 1 if sys.stdout.isatty() else 2
                     training.train(_logging_callbacks(training), verbose=verbose, notice=notice)

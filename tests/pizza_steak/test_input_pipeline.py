@@ -1,9 +1,12 @@
 import itertools
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from small_runs import ROOT
 
 from pizza_steak.decoded import DecodedPictures, Format, decode
 from pizza_steak.errors import UserError
@@ -201,3 +204,31 @@ def test_the_class_mode_is_what_is_asked_for_or_fits(asked, classes, chosen):
 def test_binary_is_for_two_classes():
     with pytest.raises(UserError, match="3 classes, expected two; use 'sparse' or 'categorical'"):
         choose_class_mode("binary", 3)
+
+
+READING = """
+import time
+import numpy as np
+import tensorflow as tf
+from pizza_steak.decoded import DecodedPictures
+from pizza_steak.input_pipeline import batches
+
+class Slow:
+    shape = (100, 2, 2, 3)
+
+    def __getitem__(self, rows):
+        time.sleep(0.2)
+        return np.zeros((len(rows), *self.shape[1:]), np.uint8)
+
+def dataset(context=None):
+    return batches(DecodedPictures(Slow(), bad={}), np.arange(100), None, 1)
+
+strategy = tf.distribute.MirroredStrategy(["CPU:0"])
+iterators = [iter(dataset()), iter(strategy.distribute_datasets_from_function(dataset))]
+for iterator in iterators:
+    next(iterator)
+"""
+
+
+def test_python_ends_while_pictures_are_being_read():
+    subprocess.run([sys.executable, "-c", READING], cwd=ROOT, timeout=60, check=True)

@@ -112,7 +112,12 @@ def run(
         processes[victim].wait(moment)
     except subprocess.TimeoutExpired:
         processes[victim].send_signal(sent := number)
-    stderr = [process.communicate(timeout=_LONGEST)[1].decode() for process in processes]
+    try:
+        stderr = [process.communicate(timeout=_LONGEST)[1].decode() for process in processes]
+    except subprocess.TimeoutExpired as error:
+        for process in processes:
+            process.kill()
+        sys.exit(f"{error}; the victim's exit status is {processes[victim].returncode}")
     status = processes[victim].returncode
     # Preempted are all or none; one that dies ends the others, unless they had nothing left to do.
     expected = {status} if status in (0, _PREEMPTED) else {0, 1}

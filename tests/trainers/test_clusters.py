@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,6 +22,7 @@ from small_runs import (
     parse_flags,
     result_of,
     rows,
+    snapshot,
     start_command,
 )
 
@@ -79,6 +81,15 @@ PLAN_FOR_EVER = """
     import time
     from trainers import runs
     runs.plan = lambda config: (print("at it", flush=True), time.sleep(600))
+"""
+NO_MEMORY = """
+    import time
+    from pizza_steak.errors import UserError
+    from trainers import training
+    def no_memory(*arguments):
+        time.sleep(3)
+        raise UserError("no memory; expected more")
+    training.compiled_model = no_memory
 """
 SIGTERM_AT_THE_START = """
     import signal
@@ -265,7 +276,7 @@ def test_sigterm_to_one_preempts_all_and_they_go_on(start, tmp_path, left_alone)
     processes[1].send_signal(signal.SIGTERM)
     for status, errors in processes.ends(60):
         assert status == PREEMPTED
-        assert errors.startswith("preempted; run again with --resume")
+        assert errors.startswith("preempted; start all processes again, with --resume=auto")
         assert errors.count("\n") == 1
     assert len(rows(tmp_path / "run")) < 6
     assert start(2, *LONG).ends() == [(0, "")] * 2
@@ -317,6 +328,18 @@ def test_a_finished_run_is_told_to_all(start, left_alone, tmp_path):
     assert len(result_of(left_alone)["history"]["loss"]) == 6
 
 
+def test_nothing_is_overwritten_before_all_are_ready(start, left_alone, tmp_path):
+    run_dir = shutil.copytree(left_alone, tmp_path / "run")
+    before = snapshot(run_dir)
+    processes = start(2, "--overwrite", changes={1: NO_MEMORY})
+    reason = "no memory; expected more\n"
+    assert processes.ends(60) == [
+        (1, f"error: worker 1 ({processes.addresses[1]}) has ended: {reason}"),
+        (1, f"error: {reason}"),
+    ]
+    assert snapshot(run_dir) == before
+
+
 def test_a_cluster_that_does_not_form_ends_in_time(start, tmp_path):
     processes = start(2, "--cluster_timeout=5", lacking=1)
     missing = f"error: worker 2 ({processes.addresses[2]}) has not come within 5 s; expected "
@@ -360,7 +383,7 @@ NO_HEARTBEAT = (
 
 
 @pytest.mark.parametrize(
-    "message, gone, names",
+    "message, gone, name",
     [
         (REFUSED.format(1), {1}, "worker 1 (b:1)"),
         # The chief has ended since, because of it.
@@ -374,9 +397,14 @@ NO_HEARTBEAT = (
         ("Connection reset by peer", set(), "another process"),
     ],
 )
-def test_the_process_that_is_gone_is_named(monkeypatch, message, gone, names):
+def test_the_process_that_is_gone_is_named(monkeypatch, message, gone, name):
     monkeypatch.setattr(clusters.Cluster, "_unreachable", lambda self: gone)
-    assert clusters.Cluster(("a:1", "b:1", "c:1"), 2, 60).missing(message) == names
+    assert clusters.Cluster(("a:1", "b:1", "c:1"), 2, 60).missing(message) == name
+
+
+def test_the_chief_does_not_name_itself(monkeypatch):
+    monkeypatch.setattr(clusters.Cluster, "_unreachable", lambda self: {2})
+    assert clusters.Cluster(("a:1", "b:1", "c:1"), 0, 60).missing(NO_HEARTBEAT) == "worker 2 (c:1)"
 
 
 # Who they are.
