@@ -142,8 +142,9 @@ class Cluster:
             missing = [0]  # Who would have answered it.
         if not missing:
             gone = self._unreachable()
+            suspected = gone or {*range(len(self.addresses))} - {self.index}
             called = [int(index) for index in re.findall(f"remote target {task}", message)]
-            called = [index for index in called if index in gone or not gone]
+            called = [index for index in called if index in suspected]
             missing = called[:1] or ([0] if 0 in gone else sorted(gone))
         return ", ".join(map(self.name, missing)) or "another process"
 

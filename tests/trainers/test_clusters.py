@@ -402,9 +402,11 @@ def test_the_process_that_is_gone_is_named(monkeypatch, message, gone, name):
     assert clusters.Cluster(("a:1", "b:1", "c:1"), 2, 60).missing(message) == name
 
 
-def test_the_chief_does_not_name_itself(monkeypatch):
-    monkeypatch.setattr(clusters.Cluster, "_unreachable", lambda self: {2})
-    assert clusters.Cluster(("a:1", "b:1", "c:1"), 0, 60).missing(NO_HEARTBEAT) == "worker 2 (c:1)"
+@pytest.mark.parametrize("message", [NO_HEARTBEAT, REFUSED.format(0)])
+@pytest.mark.parametrize("gone, name", [({2}, "worker 2 (c:1)"), (set(), "another process")])
+def test_the_chief_does_not_name_itself(monkeypatch, message, gone, name):
+    monkeypatch.setattr(clusters.Cluster, "_unreachable", lambda self: gone)
+    assert clusters.Cluster(("a:1", "b:1", "c:1"), 0, 60).missing(message) == name
 
 
 # Who they are.
