@@ -83,6 +83,8 @@ def result_of(run_dir: pathlib.Path) -> dict:
 def weights(run_dir: pathlib.Path) -> list[np.ndarray]:
     import keras
 
+    from pizza_steak import augmentation  # noqa: F401  Keras loads its layer.
+
     return keras.models.load_model(run_dir / "model.keras").get_weights()
 
 

@@ -308,7 +308,7 @@ def _strategy(cluster: Cluster) -> tf.distribute.Strategy:
         rpc_layer="grpc",
     )
     try:
-        with _ended_by_signals():
+        with _signals_kept():
             strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
     except tf.errors.DeadlineExceededError as error:
         raise UserError(
@@ -351,18 +351,20 @@ def _check_same_devices(cluster: Cluster, names: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Has the system end the process, for TensorFlow keeps Python from it while it waits.
+def _signals_kept() -> Iterator[None]:
+    """Keeps what TensorFlow takes from Python while it waits for the others: Ctrl-C and SIGTERM.
 
-    And it leaves a handler of its own for SIGTERM, which would do nothing from then on.
+    The first ends the process at once. The second waits until the others are there, or have not
+    come in time: TensorFlow has a handler of its own for it, which does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    interrupted = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    terminated = signal.getsignal(signal.SIGTERM)
+    with preemption.sigterm_kept():
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, interrupted)
+            signal.signal(signal.SIGTERM, terminated)

@@ -12,6 +12,7 @@ import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from trainers import preemption
 from trainers.config import DevicesConfig, Numbers
 
 if TYPE_CHECKING:  # Not when run: --help must not wait for TensorFlow.
@@ -136,9 +137,10 @@ def prepare(config: DevicesConfig) -> None:
     """Imports TensorFlow, with what it and Keras read from the environment set before."""
     os.environ["KERAS_BACKEND"] = "tensorflow"
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1" if config.onednn == "on" else "0")
-    from pizza_steak.tensorflow_import import import_tensorflow  # Imports TFDS.
+    with preemption.sigterm_kept():  # Out of the threads that this makes: see `clusters`.
+        from pizza_steak.tensorflow_import import import_tensorflow  # Imports TFDS.
 
-    import_tensorflow()
+        import_tensorflow()
 
 
 def one_device(config: DevicesConfig) -> DevicesConfig:

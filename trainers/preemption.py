@@ -1,7 +1,9 @@
 """SIGTERM: how Slurm, Kubernetes and spot machines say that they will take the machine away."""
 
+import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 
 # "Temporary failure, try again": EX_TEMPFAIL of sysexits.h, which Python has not on every system.
 EXIT_STATUS = 75
@@ -9,6 +11,19 @@ EXIT_STATUS = 75
 
 class PreemptedError(Exception):
     """Training has ended because of SIGTERM, and can go on; tells how in one line."""
+
+
+@contextlib.contextmanager
+def sigterm_kept() -> Iterator[None]:
+    """Has SIGTERM wait for the end of the block, and threads that are made in it never get it."""
+    if not hasattr(signal, "pthread_sigmask"):  # On Windows.
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Notice:

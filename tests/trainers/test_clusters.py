@@ -298,6 +298,19 @@ def test_sigterm_before_training_ends_a_process_that_waits(start):
     assert [status for status, _ in processes.ends(20)] == [-signal.SIGTERM] * 2
 
 
+def test_sigterm_is_not_lost_while_a_process_waits_for_others(start):
+    waiting = start(1, "--cluster_timeout=6", lacking=1)
+    address = ("localhost", int(waiting.addresses[0].rpartition(":")[2]))
+    end = time.monotonic() + 60
+    while True:
+        with contextlib.suppress(OSError), socket.create_connection(address):
+            break
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    waiting[0].send_signal(signal.SIGTERM)
+    assert [status for status, _ in waiting.ends(60)] == [-signal.SIGTERM]
+
+
 def test_unequal_devices_are_refused(start, tmp_path):
     processes = start(2, changes={0: TWO_DEVICES})
     message = (
