@@ -41,7 +41,7 @@ IN_FLOAT64 = (
 )
 # Long enough to be stopped; saved after each step, most of which lie within an epoch.
 LONG = (
-    "--epochs=6",
+    "--epochs=8",
     "--batch_size=8",
     "--dropout=0.3",
     "--augment_on=device",
@@ -207,13 +207,17 @@ def wait_for_rows(run_dir: pathlib.Path, count: int, process: subprocess.Popen) 
     ],
 )
 def test_processes_have_the_numbers_of_one(start, tmp_path, flags, more, changes, rtol):
-    together = start(2, "--epochs=2", *flags, *more, changes=changes)
+    own = [f"--run_dir={tmp_path}/workers"]
+    together = start(2, "--epochs=2", *flags, *more, own=own, changes=changes)
     alone = start.alone("--epochs=2", *flags, f"--run_dir={tmp_path}/alone")
     assert together.ends() == [(0, "")] * 2
     assert_same_numbers(tmp_path / "run", alone, rtol)
     environment = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert environment["strategy"] == "multi_worker"
     assert environment["cluster"]["addresses"] == together.addresses
+    # The chief alone writes.
+    assert not (tmp_path / "workers").exists()
+    assert not any(any(folder.iterdir()) for folder in together.folders)
 
 
 def test_three_that_were_preempted_have_the_numbers_of_one(start, tmp_path):
@@ -227,14 +231,6 @@ def test_three_that_were_preempted_have_the_numbers_of_one(start, tmp_path):
     assert_same_numbers(tmp_path / "run", alone, 1e-12)
 
 
-def test_the_chief_alone_writes(start, tmp_path):
-    together = start(2, "--epochs=1", own=[f"--run_dir={tmp_path}/workers"])
-    assert together.ends() == [(0, "")] * 2
-    assert (tmp_path / "run" / "result.json").exists()
-    assert not (tmp_path / "workers").exists()
-    assert not any(any(folder.iterdir()) for folder in together.folders)
-
-
 @pytest.fixture(scope="module")
 def left_alone(small_flags, uneven, tmp_path_factory):
     """The run of two processes that nobody stops."""
@@ -245,19 +241,25 @@ def left_alone(small_flags, uneven, tmp_path_factory):
     return folder / "run"
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_killed_all_end_with_one_line_and_go_on(start, tmp_path, left_alone, victim):
-    processes = start(2, *LONG)
-    wait_for_rows(tmp_path / "run", 2, processes[0])
-    processes[victim].kill()
-    ends = processes.ends(30)
-    assert ends[victim] == (-signal.SIGKILL, "")
-    status, errors = ends[1 - victim]
-    assert status == 1
-    assert errors.count("\n") == 1
-    assert processes.addresses[victim] in errors and "has ended" in errors
+def test_killed_or_preempted_all_end_with_one_line_and_go_on(start, tmp_path, left_alone):
+    run_dir, count = tmp_path / "run", 0
+    for victim, number in [(0, signal.SIGKILL), (1, signal.SIGTERM), (1, signal.SIGKILL)]:
+        processes = start(2, *LONG)
+        wait_for_rows(run_dir, count + 1, processes[0])
+        processes[victim].send_signal(number)
+        ends = processes.ends(60)
+        count = len(rows(run_dir))
+        if number == signal.SIGTERM:
+            line = "preempted; start all processes again, with --resume=auto\n"
+            assert ends == [(PREEMPTED, line)] * 2
+            continue
+        assert ends[victim] == (-signal.SIGKILL, "")
+        status, errors = ends[1 - victim]
+        assert status == 1
+        assert errors.count("\n") == 1
+        assert processes.addresses[victim] in errors and "has ended" in errors
     assert start(2, *LONG).ends() == [(0, "")] * 2
-    assert_same_run(tmp_path / "run", left_alone)
+    assert_same_run(run_dir, left_alone)
 
 
 def test_a_process_that_falls_silent_is_named(start, tmp_path):
@@ -268,19 +270,6 @@ def test_a_process_that_falls_silent_is_named(start, tmp_path):
     assert processes[0].returncode == 1
     assert errors.startswith(f"error: worker 1 ({processes.addresses[1]}) has ended or does not")
     assert errors.count("\n") == 1
-
-
-def test_sigterm_to_one_preempts_all_and_they_go_on(start, tmp_path, left_alone):
-    processes = start(2, *LONG)
-    wait_for_rows(tmp_path / "run", 2, processes[0])
-    processes[1].send_signal(signal.SIGTERM)
-    for status, errors in processes.ends(60):
-        assert status == PREEMPTED
-        assert errors.startswith("preempted; start all processes again, with --resume=auto")
-        assert errors.count("\n") == 1
-    assert len(rows(tmp_path / "run")) < 6
-    assert start(2, *LONG).ends() == [(0, "")] * 2
-    assert_same_run(tmp_path / "run", left_alone)
 
 
 def test_sigterm_after_the_last_step_preempts_all(start, tmp_path):
@@ -338,7 +327,7 @@ def test_a_finished_run_is_told_to_all(start, left_alone, tmp_path):
     before = (left_alone / "result.json").read_bytes()
     assert start(2, *LONG, f"--run_dir={left_alone}").ends() == [(0, "")] * 2
     assert (left_alone / "result.json").read_bytes() == before
-    assert len(result_of(left_alone)["history"]["loss"]) == 6
+    assert len(result_of(left_alone)["history"]["loss"]) == 8
 
 
 def test_nothing_is_overwritten_before_all_are_ready(start, left_alone, tmp_path):
