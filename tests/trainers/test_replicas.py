@@ -40,6 +40,18 @@ for flags, stops in json.loads(sys.argv[1]):
         fit_and_stop(*flags, *(["--resume"] if number else []), **stop)
     fit(*flags, *(["--resume"] if stops else []))
 """
+# Each replica goes on with the metrics that it had: their sum alone would be rounded otherwise.
+METRICS = """
+import io, h5py, numpy as np
+from trainers.callbacks import Backup
+def load_and_compare(self, load=Backup._load):
+    with h5py.File(io.BytesIO(self._saved.content)) as file:
+        saved = file[str(len(self._variables()))][()]
+    load(self)
+    assert len(saved) == 2 and (saved[0] != saved[1]).any(), saved
+    np.testing.assert_array_equal(self._metrics(), saved)
+Backup._load = load_and_compare
+"""
 # A step that overflows half precision on one of two replicas, the last or the first.
 OVERFLOW = """
 import keras, numpy as np, tensorflow as tf
@@ -82,13 +94,11 @@ def folder(small_flags, make_archive, tmp_path_factory) -> pathlib.Path:
         given = [*small_flags, f"--archive={archive}", "--epochs=2", f"--run_dir={folder}/{name}"]
         return [*given, *flags], stops
 
-    two, four = (*FLAGS[2], "--cpu_devices=2"), (*FLAGS[4], "--cpu_devices=5", "--devices=0,1,3,4")
-    # 15 steps, and many stops: enough for sums to show in what parts they were made.
-    many = ("--batch_size=2", "--cpu_devices=2", "--checkpoint_every=3")
-    within = [{"epoch": epoch, "step": step} for epoch in (1, 2) for step in (3, 6, 9, 12)]
+    two = (*FLAGS[2], "--cpu_devices=2", "--checkpoint_every=2")
+    four = (*FLAGS[4], "--cpu_devices=5", "--devices=0,1,3,4")
+    within = [{"epoch": epoch, "step": 2} for epoch in (1, 2)]
     processes = [
-        start(RUNS + OVERFLOW, [run("2", *two), run("2-resumed", *two, stops=[{"epoch": 1}])]),
-        start(RUNS, [run("many", *many), run("many-resumed", *many, stops=within)]),
+        start(METRICS + RUNS + OVERFLOW, [run("2", *two), run("2-resumed", *two, stops=within)]),
         start(RUNS, [run("4", *four), run("4-on-device", *four, "--data_on_device")]),
     ]
     for devices, flags in FLAGS.items():
@@ -112,7 +122,6 @@ def test_replicas_have_the_numbers_of_one_device(folder, devices, rtol):
 def test_replicas_go_on_where_they_were_stopped(folder):
     assert len(rows(folder / "2-resumed")) == 2
     assert_same_run(folder / "2-resumed", folder / "2")
-    assert_same_run(folder / "many-resumed", folder / "many")
 
 
 @pytest.mark.slow
