@@ -137,7 +137,7 @@ def prepare(config: DevicesConfig) -> None:
     """Imports TensorFlow, with what it and Keras read from the environment set before."""
     os.environ["KERAS_BACKEND"] = "tensorflow"
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1" if config.onednn == "on" else "0")
-    with preemption.sigterm_kept():  # Out of the threads that this makes: see `clusters`.
+    with preemption.sigterm_kept():  # From the threads that this makes, for `clusters` to keep it.
         from pizza_steak.tensorflow_import import import_tensorflow  # Imports TFDS.
 
         import_tensorflow()
