@@ -209,7 +209,8 @@ def _free_iterators() -> None:
     """Frees all iterators while calls of Python still return.
 
     One that is freed later, when Python ends, waits for calls that read pictures, in threads that
-    Python lets go on no more: for ever.
+    Python lets go on no more: for ever. And what a reduction that failed left of its threads would
+    complain of being freed then.
     """
     kinds = (iterator_ops.OwnedIterator, multi_device_iterator_ops.OwnedMultiDeviceIterator)
     for candidate in gc.get_objects():

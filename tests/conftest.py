@@ -4,7 +4,6 @@ import io
 import os
 import pathlib
 import subprocess
-import sys
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 
@@ -12,11 +11,9 @@ import chromium
 import numpy as np
 import pytest
 from PIL import Image
-from small_runs import SIZE, layout, train_and_test
+from small_runs import ROOT, SIZE, layout, start_command, train_and_test
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
-_REPOSITORY = pathlib.Path(__file__).parents[1]
 
 Layout = Mapping[str, bytes] | Iterable[str]
 
@@ -129,14 +126,7 @@ def start_python():
     processes = []
 
     def start(code: str, *arguments) -> subprocess.Popen:
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, *map(str, arguments)],
-            cwd=_REPOSITORY,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        process = start_command(*map(str, arguments), code=code, cwd=ROOT, stdin=subprocess.PIPE)
         processes.append(process)
         return process
 

@@ -77,7 +77,7 @@ def test_fit_is_queued_again_when_it_was_preempted(run_bash, status, requeued):
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
 def test_a_manifest_is_valid(path):
     for manifest in yaml.safe_load_all(path.read_text()):
-        kubernetes_validate.validate(manifest, "1.33", strict=True)
+        assert kubernetes_validate.validate(manifest, "1.33", strict=True) == "1.33"
 
 
 def test_fit_on_kubernetes_tells_each_pod_of_all(run_bash, monkeypatch):

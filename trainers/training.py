@@ -98,9 +98,11 @@ def fit(config: FitConfig, cluster: clusters.Cluster | None = None) -> FitResult
             training = Training.prepare(config, run, chosen)
             chosen.from_chief(lambda: None)  # All are ready; now something is written.
             chosen.from_chief(lambda: _start(training))
-            again = f"run again with --resume: {run.command_to_resume}"
-            if cluster:
-                again = "start all processes again, with --resume=auto"
+            again = (
+                "start all processes again, with --resume=auto"
+                if cluster
+                else f"run again with --resume: {run.command_to_resume}"
+            )
             with preemption.Notice(again) as notice:
                 if chosen.is_chief:
                     verbose = 1 if sys.stdout.isatty() else 2

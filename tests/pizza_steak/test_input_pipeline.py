@@ -1,12 +1,9 @@
 import itertools
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from small_runs import ROOT
 
 from pizza_steak.decoded import DecodedPictures, Format, decode
 from pizza_steak.errors import UserError
@@ -230,5 +227,7 @@ for iterator in iterators:
 """
 
 
-def test_python_ends_while_pictures_are_being_read():
-    subprocess.run([sys.executable, "-c", READING], cwd=ROOT, timeout=60, check=True)
+def test_python_ends_while_pictures_are_being_read(start_python):
+    process = start_python(READING)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors

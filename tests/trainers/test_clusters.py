@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import pathlib
 import re
 import shutil
@@ -14,30 +13,24 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 from small_runs import (
+    IN_FLOAT64,
     UNEVEN,
     assert_same_numbers,
     assert_same_run,
     fit,
     layout,
-    parse_flags,
     result_of,
     rows,
     snapshot,
     start_command,
 )
 
-from pizza_steak.errors import UserError
-from trainers import clusters
 from trainers.callbacks import Progress, saved_progress
 
 pytestmark = pytest.mark.slow
 
 WITH_STATISTICS = (
     *("--batch_size=13", "--batch_normalization", "--blocks=1", "--learning_rate=0.001"),
-)
-# The last batch holds 5 pictures.
-IN_FLOAT64 = (
-    *("--batch_size=8", "--class_weight=balanced", "--rotation_range=20", "--precision=float64"),
 )
 # Long enough to be stopped; saved after each step, most of which lie within an epoch.
 LONG = (
@@ -189,13 +182,26 @@ def start(small_flags, uneven, tmp_path):
         processes.kill()
 
 
-def wait_for_rows(run_dir: pathlib.Path, count: int, process: subprocess.Popen) -> None:
-    """Until a run has come so far, while the process lives."""
+def wait_until(reached: Callable[[], bool], process: subprocess.Popen) -> None:
+    """Until it is so, while the process lives."""
     end = time.monotonic() + 120
-    while not (run_dir / "metrics.csv").exists() or len(rows(run_dir)) < count:
+    while not reached():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+def wait_for_rows(run_dir: pathlib.Path, count: int, process: subprocess.Popen) -> None:
+    """Until a run has come so far."""
+    metrics = run_dir / "metrics.csv"
+    wait_until(lambda: metrics.exists() and len(rows(run_dir)) >= count, process)
+
+
+def listens(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    with contextlib.suppress(OSError), socket.create_connection((host, int(port))):
+        return True
+    return False
 
 
 @pytest.mark.parametrize(
@@ -289,13 +295,7 @@ def test_sigterm_before_training_ends_a_process_that_waits(start):
 
 def test_sigterm_is_not_lost_while_a_process_waits_for_others(start):
     waiting = start(1, "--cluster_timeout=6", lacking=1)
-    address = ("localhost", int(waiting.addresses[0].rpartition(":")[2]))
-    end = time.monotonic() + 60
-    while True:
-        with contextlib.suppress(OSError), socket.create_connection(address):
-            break
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    wait_until(lambda: listens(waiting.addresses[0]), waiting[0])
     waiting[0].send_signal(signal.SIGTERM)
     assert [status for status, _ in waiting.ends(60)] == [-signal.SIGTERM]
 
@@ -366,149 +366,3 @@ def test_what_one_fails_at_is_told_by_all(start, tmp_path, own, reason):
     assert chiefs == f"error: worker 1 ({processes.addresses[1]}) has ended: " + workers[7:]
     assert re.fullmatch(f"error: {reason}\n", workers)
     assert not (tmp_path / "run").exists()
-
-
-# As TensorFlow says it, of three processes the second of which died or fell silent.
-REFUSED = (
-    "Collective ops is aborted by: failed to connect to all addresses\nAdditional GRPC error "
-    "information from remote target /job:worker/replica:0/task:{} while calling "
-    "/tensorflow.WorkerService/CompleteInstance:\n:UNKNOWN:Error received from peer"
-)
-UNHEALTHY = (
-    "Collective ops is aborted by: The following tasks are unhealthy (stopped sending heartbeats)"
-    ":\n/job:worker/replica:0/task:{}\nThe tasks have crashed"
-)
-NO_HEARTBEAT = (
-    "Collective ops is aborted by: Deadline Exceeded\n\nRPC: "
-    "/tensorflow.CoordinationService/Heartbeat\nThe error could be from a previous operation."
-)
-
-
-@pytest.mark.parametrize(
-    "message, gone, name",
-    [
-        (REFUSED.format(1), {1}, "worker 1 (b:1)"),
-        # The chief has ended since, because of it.
-        (REFUSED.format(1), {0, 1}, "worker 1 (b:1)"),
-        (REFUSED.format(0), {0}, "the chief (a:1)"),
-        ("Connection reset by peer", {0, 1}, "the chief (a:1)"),
-        ("Connection reset by peer", {1}, "worker 1 (b:1)"),
-        (UNHEALTHY.format(1), set(), "worker 1 (b:1)"),
-        (UNHEALTHY.format(1), {0}, "worker 1 (b:1)"),
-        (NO_HEARTBEAT, set(), "the chief (a:1)"),
-        ("Connection reset by peer", set(), "another process"),
-    ],
-)
-def test_the_process_that_is_gone_is_named(monkeypatch, message, gone, name):
-    monkeypatch.setattr(clusters.Cluster, "_unreachable", lambda self: gone)
-    assert clusters.Cluster(("a:1", "b:1", "c:1"), 2, 60).missing(message) == name
-
-
-@pytest.mark.parametrize("message", [NO_HEARTBEAT, REFUSED.format(0)])
-@pytest.mark.parametrize("gone, name", [({2}, "worker 2 (c:1)"), (set(), "another process")])
-def test_the_chief_does_not_name_itself(monkeypatch, message, gone, name):
-    monkeypatch.setattr(clusters.Cluster, "_unreachable", lambda self: gone)
-    assert clusters.Cluster(("a:1", "b:1", "c:1"), 0, 60).missing(message) == name
-
-
-# Who they are.
-
-
-@pytest.fixture
-def told(monkeypatch) -> Callable[..., clusters.Cluster | None]:
-    """`told(*flags, **environment)`: the processes that a command finds."""
-    for name in [name for name in os.environ if name.startswith(("SLURM_", "TF_CONFIG"))]:
-        monkeypatch.delenv(name)
-
-    def find(*flags: str, **environment: str) -> clusters.Cluster | None:
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
-        return clusters.from_environment(parse_flags(*flags))
-
-    return find
-
-
-STEP = {
-    "SLURM_STEP_NUM_TASKS": "4",
-    "SLURM_STEP_NODELIST": "gpu[9-10],login",
-    "SLURM_STEP_TASKS_PER_NODE": "2,1(x2)",
-    "SLURM_JOB_ID": "3",
-    "SLURM_STEP_ID": "0",
-    "SLURM_PROCID": "2",
-}
-
-
-def tf_config(index: int = 0, kind: str = "worker", **jobs: list[str]) -> str:
-    return json.dumps({"cluster": jobs, "task": {"type": kind, "index": index}})
-
-
-@pytest.mark.parametrize(
-    "config, expected",
-    [
-        (tf_config(1, worker=["a:1", "b:2"]), (("a:1", "b:2"), 1)),
-        (tf_config(1, worker=["b:2", "c:3"], chief=["a:1"]), (("a:1", "b:2", "c:3"), 2)),
-        (tf_config(0, "chief", worker=["b:2"], chief=["a:1"]), (("a:1", "b:2"), 0)),
-    ],
-)
-def test_tf_config_names_the_processes_the_chief_first(told, config, expected):
-    cluster = told("--cluster_timeout=7", TF_CONFIG=config)
-    assert (cluster.addresses, cluster.index) == expected
-    assert cluster.timeout == 7
-
-
-@pytest.mark.parametrize("config", ["", "{}", tf_config(worker=["a:1"])])
-def test_one_process_is_no_cluster(told, config):
-    assert told(TF_CONFIG=config) is None
-
-
-def test_other_strategies_leave_tf_config_alone(told):
-    assert told("--strategy=mirrored", TF_CONFIG=tf_config(worker=["a:1", "b:2"])) is None
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        "{",
-        "[]",
-        tf_config(2, worker=["a:1", "b:2"]),
-        tf_config(-1, worker=["a:1", "b:2"]),
-        tf_config(0, "chief", worker=["a:1", "b:2"]),
-        tf_config(0, worker=["a:1", "a:1"]),
-        tf_config(0, worker=["a", "b:2"]),
-        tf_config(0, worker=["a:1"], ps=["b:2"]),
-        json.dumps({"cluster": {"worker": ["a:1", "b:2"]}}),
-    ],
-)
-def test_a_damaged_tf_config_is_refused(told, config):
-    with pytest.raises(UserError, match=r"TF_CONFIG .*: cannot be understood .*; expected"):
-        told(TF_CONFIG=config)
-
-
-@pytest.mark.parametrize("config", ["", tf_config(worker=["a:1"])])
-def test_multi_worker_wants_to_be_told_of_others(told, config):
-    with pytest.raises(UserError, match=r"strategy multi_worker: nothing tells .*TF_CONFIG"):
-        told("--strategy=multi_worker", TF_CONFIG=config)
-
-
-def test_slurm_numbers_tasks_along_its_list_of_nodes(told):
-    cluster = told(**STEP, SLURM_DISTRIBUTION="block:cyclic")
-    assert cluster.addresses == ("gpu9:15952", "gpu9:15953", "gpu10:15952", "login:15952")
-    assert cluster.index == 2
-    assert told(SLURM_STEP_NUM_TASKS="1") is None
-
-
-def test_slurm_steps_have_ports_of_their_own(told):
-    steps = [
-        told(**STEP | {"SLURM_JOB_ID": str(job), "SLURM_STEP_ID": str(step)}).addresses
-        for job in range(1000, 1008)
-        for step in range(4)
-    ]
-    assert len({address for addresses in steps for address in addresses}) == 32 * 4
-
-
-def test_where_slurm_put_the_tasks_has_to_be_known(told):
-    with pytest.raises(UserError, match=r"SLURM_DISTRIBUTION cyclic: .*--distribution=block"):
-        told(**STEP, SLURM_DISTRIBUTION="cyclic")
-    one_a_node = {"SLURM_STEP_NUM_TASKS": "3", "SLURM_STEP_TASKS_PER_NODE": "1(x3)"}
-    cluster = told(**STEP | one_a_node, SLURM_DISTRIBUTION="cyclic")
-    assert cluster.addresses == ("gpu9:15952", "gpu10:15952", "login:15952")

@@ -1,15 +1,23 @@
 """Several devices, all of one CPU: the numbers of one, whatever a batch divides into."""
 
 import json
-import os
 import pathlib
 import subprocess
-import sys
 from collections.abc import Sequence
 
 import keras
 import pytest
-from small_runs import ROOT, UNEVEN, assert_same_numbers, assert_same_run, fit, layout, rows
+from small_runs import (
+    IN_FLOAT64,
+    ROOT,
+    UNEVEN,
+    assert_same_numbers,
+    assert_same_run,
+    fit,
+    layout,
+    rows,
+    start_command,
+)
 
 FLAGS = {
     # All batches are uneven, the first ones too: 13, 13 and 3 to train on, 13 to validate.
@@ -22,12 +30,7 @@ FLAGS = {
         "--learning_rate=0.001",
     ),
     # The last ones hold 5, of which a fourth replica gets none.
-    4: (
-        "--batch_size=8",
-        "--class_weight=balanced",
-        "--rotation_range=20",
-        "--precision=float64",
-    ),
+    4: IN_FLOAT64,
 }
 
 # Runs, each with its flags and where to stop and go on, in one process.
@@ -74,14 +77,8 @@ assert model.optimizer.dynamic_scale == 2**13, model.optimizer.dynamic_scale
 
 
 def start(code: str, asked: list) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-c", code, json.dumps(asked)],
-        cwd=ROOT,
-        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    environment = {"TF_CPP_MIN_LOG_LEVEL": "3"}
+    return start_command(json.dumps(asked), code=code, environment=environment, cwd=ROOT)
 
 
 @pytest.fixture(scope="module")
