@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from pizza_steak import augmentation, decoded, input_pipeline, normalization, records
+from pizza_steak import augmentation, decoded, decoding, input_pipeline, normalization, records
 from pizza_steak.archive import Archive, Picture, read_archive
 from pizza_steak.errors import UserError
 
@@ -64,6 +64,8 @@ def flow_from_directory(
     dtype: str | None = None,
     crop_to_aspect_ratio: bool = False,
     pad_to_aspect_ratio: bool = False,
+    antialias: bool = False,
+    exif: str = "ignore",
     data_dir: str | os.PathLike[str] | None = None,
     decoded_cache: str = "disk",
     on_bad_image: str = "fail",
@@ -103,7 +105,7 @@ def flow_from_directory(
       subset: "training" or "validation": the part of each class that `validation_split` says.
       interpolation: How pictures are resized: "nearest" takes Pillow's pixels; "bilinear",
         "bicubic", "box" (also "area"), "lanczos" (also "lanczos3"), "lanczos5", "gaussian" and
-        "mitchellcubic" are `tf.image.resize`'s, without antialias.
+        "mitchellcubic" are `tf.image.resize`'s.
       keep_aspect_ratio: Whether to cut off what is beyond the aspect ratio of `target_size`.
       featurewise_center: Subtract the mean of the directory's pictures, a number a channel. There
         is no `fit` to call: it is measured here, on the training subset where `validation_split` is
@@ -134,6 +136,11 @@ def flow_from_directory(
       dtype: Of the pictures and the labels; by default Keras's floatx.
       crop_to_aspect_ratio: image_dataset_from_directory's name for `keep_aspect_ratio`.
       pad_to_aspect_ratio: Whether to pad with black up to the aspect ratio of `target_size`.
+      antialias: Whether every pixel counts when images are shrunk; "bilinear", "bicubic" and
+        "lanczos" are then Pillow's, as in ImageDataGenerator. By default they are those of
+        image_dataset_from_directory.
+      exif: "apply" turns images upright by their EXIF orientation; "ignore" leaves them as stored,
+        as ImageDataGenerator does.
       data_dir: Where records and decoded pictures are kept; by default `~/tensorflow_datasets`.
       decoded_cache: "disk", "memory" or "none"; see `decoded.decode`.
       on_bad_image: "fail", or "skip" to leave out, with a warning, what cannot be decoded.
@@ -150,21 +157,24 @@ def flow_from_directory(
         flag that is named stands for the argument of that name.
       ValueError: So with a range of the augmentation.
     """
-    _check_choice("color_mode", color_mode, decoded.CHANNELS)
+    _check_choice("color_mode", color_mode, decoding.CHANNELS)
     _check_choice("class_mode", class_mode, ("categorical", "binary", "sparse", "input", None))
     _check_choice("subset", subset, ("training", "validation", None))
     _check_choice("decoded_cache", decoded_cache, decoded.CACHES)
     _check_choice("on_bad_image", on_bad_image, ("fail", "skip"))
+    _check_choice("exif", exif, decoding.EXIF)
     data_format = data_format or keras.config.image_data_format()
     _check_choice("data_format", data_format, ("channels_last", "channels_first"))
     seed = _whole("seed", np.random.randint(2**31 - 1) if seed is None else seed, least=0)
     batch_size = _whole("batch_size", batch_size, least=1)
     dtype = _dtype(dtype or keras.config.floatx())
-    image_format = decoded.Format(
+    image_format = decoding.Format(
         _size(target_size),
         _interpolation(interpolation),
         _aspect_ratio(keep_aspect_ratio or crop_to_aspect_ratio, pad_to_aspect_ratio),
         color_mode,
+        antialias,
+        exif,
     )
     image_shape = image_format.shape
     if data_format == "channels_first":
@@ -466,7 +476,7 @@ def _interpolation(name: str) -> str:
             "interpolation='hamming': TensorFlow has no such method; the nearest to it is 'bicubic'"
         )
     name = _INTERPOLATIONS.get(name, name)
-    _check_choice("interpolation", name, (*decoded.INTERPOLATIONS, *_INTERPOLATIONS))
+    _check_choice("interpolation", name, (*decoding.INTERPOLATIONS, *_INTERPOLATIONS))
     return name
 
 

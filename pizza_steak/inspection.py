@@ -18,14 +18,12 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from pizza_steak import figures
+from pizza_steak import decoding, figures
 from pizza_steak.archive import Archive, read_archive
 from pizza_steak.atomic import output_file
 from pizza_steak.errors import UserError
 from pizza_steak.tensorflow_import import import_tensorflow
 
-# What `decoded.decode_image` reads.
-_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
 _SPLITS = ("train", "validation", "test")
 _INTENSITY = ("brightness_range", "channel_shift_range")
 # Pictures of a grid; those of them that are augmented; versions of each.
@@ -300,7 +298,7 @@ def _look(split: str, label: str, filename: str, encoded: bytes) -> Found:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
+            with Image.open(io.BytesIO(encoded), formats=decoding.KINDS) as image:
                 format, size = image.format, image.size
                 image.draft(None, (1, 1))  # A JPEG's faults show in an eighth of its size as well.
                 image.load()
@@ -343,7 +341,7 @@ def draw_grid(sample: Sequence[tuple[Found, bytes]], path: str) -> None:
     _check_some(sample)
     images = []
     for _, encoded in sample:
-        with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(encoded), formats=decoding.KINDS) as image:
             images.append(np.asarray(image.convert("RGBA").convert("RGB")))
     captions = [
         f"{found.label}\n{found.size[0]} x {found.size[1]}, {found.split}" for found, _ in sample
@@ -366,7 +364,7 @@ def draw_augmented(
     """
     _check_some(sample)
     tf = import_tensorflow()
-    from pizza_steak import decoded, input_pipeline
+    from pizza_steak import input_pipeline
     from pizza_steak.augmentation import RandomAffine, RandomIntensity
 
     intensity = {name: augmentation.pop(name) for name in _INTENSITY if name in augmentation}
@@ -374,8 +372,8 @@ def draw_augmented(
         layers = RandomAffine(**augmentation), RandomIntensity(**intensity)
     except ValueError as error:
         raise UserError(" ".join(str(error).split())) from error
-    format = decoded.Format((image_size, image_size))
-    originals = tf.stack([decoded.decode_image(encoded, format) for _, encoded in sample])
+    format = decoding.Format((image_size, image_size))
+    originals = tf.stack([decoding.decode_image(encoded, format) for _, encoded in sample])
     versions = [originals]
     for version in range(_VERSIONS):
         images, seeds = originals, input_pipeline.example_seeds(seed, version, range(len(sample)))

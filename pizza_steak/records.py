@@ -100,7 +100,11 @@ class Records:
 
     def read(self, rows: tf.Tensor) -> tf.Tensor:
         """The encoded pictures at `rows`, as a string tensor of the same shape, (B,)."""
-        encoded = tf.numpy_function(self._read, [rows], tf.string, stateful=False)
+
+        def read(rows: np.ndarray) -> np.ndarray:
+            return np.array(self.encoded(rows), object)
+
+        encoded = tf.numpy_function(read, [rows], tf.string, stateful=False)
         return tf.ensure_shape(encoded, rows.shape)
 
     def read_in_graph(self, rows: tf.Tensor) -> tf.Tensor:
@@ -129,7 +133,8 @@ class Records:
 
         return tf.map_fn(read, rows, fn_output_signature=tf.string)
 
-    def _read(self, rows: np.ndarray) -> np.ndarray:
+    def encoded(self, rows: np.ndarray) -> list[bytes]:
+        """The encoded pictures at `rows`, int64 of shape (B,)."""
         # Not through a map of the file: its pages would count as memory of the process.
         with contextlib.ExitStack() as stack:
             files = {
@@ -137,12 +142,12 @@ class Records:
                 for shard in np.unique(self._shards[rows])
             }
 
-            def encoded(row: int) -> bytes:
+            def read(row: int) -> bytes:
                 file = files[self._shards[row]]
                 file.seek(self._offsets[row])
                 return file.read(self._lengths[row])
 
-            return np.array([encoded(row) for row in rows], dtype=object)
+            return [read(row) for row in rows]
 
     @functools.cached_property
     def _paths(self) -> list[str]:

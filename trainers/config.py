@@ -100,6 +100,14 @@ class DataConfig:
         ("bilinear", "nearest", "bicubic", "lanczos3", "lanczos5", "area", "gaussian",
          "mitchellcubic"),
     )  # fmt: skip
+    antialias: bool = flag(
+        True,
+        "Let every pixel count when images are shrunk, as Pillow does; bilinear, bicubic and "
+        "lanczos3 then give Pillow's pixels.",
+    )
+    exif: str = flag(
+        "apply", "Turn images upright by their EXIF orientation, or ignore it.", ("apply", "ignore")
+    )
     class_mode: str | None = flag(
         None,
         "Form of the labels; by default binary for two classes, else sparse.",

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from pizza_steak import data_service, decoded, input_pipeline, records
+from pizza_steak import data_service, decoded, decoding, decoding_in_graph, input_pipeline, records
 from pizza_steak.errors import UserError
 from trainers.config import DataConfig
 
@@ -140,11 +140,12 @@ def load(config: DataConfig) -> Data:
 
 
 def _check_not_for_pillow(prepared: records.Records, rows: np.ndarray) -> None:
-    if found := np.intersect1d(decoded.for_pillow(prepared), rows).tolist():
+    if found := np.intersect1d(decoding_in_graph.for_pillow(prepared), rows).tolist():
         raise UserError(
             f"data_service: cannot decode {len(found):,} of the pictures, the first is "
-            f"{prepared.filenames[found[0]]}; BMP, GIF, WebP, CMYK and PNG with less than 8 bits "
-            "of grey are decoded in Python: convert them to JPEG or PNG, or pass no --data_service"
+            f"{prepared.filenames[found[0]]}; what is neither JPEG nor PNG, CMYK and PNG with less "
+            "than 8 bits of grey are decoded in Python: convert them to JPEG or PNG, or pass no "
+            "--data_service"
         )
 
 
@@ -178,14 +179,21 @@ def with_batch_size(config: DataConfig, replicas: int = 1) -> DataConfig:
     return dataclasses.replace(config, batch_size=batch_size, batch_size_per_replica=None)
 
 
-def format_of(config: DataConfig) -> decoded.Format:
+def format_of(config: DataConfig) -> decoding.Format:
     """The form that the flags ask for.
 
     Raises:
       UserError: The image size is neither one whole number nor two.
     """
     size = _size(config.image_size)
-    return decoded.Format(size, config.interpolation, config.aspect_ratio, config.color_mode)
+    return decoding.Format(
+        size,
+        config.interpolation,
+        config.aspect_ratio,
+        config.color_mode,
+        config.antialias,
+        config.exif,
+    )
 
 
 def _size(image_size: float | tuple[float, ...]) -> tuple[int, int]:

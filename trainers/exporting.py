@@ -6,7 +6,7 @@ columns' order:
 
 saved_model  gives "class_name" as well, the most probable; assets.extra/labels.txt has all of them.
              Its signature "serving_encoded" takes "image_bytes", JPEG and PNG files of shape (B,),
-             decoded and resized as for training, see `decoded.decode_image` without Pillow.
+             decoded and resized as for training, see `decoding_in_graph`.
 litert       labels.txt in the zip that is appended to the file, as LiteRT's tools have it.
 onnx         "labels" in the metadata, a JSON list.
 
@@ -26,7 +26,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from pizza_steak import decoded
+from pizza_steak import decoding, decoding_in_graph
 from pizza_steak.atomic import output_file, remove
 from pizza_steak.errors import UserError
 from pizza_steak.tensorflow_import import stderr_dropped
@@ -103,7 +103,7 @@ class _Classifier(tf.Module):
       format: The form of the pictures.
     """
 
-    def __init__(self, model: keras.Model, classes: Sequence[str], format: decoded.Format):
+    def __init__(self, model: keras.Model, classes: Sequence[str], format: decoding.Format):
         super().__init__()
         self.classes = tuple(classes)
         self._weights = [variable.value for variable in model.variables]
@@ -124,7 +124,7 @@ class _Classifier(tf.Module):
         @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, "image_bytes")])
         def classify_encoded(image_bytes):
             images = tf.map_fn(
-                lambda encoded: decoded.decode_image(encoded, format, by_pillow=False),
+                lambda encoded: decoding_in_graph.decode_image(encoded, format),
                 image_bytes,
                 fn_output_signature=tf.TensorSpec(format.shape, tf.uint8),
             )
@@ -280,7 +280,7 @@ def _check_free(path: pathlib.Path, overwrite: bool) -> None:
 
 
 def _check_fits(
-    model: keras.Model, format: decoded.Format, classes: Sequence[str], run: runs.Run
+    model: keras.Model, format: decoding.Format, classes: Sequence[str], run: runs.Run
 ) -> None:
     shape, columns = model.input_shape[1:], model.output_shape[-1]
     if shape != format.shape or max(columns, 2) != len(classes):
@@ -308,11 +308,11 @@ def _sample(data: run_data.Data) -> _Sample:
     """Pictures from all over the test split."""
     rows = data.rows["test"]
     count = min(len(rows), _CHECKED_PICTURES)
-    rows = tf.constant(rows[np.linspace(0, len(rows) - 1, count).astype(int)])
-    files = enumerate(data.records.read(rows).numpy())
+    rows = rows[np.linspace(0, len(rows) - 1, count).astype(int)]
+    files = enumerate(data.records.encoded(rows))
     return _Sample(
-        data.pictures.gather(rows).numpy(),
-        {position: file for position, file in files if not decoded.needs_pillow(file)},
+        data.pictures.gather(tf.constant(rows)).numpy(),
+        {place: file for place, file in files if not decoding_in_graph.needs_pillow(file)},
     )
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 import tqdm
 
-from pizza_steak import decoded
+from pizza_steak import decoding
 from pizza_steak.archive import list_pictures
 from pizza_steak.atomic import output_file
 from pizza_steak.errors import UserError
@@ -131,13 +131,12 @@ def predict(run: runs.Run, images: Sequence[str], batch_size: int = 32) -> Predi
     model, classes = load_model(run), run.result["classes"]
     format = run_data.format_of(run.config.data)
     probabilities = np.zeros((len(sources), len(classes)), np.float32)
-    missing = np.ones(len(sources), bool)
+    faults = {}
     with tqdm.tqdm(total=len(sources), unit=" pictures", disable=None) as progress:
-        for rows, batch in _batches(sources, format, batch_size).as_numpy_iterator():
-            probabilities[rows] = class_probabilities(model.predict_on_batch(batch))
-            missing[rows] = False
+        for rows, images, reasons in _batches(sources, format, batch_size).as_numpy_iterator():
+            probabilities[rows] = class_probabilities(model.predict_on_batch(images))
+            faults |= {row: text.decode() for row, text in zip(rows, reasons, strict=True) if text}
             progress.update(len(rows))
-    faults = {int(row): _fault(sources[row], format) for row in np.flatnonzero(missing)}
     return Predictions([source.path for source in sources], classes, probabilities, faults)
 
 
@@ -177,31 +176,23 @@ def mean_loss(data: run_data.Data, labels: np.ndarray, outputs: np.ndarray) -> f
     return float(loss(data.encode(labels).reshape(len(labels), -1), outputs))
 
 
-def _batches(sources: Sequence[Source], format: decoded.Format, batch_size: int) -> tf.data.Dataset:
-    """(rows, images) of the sources that can be decoded, in their order."""
+def _batches(
+    sources: Sequence[Source], format: decoding.Format, batch_size: int
+) -> tf.data.Dataset:
+    """(rows, images, reasons) of all sources in their order, as of `decoding.decode_images`."""
 
-    def read(row: np.ndarray) -> np.ndarray:
-        return np.array(sources[row].read(), object)  # NumPy's own bytes lose zeros at their end.
+    def decode(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        images, faults = decoding.decode_images(
+            len(rows), lambda place: sources[rows[place]].read(), format
+        )
+        return images, np.array([fault.encode() for fault in faults], object)
 
-    def load(row: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        encoded = tf.ensure_shape(tf.numpy_function(read, [row], tf.string), ())
-        return row, decoded.decode_image(encoded, format)
+    def load(rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        images, faults = tf.numpy_function(decode, [rows], [tf.uint8, tf.string])
+        return rows, tf.ensure_shape(images, (None, *format.shape)), faults
 
-    return (
-        tf.data.Dataset.range(len(sources))
-        .map(load, num_parallel_calls=tf.data.AUTOTUNE)
-        .ignore_errors()  # Whichever row does not arrive is bad.
-        .batch(batch_size)
-        .prefetch(1)
-    )
-
-
-def _fault(source: Source, format: decoded.Format) -> str:
-    try:
-        encoded = source.read()
-    except Exception as error:  # Of the file, or one of zipfile's decompressors.
-        return " ".join(str(getattr(error, "strerror", None) or error).split())
-    return decoded.decoding_fault(tf.constant(encoded), format) or "could not be read at first"
+    rows = tf.data.Dataset.range(len(sources)).batch(batch_size)
+    return rows.map(load, num_parallel_calls=os.cpu_count()).prefetch(1)
 
 
 def find(images: Sequence[str]) -> list[Source]:

@@ -108,7 +108,7 @@ def test_broken_are_the_pictures_that_training_refuses(make_records, inspected, 
     files |= {
         "train/b/empty.png": b"",
         "train/b/text.jpg": b"no picture",
-        "train/b/tiff.jpg": encoded(picture(3, 40, 40), "TIFF"),
+        "train/b/targa.jpg": encoded(picture(3, 40, 40), "TGA"),
     }
     found, text = inspected(sound | files)
     records = make_records(sound | files)

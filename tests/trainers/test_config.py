@@ -8,7 +8,7 @@ import pytest
 from absl import flags
 from small_runs import ROOT, parse_flags
 
-from pizza_steak import decoded, input_pipeline
+from pizza_steak import decoded, decoding, input_pipeline
 from trainers import config as configs
 from trainers.config import (
     DataConfig,
@@ -123,7 +123,8 @@ def test_values_that_cannot_be_meant_are_refused(flag):
     "name, implemented",
     [
         ("decoded_cache", decoded.CACHES),
-        ("interpolation", decoded.INTERPOLATIONS),
+        ("interpolation", decoding.INTERPOLATIONS),
+        ("exif", decoding.EXIF),
         ("class_mode", input_pipeline.CLASS_MODES),
     ],
 )

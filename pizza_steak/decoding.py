@@ -1,0 +1,306 @@
+"""One image file to pixels: decoded by Pillow, turned upright, resized.
+
+TensorFlow is imported only for its own ways to resize.
+"""
+
+import dataclasses
+import importlib.util
+import io
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from PIL import ExifTags, Image
+
+INTERPOLATIONS = (
+    "bilinear",
+    "nearest",
+    "bicubic",
+    "lanczos3",
+    "lanczos5",
+    "area",
+    "gaussian",
+    "mitchellcubic",
+)
+ASPECT_RATIOS = ("stretch", "crop", "pad")
+# By ImageDataGenerator's names.
+CHANNELS = {"rgb": 3, "grayscale": 1, "rgba": 4}
+EXIF = ("apply", "ignore")
+# What `decode_image` reads, by Pillow's names: no other decoder sees the bytes.
+KINDS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF")
+
+# Part of what names a decoded array: raise it when `decode_image` gives other pixels.
+_DECODER_VERSION = 6
+# The smaller sizes at which libjpeg decodes, as divisors.
+JPEG_SCALES = (8, 4, 2)
+# The filters that Pillow has too; with antialias their pixels are Pillow's.
+PILLOW_FILTERS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos3": Image.Resampling.LANCZOS,
+}
+# How an image is turned upright, by its EXIF orientation (CIPA DC-008, 4.6.5).
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Bytes 4 to 12 of a HEIC file.
+_HEIF_BRANDS = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1")
+
+Image.init()  # Now, because threads must not do it at once.
+# Neither damaged EXIF data nor a dropped alpha is a reason to warn of an image that is sound.
+warnings.filterwarnings("ignore", "Corrupt EXIF data|Palette images with Trans", module="PIL")
+if importlib.util.find_spec("pillow_heif"):
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    KINDS += ("HEIF",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """The form that every image is brought into: with an image's bytes it gives its pixels.
+
+    Attributes:
+      size: Height and width, in pixels.
+      interpolation: One of `INTERPOLATIONS`. "nearest" takes Pillow's pixels, as
+        ImageDataGenerator does. With `antialias`, "bilinear", "bicubic" and "lanczos3" are
+        Pillow's; all others are methods of `tf.image.resize`.
+      aspect_ratio: One of `ASPECT_RATIOS`: how images of another aspect ratio are fitted. "crop"
+        keeps the largest part of the middle, as ImageDataGenerator's keep_aspect_ratio does; "pad"
+        adds black bars on two sides, as pad_to_aspect_ratio of image_dataset_from_directory.
+      color_mode: A key of `CHANNELS`. "grayscale" weighs colours as Pillow does (ITU-R 601-2);
+        "rgba" is opaque where the image has no alpha; "rgb" and "grayscale" drop alpha.
+      antialias: Whether every pixel of an image counts when it is shrunk; "area" always antialiases
+        and "nearest" never does.
+      exif: "apply" turns images upright by their EXIF orientation; "ignore" leaves them as stored.
+    """
+
+    size: tuple[int, int]
+    interpolation: str = "bilinear"
+    aspect_ratio: str = "stretch"
+    color_mode: str = "rgb"
+    antialias: bool = True
+    exif: str = "apply"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of one image."""
+        return *self.size, CHANNELS[self.color_mode]
+
+    @property
+    def name(self) -> str:
+        """Part of a file's name, different for every format."""
+        height, width = self.size
+        parts = [f"{height}x{width}", self.interpolation, self.aspect_ratio, self.color_mode]
+        parts += ["antialias"] * self.antialias + ["stored"] * (self.exif == "ignore")
+        return "-".join((*parts, f"v{_DECODER_VERSION}"))
+
+    @property
+    def scales_jpeg(self) -> bool:
+        """Whether JPEG may be decoded at a smaller size; see `scale_fits`."""
+        return self.antialias and self.interpolation == "bilinear"
+
+    @property
+    def resized_by_pillow(self) -> bool:
+        """Whether the filter is Pillow's antialiased one."""
+        return self.antialias and self.interpolation in PILLOW_FILTERS
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Which part of an image becomes which part of the result, in pixels; y before x.
+
+    Attributes:
+      corner: The upper left corner of the part.
+      box: Its height and width.
+      inner: The height and width that it is resized to.
+      margin: Where that is placed in the result.
+    """
+
+    corner: tuple[int, int]
+    box: tuple[int, int]
+    inner: tuple[int, int]
+    margin: tuple[int, int]
+
+
+def place(height: Any, width: Any, format: Format, xp: Any = np) -> Placement:
+    """Places an upright image of this height and width.
+
+    Args:
+      height: In pixels: a number, or with TensorFlow's `xp` a scalar int32 tensor.
+      width: As `height`.
+      format: Its size and aspect_ratio.
+      xp: The functions to compute with: `numpy`, or `tensorflow.experimental.numpy` in a graph.
+    """
+    target_height, target_width = format.size
+    corner, margin, box, inner = (0, 0), (0, 0), (height, width), format.size
+    if format.aspect_ratio == "crop":
+        # The largest box in the middle with the aspect ratio of the size.
+        box_height = xp.minimum(height, width * target_height // target_width)
+        box_width = xp.minimum(width, height * target_width // target_height)
+        corner = (height - box_height) // 2, (width - box_width) // 2
+        box = xp.maximum(box_height, 1), xp.maximum(box_width, 1)
+    elif format.aspect_ratio == "pad":
+        # As tf.image.resize_with_pad: in float32, rounded down.
+        def quotient(dividend: Any, divisor: Any) -> Any:
+            # By float64, because a graph may multiply by the inverse of a constant instead.
+            dividend, divisor = (xp.asarray(n, xp.float64) for n in (dividend, divisor))
+            return xp.asarray(dividend / divisor, xp.float32)
+
+        ratio = xp.maximum(quotient(height, target_height), quotient(width, target_width))
+        lengths = quotient(height, ratio), quotient(width, ratio)
+        inner = [xp.maximum(xp.asarray(length, xp.int32), 1) for length in lengths]
+        margin = [
+            xp.asarray((xp.asarray(size, xp.float32) - length) / 2, xp.int32)
+            for size, length in zip(format.size, lengths, strict=True)
+        ]
+    return Placement(corner, box, inner, margin)
+
+
+def scale_fits(scale: int, placed: Placement) -> Any:
+    """Whether a JPEG may be decoded at 1 / scale of its size before an antialiased resize.
+
+    libjpeg's smaller sizes are means of blocks: cheaper to decode and to resize, and a little
+    different. With these limits the result differs from that of a full decode by 1.5 of 255 or less
+    in the mean of photographs. An image that comes out at its final size is left out: no filter
+    would follow, and it would stay sharper than the others.
+
+    Args:
+      scale: 2, 4 or 8.
+      placed: Of numbers or, in a graph, of scalar tensors.
+    """
+    least = {2: 6, 4: 8, 8: 10}[scale]  # Sevenths of the final size that must be left.
+    (box_height, box_width), (height, width) = placed.box, placed.inner
+    height, width = height * scale, width * scale
+    large_enough = (box_height * 7 >= height * least) & (box_width * 7 >= width * least)
+    filtered = (abs(box_height - height) * 50 >= height) | (abs(box_width - width) * 50 >= width)
+    return large_enough & filtered
+
+
+def decode_image(encoded: bytes, format: Format) -> np.ndarray:
+    """Decodes one image and brings it into a format.
+
+    Of an animation it takes the first frame, of 16 bits a channel the upper eight.
+
+    Args:
+      encoded: A file of one of `KINDS`, whatever its name says.
+      format: Its size, colours and so on.
+
+    Returns:
+      uint8 array of shape `format.shape`, values 0 to 255.
+
+    Raises:
+      Exception: The bytes are no image, or not a whole one; each of Pillow's decoders has its own.
+    """
+    with Image.open(io.BytesIO(encoded), formats=KINDS) as image:
+        turn = orientation(image) if format.exif == "apply" else 1
+        width, height = image.size[::-1] if turn >= 5 else image.size
+        placed = place(height, width, format)
+        scale = _jpeg_scale(image, placed, format)
+        if scale > 1:
+            image.draft(None, (image.width // scale, image.height // scale))
+        upright = image.transpose(_TURNS[turn]) if turn > 1 else image
+        pixels = _resized(_converted(upright, format.color_mode), placed, scale, format)
+    if pixels.shape == format.shape:
+        return pixels
+    padded = np.zeros(format.shape, np.uint8)
+    (top, left), (height, width) = placed.margin, placed.inner
+    padded[top : top + height, left : left + width] = pixels
+    return padded
+
+
+def decode_images(
+    count: int, read: Callable[[int], bytes], format: Format
+) -> tuple[np.ndarray, list[str]]:
+    """Decodes a batch of images.
+
+    Args:
+      count: How many.
+      read: Returns the file of each, by its place in the batch.
+      format: That of the result.
+
+    Returns:
+      uint8 array of shape (count, height, width, channels), zeros where an image cannot be read or
+      decoded; and the reasons why not, "" where it can.
+    """
+    images, faults = np.zeros((count, *format.shape), np.uint8), [""] * count
+    for place in range(count):
+        encoded = b""
+        try:
+            encoded = read(place)
+            images[place] = decode_image(encoded, format)
+        except Exception as error:  # Of the file or the zip, or one of Pillow's decoders.
+            faults[place] = _reason(error, encoded)
+    return images, faults
+
+
+def orientation(image: Image.Image) -> int:
+    """Returns the EXIF orientation that is still to be applied, 1 (upright) to 8."""
+    if image.format == "TIFF":
+        image.load()  # Pillow turns these itself.
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # Damaged EXIF data is no reason to refuse the image.
+        return 1
+    return found if found in _TURNS else 1
+
+
+def _jpeg_scale(image: Image.Image, placed: Placement, format: Format) -> int:
+    # The limits of `scale_fits` were measured for bilinear.
+    if image.format not in ("JPEG", "MPO") or not format.scales_jpeg:
+        return 1
+    return next((scale for scale in JPEG_SCALES if scale_fits(scale, placed)), 1)
+
+
+def _converted(image: Image.Image, color_mode: str) -> Image.Image:
+    if image.mode.startswith("I;16"):  # Which `convert` would clip at 255.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    image = image.convert("RGBA" if color_mode == "rgba" else "RGB")
+    return image.convert("L") if color_mode == "grayscale" else image
+
+
+def _resized(image: Image.Image, placed: Placement, scale: int, format: Format) -> np.ndarray:
+    (top, left), (box_height, box_width), (height, width) = placed.corner, placed.box, placed.inner
+    if format.resized_by_pillow:
+        resample = PILLOW_FILTERS[format.interpolation]
+        image = image.convert("RGBa") if image.mode == "RGBA" else image
+        # One axis at a time: Pillow 13 takes them in another order, and so rounds differently.
+        box = left / scale, 0, (left + box_width) / scale, image.height
+        image = image.resize((width, image.height), resample, box)
+        box = 0, top / scale, width, (top + box_height) / scale
+        image = image.resize((width, height), resample, box)
+        image = image.convert("RGBA") if image.mode == "RGBa" else image
+        return _pixels(image)
+    box = left, top, left + box_width, top + box_height
+    if format.interpolation == "nearest":
+        return _pixels(image.resize((width, height), Image.Resampling.NEAREST, box))
+    return resize_by_tensorflow(_pixels(image.crop(box)), (height, width), format).numpy()
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).reshape(image.height, image.width, -1)
+
+
+def resize_by_tensorflow(pixels: Any, size: Any, format: Format) -> Any:
+    """Resizes an image, uint8 of shape (H, W, C), by `tf.image.resize`; a uint8 tensor."""
+    import tensorflow as tf
+
+    antialias = format.antialias and format.interpolation != "area"
+    resized = tf.image.resize(pixels, size, method=format.interpolation, antialias=antialias)
+    if format.interpolation in ("bilinear", "area"):  # Means of pixels stay between 0 and 255.
+        return tf.cast(resized + 0.5, tf.uint8)
+    return tf.saturate_cast(tf.round(resized), tf.uint8)
+
+
+def _reason(error: Exception, encoded: bytes) -> str:
+    if encoded[4:12] in _HEIF_BRANDS and "HEIF" not in KINDS:
+        return "HEIC: pip install 'pizza-steak[heif]' reads it"
+    text = str(getattr(error, "strerror", None) or error) or type(error).__name__
+    return " ".join(text.split(" <_io.")[0].split())

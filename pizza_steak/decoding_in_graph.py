@@ -1,0 +1,265 @@
+"""`decoding.decode_image` by TensorFlow's operations alone: for graphs that run elsewhere.
+
+Exported models and tf.data services decode with it. The pixels are the same, to the last bit, for
+JPEG and PNG files but for those that `needs_pillow`.
+"""
+
+import io
+import os
+import pathlib
+
+import numpy as np
+import tensorflow as tf
+import tensorflow.experimental.numpy as tnp
+from PIL import Image
+
+from pizza_steak import decoding
+from pizza_steak.atomic import make_once
+from pizza_steak.decoding import Format, Placement
+from pizza_steak.records import Records
+
+_RECORDS_READ_AT_ONCE = 64
+# How far into a file EXIF data is looked for: cameras write it first.
+_EXIF_WITHIN = 4096
+# Bits of the fraction in Pillow's fixed-point filter weights (Resample.c, PRECISION_BITS).
+_PRECISION_BITS = 32 - 8 - 2
+# How far each filter reaches when it does not shrink, in pixels.
+_SUPPORT = {"bilinear": 1.0, "bicubic": 2.0, "lanczos3": 3.0}
+
+
+def decode_image(encoded: tf.Tensor, format: Format) -> tf.Tensor:
+    """Decodes one image and brings it into a format.
+
+    Args:
+      encoded: Scalar string: a JPEG or PNG file, whatever its name says.
+      format: Its size, colours and so on.
+
+    Returns:
+      uint8 tensor of shape `format.shape`, values 0 to 255.
+
+    Raises:
+      tf.errors.OpError: The bytes are no JPEG or PNG, or not a whole one.
+    """
+    with_alpha = format.color_mode == "rgba"
+    is_jpeg = tf.io.is_jpeg(encoded)
+    turn = tf.constant(1)
+    if format.exif == "apply":
+        turn = tf.cond(is_jpeg, lambda: _orientation(encoded), lambda: turn)
+    image, full, scale = tf.cond(
+        is_jpeg,
+        lambda: _decode_jpeg(encoded, turn, format),
+        lambda: _decode_png(encoded, format),
+    )
+    image = tf.ensure_shape(image, (None, None, 4 if with_alpha else 3))
+    image = _turned(image, turn)
+    if format.color_mode == "grayscale":
+        # Pillow's weights (ITU-R 601-2), in its fixed point, so that its rounding is the same.
+        weighted = tf.cast(image, tf.int32) * tf.constant([19595, 38470, 7471])
+        total = tf.reduce_sum(weighted, axis=-1, keepdims=True) + 0x8000
+        image = tf.cast(tf.bitwise.right_shift(total, 16), tf.uint8)
+    placed = decoding.place(full[0], full[1], format, tnp)
+    image = _resized(image, placed, scale, format)
+    if format.aspect_ratio == "pad":
+        image = tf.image.pad_to_bounding_box(image, *placed.margin, *format.size)
+    return tf.ensure_shape(image, format.shape)
+
+
+def needs_pillow(encoded: bytes) -> bool:
+    """Whether the graph's `decode_image` refuses an image, or gives it other pixels.
+
+    These are all formats but JPEG and PNG; JPEG in CMYK; PNG with less than eight bits of grey; and
+    those whose orientation stands elsewhere than in the EXIF data of a JPEG. A damaged image needs
+    nothing.
+    """
+    try:
+        with Image.open(io.BytesIO(encoded), formats=decoding.KINDS) as image:
+            if image.format in ("JPEG", "MPO"):
+                turn = decoding.orientation(image)
+                return image.mode == "CMYK" or turn != int(_orientation(tf.constant(encoded)))
+            little_grey = encoded[24] in (1, 2, 4) and encoded[25] == 0
+            return image.format != "PNG" or little_grey or b"eXIf" in encoded
+    except Exception:  # Each of Pillow's decoders has its own.
+        return False
+
+
+def for_pillow(records: Records) -> np.ndarray:
+    """The rows of the images that `needs_pillow`, int64; they are looked for once."""
+    path = records.folder / f"for_pillow-2-{records.fingerprint}.npy"
+
+    def look() -> np.ndarray:
+        rows = np.arange(len(records.labels))
+        parts = np.array_split(rows, len(rows) // _RECORDS_READ_AT_ONCE + 1)
+        found = [list(map(needs_pillow, records.encoded(part))) for part in parts]
+        return np.flatnonzero(np.concatenate(found))
+
+    def write(temporary: pathlib.Path) -> None:
+        np.save(temporary, look())
+
+    if not path.exists() and not os.access(records.folder, os.W_OK):
+        return look()
+    make_once(path, write)
+    return np.load(path)
+
+
+def _decode_jpeg(
+    encoded: tf.Tensor, turn: tf.Tensor, format: Format
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """The image as it is stored, its height and width once upright and unscaled, and its scale."""
+    stored = tf.io.extract_jpeg_shape(encoded)[:2]
+    full = tf.where(turn >= 5, stored[::-1], stored)
+    placed = decoding.place(full[0], full[1], format, tnp)
+
+    def decoded(scale: int) -> tf.Tensor:
+        image = tf.io.decode_jpeg(encoded, channels=3, ratio=scale, dct_method="INTEGER_ACCURATE")
+        if format.color_mode == "rgba":
+            image = tf.pad(image, [[0, 0], [0, 0], [0, 1]], constant_values=255)
+        return image, tf.constant(scale)
+
+    scales = decoding.JPEG_SCALES if format.scales_jpeg else ()
+    fitting = [
+        (decoding.scale_fits(scale, placed), lambda scale=scale: decoded(scale)) for scale in scales
+    ]
+    image, scale = tf.case(fitting, default=lambda: decoded(1)) if fitting else decoded(1)
+    return image, full, scale
+
+
+def _decode_png(encoded: tf.Tensor, format: Format) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    is_png = tf.strings.regex_full_match(tf.strings.substr(encoded, 0, 8), r"\CPNG\r\n\x1a\n")
+    expected = tf.debugging.Assert(is_png, ["expected a JPEG or PNG file"])
+    with tf.control_dependencies([expected]):
+        channels = 4 if format.color_mode == "rgba" else 3
+        image = tf.io.decode_png(tf.identity(encoded), channels)
+    return image, tf.shape(image)[:2], tf.constant(1)
+
+
+def _orientation(encoded: tf.Tensor) -> tf.Tensor:
+    """The EXIF orientation of a JPEG file, int32, 1 to 8; 1 where it says none that is known.
+
+    It is tag 0x0112 of the first directory of the TIFF structure behind "Exif" (CIPA DC-008, 4.5).
+    """
+    head = tf.strings.substr(encoded, 0, _EXIF_WITHIN)
+    before = tf.strings.regex_replace(head, r"Exif\x00\x00\C*", "", replace_global=False)
+    start = tf.strings.length(before) + len("Exif\0\0")
+    return tf.cond(
+        start < tf.strings.length(head),
+        lambda: _orientation_of_tiff(tf.strings.substr(encoded, start, 2**16)),
+        lambda: tf.constant(1),
+    )
+
+
+def _orientation_of_tiff(structure: tf.Tensor) -> tf.Tensor:
+    values = tf.concat([tf.io.decode_raw(structure, tf.uint8), [0]], 0)
+    little_endian = tf.strings.substr(structure, 0, 2) == b"II"
+
+    def number(places: tf.Tensor, size: int) -> tf.Tensor:
+        """Numbers of `size` bytes; 0 beyond the end."""
+        places = tf.expand_dims(places, -1) + tf.range(size)
+        places = tf.clip_by_value(places, 0, tf.size(values) - 1)
+        digits = tf.cast(tf.gather(values, places), tf.int32)
+        digits = tf.where(little_endian, digits, digits[..., ::-1])
+        return tf.reduce_sum(digits * [256**power for power in range(size)], -1)
+
+    directory = number(tf.constant(4), 4)
+    entries = directory + 2 + 12 * tf.range(number(directory, 2))
+    orientations = tf.boolean_mask(number(entries + 8, 2), number(entries, 2) == 0x0112)
+    found = tf.concat([orientations, [1]], 0)[0]
+    return tf.where((found >= 1) & (found <= 8), found, 1)
+
+
+def _turned(image: tf.Tensor, turn: tf.Tensor) -> tf.Tensor:
+    """The image upright, by its orientation: transposed from 5 on, then mirrored."""
+    image = tf.cond(turn >= 5, lambda: tf.transpose(image, (1, 0, 2)), lambda: image)
+    down = (turn == 3) | (turn == 4) | (turn == 7) | (turn == 8)
+    across = (turn == 2) | (turn == 3) | (turn == 6) | (turn == 7)
+    image = tf.cond(down, lambda: image[::-1], lambda: image)
+    return tf.cond(across, lambda: image[:, ::-1], lambda: image)
+
+
+def _resized(image: tf.Tensor, placed: Placement, scale: tf.Tensor, format: Format) -> tf.Tensor:
+    if format.interpolation == "nearest":
+        for axis in (0, 1):
+            source = _nearest(placed.corner[axis], placed.box[axis], placed.inner[axis])
+            image = tf.gather(image, source, axis=axis)
+        return image
+    if not format.resized_by_pillow:
+        part = tf.slice(image, [*placed.corner, 0], [*placed.box, -1])
+        return decoding.resize_by_tensorflow(part, placed.inner, format)
+    if format.color_mode == "rgba":
+        image = _multiplied_by_alpha(image)
+    for axis in (1, 0):
+        edges = tf.stack([placed.corner[axis], placed.corner[axis] + placed.box[axis]])
+        edges = tf.cast(edges, tf.float64) / tf.cast(scale, tf.float64)
+        image = tf.transpose(image, (1, 0, 2))
+        image = _resample(image, edges, placed.inner[axis], format.interpolation)
+    return _divided_by_alpha(image) if format.color_mode == "rgba" else image
+
+
+def _nearest(corner: tf.Tensor, box: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+    step = tf.cast(box, tf.float64) / tf.cast(size, tf.float64)
+    start = tf.cast(corner, tf.float64) + step / 2
+    # Added up, as Pillow does: a product would round to other pixels.
+    rest = tf.fill([size - 1], step)
+    return tf.cast(tf.cumsum(tf.concat([[start], rest], axis=0)), tf.int32)
+
+
+def _resample(image: tf.Tensor, edges: tf.Tensor, size: tf.Tensor, interpolation: str) -> tf.Tensor:
+    """Resizes along the first axis as Pillow does, in its fixed point (Resample.c).
+
+    Args:
+      image: uint8 of shape (H, W, C).
+      edges: Where the part that is resized begins and ends, in pixels, float64 of shape (2,).
+      size: How many pixels it becomes.
+      interpolation: A key of `_SUPPORT`.
+    """
+    length = tf.shape(image)[0]
+    scale = (edges[1] - edges[0]) / tf.cast(size, tf.float64)
+    widened = tf.maximum(scale, 1.0)
+    support = _SUPPORT[interpolation] * widened
+    centers = edges[0] + (tf.cast(tf.range(size), tf.float64) + 0.5) * scale
+    starts = tf.maximum(tf.cast(centers - support + 0.5, tf.int32), 0)
+    ends = tf.minimum(tf.cast(centers + support + 0.5, tf.int32), length)
+    places = starts[:, tf.newaxis] + tf.range(tf.reduce_max(ends - starts))
+    distances = (tf.cast(places, tf.float64) - centers[:, tf.newaxis] + 0.5) / widened
+    weights = tf.where(places < ends[:, tf.newaxis], _filter(distances, interpolation), 0.0)
+    weights /= tf.reduce_sum(weights, -1, keepdims=True)
+    weights = tf.cast(weights * 2**_PRECISION_BITS + 0.5 * tf.sign(weights), tf.int32)
+    places = tf.minimum(places, length - 1)
+    total = tf.fill([size, tf.shape(image)[1], image.shape[2]], 2 ** (_PRECISION_BITS - 1))
+    for tap in tf.range(tf.shape(places)[1]):  # All at once would take as many times the memory.
+        rows = tf.cast(tf.gather(image, places[:, tap]), tf.int32)
+        total += rows * weights[:, tap, tf.newaxis, tf.newaxis]
+    total = tf.bitwise.right_shift(total, _PRECISION_BITS)
+    return tf.cast(tf.clip_by_value(total, 0, 255), tf.uint8)
+
+
+def _filter(x: tf.Tensor, interpolation: str) -> tf.Tensor:
+    """Pillow's filters (Resample.c), of distances in pixels."""
+    x = tf.abs(x)
+    if interpolation == "bilinear":
+        return tf.maximum(1.0 - x, 0.0)
+    if interpolation == "bicubic":  # Keys, "Cubic convolution interpolation", 1981, with a = -0.5.
+        near = ((-0.5 + 2.0) * x - (-0.5 + 3.0)) * x * x + 1.0
+        far = (((x - 5.0) * x + 8.0) * x - 4.0) * -0.5
+        return tf.where(x < 1.0, near, tf.where(x < 2.0, far, 0.0))
+    return tf.where(x < 3.0, _sinc(x) * _sinc(x / 3.0), 0.0)
+
+
+def _sinc(x: tf.Tensor) -> tf.Tensor:
+    x *= np.pi
+    return tf.math.divide_no_nan(tf.sin(x), x) + tf.cast(x == 0.0, x.dtype)
+
+
+def _multiplied_by_alpha(image: tf.Tensor) -> tf.Tensor:
+    """As Pillow does before it resizes (Convert.c: rgbA2rgba)."""
+    values = tf.cast(image, tf.int32)
+    product = values[..., :3] * values[..., 3:] + 128
+    product = tf.bitwise.right_shift(tf.bitwise.right_shift(product, 8) + product, 8)
+    return tf.cast(tf.concat([product, values[..., 3:]], -1), tf.uint8)
+
+
+def _divided_by_alpha(image: tf.Tensor) -> tf.Tensor:
+    values = tf.cast(image, tf.int32)
+    colors, alpha = values[..., :3], values[..., 3:]
+    divided = tf.minimum(255 * colors // tf.maximum(alpha, 1), 255)
+    colors = tf.where((alpha == 0) | (alpha == 255), colors, divided)
+    return tf.cast(tf.concat([colors, alpha], -1), tf.uint8)
