@@ -152,8 +152,9 @@ def read_archive(path: str | os.PathLike[str], *, follow_links: bool = False) ->
       follow_links: Whether links to folders are followed; else they are refused.
 
     Raises:
-      ArchiveError: There is no archive there, it has no class folders or only one class, its folders
-        may be splits or classes, its splits have different classes, or its content is hostile.
+      ArchiveError: There is no archive there, it has no class folders or only one class, its
+        folders may be splits or classes, its splits have different classes, or its content is
+        hostile.
     """
     path = pathlib.Path(path).expanduser()
     left_out: collections.Counter[str] = collections.Counter()
@@ -381,10 +382,11 @@ def _check_splits(path: pathlib.Path, root: str, below: Mapping[str, list[list[s
             f"archive {path}: class folders in {root}{split}/ ({_listed(classes[split])}) but none "
             f"in {named}; sort the images there into class folders, or move {named} elsewhere"
         )
+    would_be = "a class of its own" if len(others) == 1 else "classes of their own"
     raise ArchiveError(
         f"archive {path}: {root}{split}/ holds class folders ({_listed(classes[split])}), beside "
-        f"{named}, which would be classes of their own; if {root}{split}/ is a split, move {named} "
-        "elsewhere or into it; if it is a class, rename it"
+        f"{named}, which would be {would_be}; if {root}{split}/ is a split, move {named} elsewhere "
+        "or into it; if it is a class, rename it"
     )
 
 
