@@ -1,10 +1,12 @@
 """Archives of class folders: a zip or a folder, read through its directory and never unpacked.
 
-The layouts that are understood, with or without folders around the whole of them:
+Two layouts are understood, with or without folders around the whole:
 
-    train/<class>/<picture>   beside test/ and one of val/, valid/, validation/; or training/,
+    train/<class>/<image>     beside test/ and one of val/, valid/, validation/; or training/,
                               testing/
-    <class>/<picture>         everything is the split "train", to be cut by split strings
+    <class>/<image>           everything is the split "train", to be cut later
+
+Folders that mix the two are refused: no class folder is left out.
 
 Nothing of an archive is trusted: a member that leaves it, is a link, is encrypted, stands twice or
 claims to be larger than any photograph makes the whole archive refused before a byte is written.
@@ -12,7 +14,7 @@ claims to be larger than any photograph makes the whole archive refused before a
 
 import collections
 import dataclasses
-import hashlib
+import importlib.util
 import lzma
 import os
 import pathlib
@@ -25,9 +27,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from pizza_steak.errors import ArchiveError
 
-# What TensorFlow decodes. The suffix only says that a file is meant as a picture: decoding goes by
-# its first bytes, so that a PNG named .jpg is read as what it is.
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"})
+_HEIF = frozenset({".heic", ".heif", ".hif"})
+# The photographs that Pillow reads. A suffix only says that a file is meant as an image: decoding
+# goes by the first bytes, so a PNG named .jpg is read as a PNG.
+SUFFIXES = frozenset(
+    {
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".gif", ".webp", ".avif"),
+        *(".tif", ".tiff", ".ppm", *(_HEIF if importlib.util.find_spec("pillow_heif") else ())),
+    }
+)
 
 _SPLITS = {
     "train": "train",
@@ -60,11 +68,14 @@ class Picture:
       filename: Its path below the archive's root, such as `train/pizza/1001116.jpg`.
       label: The name of its class folder.
       member: Its name in the zip, or its path below the folder that was given.
+      stamp: In a zip, the size and the CRC-32 of its bytes. In a folder, the file's size and its
+        times of modification and change in nanoseconds.
     """
 
     filename: str
     label: str
     member: str
+    stamp: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,36 +87,29 @@ class Archive:
       classes: The names of the class folders, sorted, as `flow_from_directory` sorts them.
       splits: The pictures by split ("train", "test", "validation"), sorted by class, then name.
       left_out: How many files are no examples, by kind (".DS_Store", "__MACOSX", ".txt", ...).
-      fingerprint: Hexadecimal digest of every picture's name, size and content (a zip's checksums;
-        in a folder, the time of the last change stands for the content, so that starting a run does
-        not read every picture).
     """
 
     path: pathlib.Path
     classes: tuple[str, ...]
     splits: Mapping[str, tuple[Picture, ...]] = dataclasses.field(repr=False)
     left_out: Mapping[str, int]
-    fingerprint: str
 
     @property
-    def name(self) -> str:
-        """A name for what was read: the file's own and a part of the fingerprint."""
+    def stem(self) -> str:
+        """The name of the file or folder, in letters, digits and underscores."""
         stem = self.path.stem if self.path.is_file() else self.path.name
-        name = re.sub(r"[^A-Za-z0-9_]+", "_", stem).strip("_") or "archive"
-        return f"{name}-{self.fingerprint[:12]}"
+        return re.sub(r"[^A-Za-z0-9_]+", "_", stem).strip("_") or "archive"
 
     def read(self, split: str) -> Iterator[tuple[Picture, bytes]]:
         """Yields each picture of `split` with its bytes as they are in the archive.
 
         Raises:
-          ArchiveError: A member is damaged (its bytes do not match its checksum) or gone.
+          ArchiveError: A member is damaged (its bytes do not match its checksum), gone, or not the
+            file that was listed.
         """
         if self.path.is_dir():
             for picture in self.splits[split]:
-                try:
-                    yield picture, (self.path / picture.member).read_bytes()
-                except OSError as error:
-                    raise self._damaged(picture, error) from error
+                yield picture, self.read_file(picture)
             return
         with _open_zip(self.path) as zip_file:
             for picture in self.splits[split]:
@@ -113,6 +117,25 @@ class Archive:
                     yield picture, zip_file.read(picture.member)
                 except _DAMAGED as error:
                     raise self._damaged(picture, error) from error
+
+    def read_file(self, picture: Picture) -> bytes:
+        """Returns the bytes of one image of a folder.
+
+        Raises:
+          ArchiveError: It cannot be read, or is not the file that was listed.
+        """
+        path = self.path / picture.member
+        try:
+            encoded = path.read_bytes()
+            stamp = _stamp(path.stat())
+        except OSError as error:
+            raise self._damaged(picture, error) from error
+        if stamp != picture.stamp:
+            raise ArchiveError(
+                f"archive {self.path}: {picture.member} changed while the archive was read; run "
+                "the command again when the folder is complete"
+            )
+        return encoded
 
     def _damaged(self, picture: Picture, error: Exception) -> ArchiveError:
         return ArchiveError(
@@ -129,48 +152,40 @@ def read_archive(path: str | os.PathLike[str], *, follow_links: bool = False) ->
       follow_links: Whether links to folders are followed; else they are refused.
 
     Raises:
-      ArchiveError: There is no archive there, it has no class folders or only one class, its splits
-        have different classes, or its content is hostile.
+      ArchiveError: There is no archive there, it has no class folders or only one class, its
+        folders may be splits or classes, its splits have different classes, or its content is
+        hostile.
     """
     path = pathlib.Path(path).expanduser()
     left_out: collections.Counter[str] = collections.Counter()
     pictures = {}
-    for name, member, content in _members(path, follow_links):
+    for name, member, stamp in _members(path, follow_links):
         kind = _kind_left_out(name)
         if kind is None:
-            pictures[name] = member, content
+            pictures[name] = member, stamp
         else:
             left_out[kind] += 1
 
+    pictures = dict(sorted(pictures.items()))
+    root, has_splits = _layout(path, pictures)
     splits = collections.defaultdict(list)
-    digest = hashlib.sha256()
-    root = _root(path, pictures)
-    filenames = [name.removeprefix(root) for name in sorted(pictures) if name.startswith(root)]
-    left_out["outside the class folders"] = len(pictures) - len(filenames)
-    paths = [filename.split("/") for filename in filenames]
-    # A class may be called train, beside others; nothing but train/ and test/ are no classes.
-    has_splits = any(map(_in_split, paths)) or all(
-        parts[0].lower() in _SPLITS for parts in paths if len(parts) > 1
-    )
-    for filename, parts in zip(filenames, paths, strict=True):
-        placed = _place(parts, has_splits)
+    for name, (member, stamp) in pictures.items():
+        filename = name.removeprefix(root)
+        placed = _place(filename.split("/"), has_splits) if name.startswith(root) else None
         if placed is None:
             left_out["outside the class folders"] += 1
-            continue
-        split, label = placed
-        member, content = pictures[root + filename]
-        splits[split].append(Picture(filename, label, member))
-        digest.update(f"{filename}\0{content}\n".encode())
+        else:
+            split, label = placed
+            splits[split].append(Picture(filename, label, member, stamp))
 
-    classes = _common_classes(path, splits, sum(left_out.values()))
+    classes = _common_classes(path, splits, left_out)
     for split in splits.values():
         split.sort(key=lambda picture: (picture.label, picture.filename))
     return Archive(
         path=path,
         classes=classes,
         splits={split: tuple(splits[split]) for split in sorted(splits)},
-        left_out={kind: count for kind, count in sorted(left_out.items()) if count},
-        fingerprint=digest.hexdigest(),
+        left_out=dict(sorted(left_out.items())),
     )
 
 
@@ -192,8 +207,8 @@ def list_pictures(path: str | os.PathLike[str], *, follow_links: bool = False) -
     return dict(sorted((name, member) for name, member, _ in members if not _kind_left_out(name)))
 
 
-def _members(path: pathlib.Path, follow_links: bool) -> Iterator[tuple[str, str, str]]:
-    """The (name, member, what stands for its content) of every file."""
+def _members(path: pathlib.Path, follow_links: bool) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """Yields the name, member and stamp of every file, as `Picture` has them."""
     try:
         kind = stat.S_IFMT(path.stat().st_mode)
     except OSError as error:
@@ -207,8 +222,10 @@ def _members(path: pathlib.Path, follow_links: bool) -> Iterator[tuple[str, str,
     raise ArchiveError(f"archive {path}: neither a zip file nor a folder")
 
 
-def _folder_members(folder: pathlib.Path, follow_links: bool) -> Iterator[tuple[str, str, str]]:
-    """The (name, member, what stands for its content) of every file."""
+def _folder_members(
+    folder: pathlib.Path, follow_links: bool
+) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """Yields the name, member and stamp of every file, as `Picture` has them."""
 
     def fail(error: OSError):
         raise ArchiveError(f"archive {folder}: {error.filename} cannot be read ({_told(error)})")
@@ -236,11 +253,11 @@ def _folder_members(folder: pathlib.Path, follow_links: bool) -> Iterator[tuple[
             except OSError as error:
                 fail(error)
             name = file.relative_to(folder).as_posix()
-            yield name, name, f"{status.st_size} {status.st_mtime_ns}"
+            yield name, name, _stamp(status)
 
 
-def _zip_members(path: pathlib.Path) -> Iterator[tuple[str, str, str]]:
-    """The (name, member, what stands for its content) of every file.
+def _zip_members(path: pathlib.Path) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """Yields the name, member and stamp of every file, as `Picture` has them.
 
     The name is the member's with what some packers write tidied: `./` in front, backslashes.
     """
@@ -257,7 +274,7 @@ def _zip_members(path: pathlib.Path) -> Iterator[tuple[str, str, str]]:
                     f"archive {path}: refused, {info.filename!r} {fault}; pack the folders anew"
                 )
             seen.add(name)
-            yield name, info.filename, f"{info.file_size} {info.CRC:08x}"
+            yield name, info.filename, (info.file_size, info.CRC)
 
 
 def _open_zip(path: pathlib.Path) -> zipfile.ZipFile:
@@ -299,6 +316,10 @@ def _fault_of_name(name: str) -> str | None:
     return None
 
 
+def _stamp(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
 def _told(error: OSError) -> str:
     return error.strerror or str(error)
 
@@ -313,30 +334,75 @@ def _kind_left_out(member: str) -> str | None:
     if any(part.startswith(".") for part in path.parts):
         return "hidden"
     suffix = path.suffix.lower()
-    return None if suffix in SUFFIXES else suffix or "without suffix"
+    if suffix in SUFFIXES:
+        return None
+    if suffix in _HEIF:
+        return f"{suffix} (pip install 'pizza-steak[heif]' reads them)"
+    return suffix or "without suffix"
 
 
-def _root(path: pathlib.Path, names: Iterable[str]) -> str:
-    """The folders around everything, with a slash behind each, or "" where there are none."""
-    paths = [name.split("/") for name in names]
-    around_splits = set()
-    for parts in paths:
-        depths = (depth for depth in range(len(parts)) if _in_split(parts[depth:]))
-        if (depth := next(depths, None)) is not None:
-            around_splits.add("".join(f"{part}/" for part in parts[:depth]))
-    if len(around_splits) > 1:
-        first, second, *_ = sorted(around_splits)
-        raise ArchiveError(
-            f"archive {path}: {first or './'} and {second} both hold train/ or test/; "
-            "expected one folder that does: pack it alone"
-        )
-    if around_splits:
-        return around_splits.pop()
+def _layout(path: pathlib.Path, names: Iterable[str]) -> tuple[str, bool]:
+    """Returns the folders around everything, with a slash behind each, and whether splits follow.
+
+    Raises:
+      ArchiveError: Some folders are splits and others would be classes.
+    """
     root = ""
-    while len({parts[0] for parts in paths}) == 1 and max(map(len, paths)) > 2:
-        root += f"{paths[0][0]}/"
-        paths = [parts[1:] for parts in paths if len(parts) > 1]
-    return root
+    paths = [name.split("/") for name in names]
+    while True:
+        below = collections.defaultdict(list)
+        for folder, *rest in paths:
+            if rest:
+                below[folder].append(rest)
+        if any(map(_in_split, paths)):
+            _check_splits(path, root, below)
+            return root, True
+        wraps = len(below) == 1 and any(len(rest) > 1 for rests in below.values() for rest in rests)
+        if not wraps:
+            break
+        ((folder, paths),) = below.items()
+        root += f"{folder}/"
+    _check_classes(path, root, below)
+    return root, all(folder.lower() in _SPLITS for folder in below)
+
+
+def _check_splits(path: pathlib.Path, root: str, below: Mapping[str, list[list[str]]]) -> None:
+    """Refuses folders of which some hold the class folders of a split and others do not."""
+    classes = {
+        folder: {rest[0] for rest in rests if _in_split([folder, *rest])}
+        for folder, rests in below.items()
+    }
+    split = min(folder for folder in classes if classes[folder])
+    others = [folder for folder in classes if not classes[folder]]
+    if not others:
+        return
+    named = _listed(f"{root}{folder}/" for folder in others)
+    if all(folder.lower() in _SPLITS for folder in others):
+        raise ArchiveError(
+            f"archive {path}: class folders in {root}{split}/ ({_listed(classes[split])}) but none "
+            f"in {named}; sort the images there into class folders, or move {named} elsewhere"
+        )
+    would_be = "a class of its own" if len(others) == 1 else "classes of their own"
+    raise ArchiveError(
+        f"archive {path}: {root}{split}/ holds class folders ({_listed(classes[split])}), beside "
+        f"{named}, which would be {would_be}; if {root}{split}/ is a split, move {named} elsewhere "
+        "or into it; if it is a class, rename it"
+    )
+
+
+def _check_classes(path: pathlib.Path, root: str, below: Mapping[str, list[list[str]]]) -> None:
+    """Refuses class folders of which one holds splits."""
+    for folder, rests in below.items():
+        for rest in rests:
+            for depth in range(len(rest)):
+                if _in_split(rest[depth:]):
+                    split = root + "/".join([folder, *rest[: depth + 1]])
+                    others = _listed(f"{root}{other}/" for other in below if other != folder)
+                    raise ArchiveError(
+                        f"archive {path}: {split}/ holds class folders ({rest[depth + 1]}), beside "
+                        f"{others}; if it is a split, move {others} elsewhere; if {root}{folder}/ "
+                        f"is a class, rename {split}/"
+                    )
 
 
 def _in_split(parts: Sequence[str]) -> bool:
@@ -352,25 +418,40 @@ def _place(parts: Sequence[str], has_splits: bool) -> tuple[str, str] | None:
 
 
 def _common_classes(
-    path: pathlib.Path, splits: Mapping[str, Iterable[Picture]], others: int
+    path: pathlib.Path, splits: Mapping[str, list[Picture]], left_out: Mapping[str, int]
 ) -> tuple[str, ...]:
-    """The sorted classes, the same in every split, at least two."""
+    """Returns the sorted classes, the same in every split, at least two."""
     by_split = {split: {p.label for p in pictures} for split, pictures in splits.items()}
-    classes = set().union(*by_split.values())
+    classes = sorted(set().union(*by_split.values()))
+    found = ", ".join(f"{count} {kind}" for kind, count in left_out.items())
+    others = f" (left out: {found})" if found else ""
     if not classes:
         raise ArchiveError(
-            f"archive {path}: no class folders with pictures (found {others} other files); "
-            "expected train/<class>/<image> and test/<class>/<image>, or <class>/<image>"
+            f"archive {path}: no class folders with images{others}; sort the images into "
+            "<class>/<image>, or into train/<class>/<image> and test/<class>/<image>"
         )
     if len(classes) == 1:
         raise ArchiveError(
-            f"archive {path}: one class only, {classes.pop()!r}; expected two class folders or more"
+            f"archive {path}: one class only, {classes[0]!r}{others}; add a folder with images of "
+            "another class beside it"
         )
     for split, found in by_split.items():
-        if missing := sorted(classes - found):
+        if missing := [name for name in classes if name not in found]:
             where = next(other for other in by_split if missing[0] in by_split[other])
+            # The folders' own names: Test/, not test/.
+            there, here = (splits[name][0].filename.split("/")[0] for name in (where, split))
+            missing = [name for name in missing if name in by_split[where]]
             raise ArchiveError(
-                f"archive {path}: class {missing[0]!r} is in {where}/ but not in {split}/; "
-                "expected the same class folders in every split"
+                f"archive {path}: classes in {there}/ but not in {here}/: {_listed(missing)}; add "
+                f"images to {_listed(f'{here}/{name}/' for name in missing)}, or remove "
+                f"{_listed(f'{there}/{name}/' for name in missing)}"
             )
-    return tuple(sorted(classes))
+    return tuple(classes)
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Returns the sorted names in words, not more than four."""
+    names = sorted(names)
+    if len(names) > 4:
+        names[3:] = [f"{len(names) - 3} more"]
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """What `inspection.report` takes, by the names that trainers.fit has for it."""
-    made = _Parser(
+    made = Parser(
         prog="python -m pizza_steak.inspect",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -58,7 +58,9 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Ends a command with one line and status 2 for wrong flags."""
+
     def error(self, message):
         self.exit(2, f"error: {message}; --help lists the flags\n")
 

@@ -2,12 +2,13 @@
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Iterator
 
 import tensorflow_datasets.public_api as tfds
 from tensorflow_datasets.core.download import downloader
 
-from pizza_steak import sample
+from pizza_steak import contents, preparations, sample
 from pizza_steak.archive import Archive, read_archive
 from pizza_steak.errors import ArchiveError, UserError
 
@@ -26,15 +27,23 @@ class ArchiveConfig(tfds.core.BuilderConfig):
     """A user's archive as a configuration of its own.
 
     Attributes:
-      archive: Its listing; the configuration is named from the file and its fingerprint.
+      archive: Its listing.
     """
 
     archive: Archive | None = None
 
     @classmethod
-    def of(cls, archive: Archive) -> "ArchiveConfig":
-        """The configuration that reads `archive`."""
-        return cls(name=archive.name, description="Class folders of an archive.", archive=archive)
+    def of(
+        cls, archive: Archive, data_dir: str | os.PathLike[str] | None = None
+    ) -> "ArchiveConfig":
+        """Returns the configuration of an archive, named by its file and its fingerprint.
+
+        Where the same images are prepared in `data_dir` under another file's name, it has that.
+        """
+        home = preparations.home(data_dir)
+        digits = contents.fingerprint(archive, home / contents.CACHE)[:12]
+        name = preparations.find(home, archive.stem, digits)
+        return cls(name=name, description="Class folders of an archive.", archive=archive)
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):

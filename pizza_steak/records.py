@@ -21,6 +21,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl import logging
 
+from pizza_steak import preparations
 from pizza_steak.archive import read_archive
 from pizza_steak.atomic import lock, make_once
 from pizza_steak.errors import UserError
@@ -163,6 +164,8 @@ def prepare(
 ) -> Records:
     """Builds the records where they are not there yet, and opens them.
 
+    Records of the same images are taken as they are, whatever the archive was called then.
+
     Args:
       dataset: `pizza_steak/photos` (downloaded) or `pizza_steak/sample` (rendered).
       archive: A zip or folder of class folders to use in place of `dataset`.
@@ -174,12 +177,13 @@ def prepare(
       ArchiveError: The archive is refused; nothing was written.
     """
     if archive:
-        config = ArchiveConfig.of(read_archive(archive, follow_links=follow_links))
+        config = ArchiveConfig.of(read_archive(archive, follow_links=follow_links), data_dir)
     else:
         config = _config_named(dataset)
     try:
         with _quiet_tfds():
             builder = _prepared_builder(config, data_dir)
+        preparations.mark_used(pathlib.Path(builder.data_dir))
         return Records(builder, **_index(builder))
     except OSError as error:
         where = error.filename or data_dir

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from pizza_steak import inspect
+from pizza_steak import inspect, prepared
 from trainers import config as trainers_config
 from tuning import config as tuning_config
 
@@ -19,7 +19,9 @@ FLAGS = {
     for concern in (vars(trainers_config) | vars(tuning_config)).values()
     if dataclasses.is_dataclass(concern)
     for field in dataclasses.fields(concern)
-} | {*re.findall(r"--([a-z_]+)", inspect.parser().format_help())}
+}
+for parser in (inspect.parser(), prepared.parser()):
+    FLAGS |= {*re.findall(r"--([a-z_]+)", parser.format_help())}
 
 
 def test_the_test_command_is_that_of_continuous_integration():

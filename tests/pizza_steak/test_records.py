@@ -128,9 +128,9 @@ def test_a_split_that_is_unknown_or_empty_is_a_users_error(food, split):
 
 def test_opening_again_reads_and_writes_no_records(archive, tmp_path):
     first = prepare(archive, tmp_path, 2)
-    before = {path: path.stat().st_mtime_ns for path in first.folder.iterdir()}
+    before = {path: path.stat().st_mtime_ns for path in first.folder.glob("[!.]*")}
     again = records.prepare(archive=archive, data_dir=tmp_path)
-    assert {path: path.stat().st_mtime_ns for path in first.folder.iterdir()} == before
+    assert {path: path.stat().st_mtime_ns for path in first.folder.glob("[!.]*")} == before
     assert again.fingerprint == first.fingerprint
     np.testing.assert_array_equal(again.filenames, first.filenames)
     np.testing.assert_array_equal(again.labels, first.labels)
@@ -158,7 +158,7 @@ print(records.prepare(archive=sys.argv[1], data_dir=sys.argv[2]).fingerprint)
 
 
 def test_what_a_killed_process_left_of_records_is_removed(archive, tmp_path):
-    name = read_archive(archive).name
+    name = ArchiveConfig.of(read_archive(archive), tmp_path).name
     left = tmp_path / "pizza_steak" / name / "incomplete.ABC123_1.0.0"
     left.mkdir(parents=True)
     (left / "half").write_text("half")

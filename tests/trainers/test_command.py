@@ -47,7 +47,10 @@ BAD_INPUT = {
     "archive is truncated": ("--archive={truncated}", "truncated"),
     "no class folders": ("--archive={flat}", "no class folders"),
     "one class only": ("--archive={one_class}", "one class only, 'dark'"),
-    "class missing in test": ("--archive={no_light_test}", "'light' is in train/ but not in test/"),
+    "class missing in test": (
+        "--archive={no_light_test}",
+        "in train/ but not in test/: light; add",
+    ),
     "no test split": ("--archive={no_test}", "split 'test'"),
     "bad pictures": ("--archive={bad}", "train/dark/a.jpg"),
     "nothing but bad pictures": ("--archive={bad_test} --on_bad_image=skip", "test"),

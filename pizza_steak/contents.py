@@ -1,0 +1,95 @@
+"""What identifies an archive: the names and bytes of its images, not where or when it was written.
+
+A zip lists the CRC-32 of every image. A folder does not, so its files are read once; a cache keeps
+their checksums.
+"""
+
+import concurrent.futures
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import time
+import zlib
+from collections.abc import Sequence
+
+from pizza_steak.archive import Archive, Picture
+from pizza_steak.atomic import atomic_path
+
+# The name of the folder of caches in `preparations.home`.
+CACHE = ".contents"
+# Two changes within one tick of a file system's clock, 2 s on FAT, look like one. So files that
+# were young when they were read are read again, as in Git (Documentation/technical/racy-git).
+_TICK = 2 * 10**9
+
+
+def fingerprint(archive: Archive, cache: pathlib.Path) -> str:
+    """Returns a digest of every image's split, class, filename, size and CRC-32.
+
+    A folder, its copies and a zip of it have the same fingerprint.
+
+    Args:
+      archive: The listing.
+      cache: A folder for the checksums of files. It may be missing, damaged or read-only: then
+        files are read again.
+
+    Returns:
+      64 hexadecimal digits.
+
+    Raises:
+      ArchiveError: A file cannot be read, or changes meanwhile.
+    """
+    pictures = [(split, p) for split, pictures in archive.splits.items() for p in pictures]
+    if archive.path.is_dir():
+        checksums = _checksums(archive, [picture for _, picture in pictures], cache)
+    else:
+        checksums = {picture.member: picture.stamp[1] for _, picture in pictures}
+    digest = hashlib.sha256()
+    for split, picture in pictures:
+        content = f"{picture.stamp[0]} {checksums[picture.member]:08x}\n"
+        digest.update("\0".join([split, picture.label, picture.filename, content]).encode())
+    return digest.hexdigest()
+
+
+def forget_missing(cache: pathlib.Path) -> None:
+    """Removes the caches of folders that no longer exist."""
+    for file in cache.glob("*.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            if not os.path.isdir(json.loads(file.read_bytes())["folder"]):
+                file.unlink()
+
+
+def _checksums(
+    archive: Archive, pictures: Sequence[Picture], cache: pathlib.Path
+) -> dict[str, int]:
+    """Returns the CRC-32 of each file by member; reads those that are new or changed."""
+    folder = os.path.realpath(archive.path)
+    file = cache / f"{hashlib.sha256(os.fsencode(folder)).hexdigest()[:32]}.json"
+    remembered = _recall(file)
+    now = time.time_ns()
+
+    def read(picture: Picture) -> list[int]:
+        return [*picture.stamp, zlib.crc32(archive.read_file(picture))]
+
+    changed = [p for p in pictures if remembered.get(p.member, [])[:-1] != [*p.stamp]]
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # Reading and crc32 release the GIL.
+        new = {p.member: entry for p, entry in zip(changed, pool.map(read, changed), strict=True)}
+    entries = {p.member: new.get(p.member) or remembered[p.member] for p in pictures}
+    checksums = {member: crc for member, (*_, crc) in entries.items()}
+    entries = {m: entry for m, entry in entries.items() if max(entry[1:-1]) < now - _TICK}
+    if entries != remembered:
+        with contextlib.suppress(OSError):
+            cache.mkdir(parents=True, exist_ok=True)
+            with atomic_path(file) as temporary:
+                temporary.write_text(json.dumps({"folder": folder, "files": entries}))
+    return checksums
+
+
+def _recall(file: pathlib.Path) -> dict[str, list[int]]:
+    """Returns size, times and CRC-32 of each file by member, as far as they are remembered."""
+    try:
+        files = json.loads(file.read_bytes())["files"]
+        return {member: list(map(int, entry)) for member, entry in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}

@@ -1,0 +1,175 @@
+import os
+import pathlib
+import shutil
+import time
+import zipfile
+
+import pytest
+
+from pizza_steak import contents, records
+from pizza_steak.archive import Archive, read_archive
+from pizza_steak.errors import ArchiveError
+
+FOOD = ["train/pizza/1.jpg", "train/steak/2.jpg", "test/pizza/3.jpg", "test/steak/4.jpg"]
+
+
+@pytest.fixture
+def fingerprint(tmp_path):
+    """`fingerprint(path)` of an archive, with a cache that the test's calls share."""
+    return lambda path: contents.fingerprint(read_archive(path), tmp_path / "cache")
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The members that were read, in no order."""
+    read = []
+
+    def read_file(self, picture, original=Archive.read_file):
+        read.append(picture.member)
+        return original(self, picture)
+
+    monkeypatch.setattr(Archive, "read_file", read_file)
+    return read
+
+
+def wait_for_the_next_tick():
+    time.sleep(contents._TICK / 1e9 + 0.1)
+
+
+@pytest.mark.parametrize("as_zip", [True, False], ids=["zip", "folder"])
+def test_it_is_of_the_images_alone(make_archive, fingerprint, as_zip):
+    files = {name: name.encode() for name in FOOD}
+    expected = fingerprint(make_archive(files, as_zip=not as_zip))
+    for layout, name in (
+        (files, "food"),
+        (files, "other"),
+        (dict(reversed(files.items())), "food"),
+        ({**files, "notes.txt": b""}, "food"),
+        ({f"root/{name}": files[name] for name in files}, "food"),
+    ):
+        assert fingerprint(make_archive(layout, name, as_zip)) == expected
+
+
+@pytest.mark.parametrize("as_zip", [True, False], ids=["zip", "folder"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda name, content: (name.replace("/1.jpg", "/0.jpg"), content),
+        lambda name, content: (name.replace("steak", "Steak"), content),
+        lambda name, content: (name.replace("test/", "val/"), content),
+        lambda name, content: (name, content.replace(b"/1.jpg", b"/0.jpg")),
+        lambda name, content: (name, content.replace(b"/1.jpg", b"/01.jpg")),
+    ],
+    ids=["filename", "class", "split", "byte", "size"],
+)
+def test_it_changes_with_the_images(make_archive, fingerprint, change, as_zip):
+    files = {name: name.encode() for name in FOOD}
+    changed = dict(change(*file) for file in files.items())
+    before = fingerprint(make_archive(files, as_zip=as_zip))
+    assert fingerprint(make_archive(changed, as_zip=as_zip)) != before
+
+
+def set_back(file: pathlib.Path, status: os.stat_result):
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.parametrize("wait", [True, False], ids=["remembered", "young"])
+def test_a_byte_that_changes_behind_the_same_size_and_mtime_is_noticed(
+    make_archive, fingerprint, wait
+):
+    folder = make_archive(FOOD, as_zip=False)
+    file = folder / FOOD[0]
+    if wait:
+        wait_for_the_next_tick()
+    before = fingerprint(folder)
+    status = file.stat()
+    content = bytearray(file.read_bytes())
+    content[50] ^= 1
+    file.write_bytes(content)
+    set_back(file, status)
+    assert fingerprint(folder) != before
+
+
+def test_only_new_and_changed_files_are_read(make_archive, jpeg, fingerprint, reads):
+    folder = make_archive(FOOD, as_zip=False)
+    fingerprint(folder)
+    fingerprint(folder)
+    assert sorted(reads) == sorted(FOOD * 2)  # Too young to be remembered.
+    wait_for_the_next_tick()
+    fingerprint(folder)
+    reads.clear()
+    fingerprint(folder)
+    assert not reads
+
+    added = [f"train/pizza/added-{number}.jpg" for number in range(10)]
+    for name in added:
+        (folder / name).write_bytes(jpeg())
+    (folder / FOOD[1]).touch()
+    fingerprint(folder)
+    assert sorted(reads) == sorted([*added, FOOD[1]])
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff", b"[]", b"null", b'{"files": [1]}', b'{"files": {"a": [1, "b"]}}']
+)
+def test_a_damaged_cache_is_made_anew(make_archive, fingerprint, reads, tmp_path, content):
+    folder = make_archive(FOOD, as_zip=False)
+    wait_for_the_next_tick()
+    expected = fingerprint(folder)
+    (cache,) = (tmp_path / "cache").iterdir()
+    good = cache.read_bytes()
+    cache.write_bytes(content)
+    assert fingerprint(folder) == expected
+    assert cache.read_bytes() == good
+    assert len(reads) == 2 * len(FOOD)
+
+
+def test_it_needs_no_cache(make_archive, tmp_path):
+    (tmp_path / "file").touch()
+    folder = read_archive(make_archive(FOOD, as_zip=False))
+    zipped = read_archive(make_archive(FOOD))
+    assert contents.fingerprint(folder, tmp_path / "file") == contents.fingerprint(zipped, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_that_is_gone_is_named(make_archive, tmp_path):
+    folder = make_archive(FOOD, as_zip=False)
+    archive = read_archive(folder)
+    (folder / FOOD[0]).unlink()
+    with pytest.raises(ArchiveError, match=FOOD[0]):
+        contents.fingerprint(archive, tmp_path)
+
+
+def test_caches_of_folders_that_are_gone_are_removed(make_archive, fingerprint, tmp_path):
+    kept, gone = (make_archive(FOOD, as_zip=False) for _ in range(2))
+    wait_for_the_next_tick()
+    fingerprint(kept)
+    (cache,) = (tmp_path / "cache").iterdir()
+    fingerprint(gone)
+    shutil.rmtree(gone)
+    contents.forget_missing(tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == [cache]
+
+
+def test_a_folder_its_copies_and_its_zip_share_their_records(make_archive, tmp_path):
+    layout = [f"{folder}/{number}.jpg" for folder in ("cat", "dog") for number in range(20)]
+    folder = make_archive(layout, as_zip=False)
+    others = [shutil.copytree(folder, tmp_path / name) for name in ("elsewhere/food", "renamed")]
+    zipped = tmp_path / "zipped.zip"
+    with zipfile.ZipFile(zipped, "w", zipfile.ZIP_DEFLATED) as zip_file:
+        for file in reversed(layout):
+            zip_file.write(folder / file, f"photos/{file}")
+
+    prepared = [records.prepare(archive=folder, data_dir=tmp_path / "data")]
+    for file in layout:
+        (folder / file).touch()
+    for path in (folder, *others, zipped):
+        prepared.append(records.prepare(archive=path, data_dir=tmp_path / "data"))
+    assert len({one.folder for one in prepared}) == 1
+    assert len(list((tmp_path / "data").rglob("dataset_info.json"))) == 1
+
+    alone = [records.prepare(archive=path, data_dir=tmp_path / path.stem) for path in others]
+    alone.append(records.prepare(archive=zipped, data_dir=tmp_path / "data 2"))
+    for one in (*prepared, *alone):
+        assert one.filenames.tolist() == prepared[0].filenames.tolist()
+        assert one.labels.tolist() == prepared[0].labels.tolist()
