@@ -3,12 +3,9 @@
 Importing the package registers its dataset, so that `tfds.load("pizza_steak/sample")` finds it.
 """
 
-import sys
 from typing import TYPE_CHECKING, Any
 
-# `python -m pizza_steak.prepared` needs no TFDS, which takes half a second to import.
-if "pizza_steak.prepared" not in sys.orig_argv:
-    from pizza_steak.pizza_steak_dataset_builder import ArchiveConfig, Builder
+from pizza_steak.pizza_steak_dataset_builder import ArchiveConfig, Builder
 
 if TYPE_CHECKING:
     from pizza_steak.directory import flow_from_directory

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pizza_steak import decoding, figures
 from pizza_steak.archive import Archive, read_archive
@@ -42,7 +42,8 @@ class Found:
       bytes: The length of its file.
       digest: The same for the same bytes.
       format: "JPEG", "PNG" and so on, by its content; None where it is no picture.
-      size: Width and height in pixels; None where it is no picture.
+      size: Width and height in pixels, once upright; None where it is no picture.
+      turned: Whether its EXIF orientation turns or mirrors it.
       fault: Why it cannot be decoded; None where it can.
     """
 
@@ -53,6 +54,7 @@ class Found:
     digest: bytes
     format: str | None
     size: tuple[int, int] | None
+    turned: bool
     fault: str | None
 
 
@@ -99,6 +101,10 @@ class Inspection:
             if values
         }
 
+    def turned(self) -> int:
+        """How many images training turns upright by their EXIF orientation."""
+        return sum(picture.turned for picture in self.pictures)
+
     def broken(self) -> dict[str, str]:
         """Why pictures cannot be decoded, by filename."""
         return {picture.filename: picture.fault for picture in self.pictures if picture.fault}
@@ -118,6 +124,7 @@ class Inspection:
             "counts": self.counts(),
             "formats": self.formats(),
             "measures": self.measures(),
+            "turned_by_exif": self.turned(),
             "left_out": dict(self.left_out),
             "broken": self.broken(),
             "duplicates": [
@@ -166,9 +173,11 @@ class Inspection:
         leaks = [group for group in groups if _leaks(group)]
         contradictions = [group for group in groups if _contradicts(group)]
         others = [group for group in groups if not _leaks(group) and not _contradicts(group)]
+        turned = self.turned()
         faults = [f"{name} ({fault})" for name, fault in self.broken().items()]
         lines = [
             f"formats     {_counted(self.formats())}",
+            f"turned      {f'{turned:,} by EXIF orientation' if turned else 'none'}",
             f"left out    {_counted(self.left_out)}",
             f"broken      {len(faults) or 'none'}",
             *_listed(faults),
@@ -294,12 +303,14 @@ def inspect(
 
 
 def _look(split: str, label: str, filename: str, encoded: bytes) -> Found:
-    format, size, fault = None, None, None
+    format, size, orientation, fault = None, None, 1, None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(encoded), formats=decoding.KINDS) as image:
-                format, size = image.format, image.size
+                orientation = decoding.orientation(image)
+                format = image.format
+                size = image.size[::-1] if orientation >= 5 else image.size
                 image.draft(None, (1, 1))  # A JPEG's faults show in an eighth of its size as well.
                 image.load()
     except UnidentifiedImageError:
@@ -307,7 +318,7 @@ def _look(split: str, label: str, filename: str, encoded: bytes) -> Found:
     except Exception as error:  # Each of Pillow's decoders has its own.
         fault = " ".join(str(error).split())
     digest = hashlib.sha256(encoded).digest()
-    return Found(filename, split, label, len(encoded), digest, format, size, fault)
+    return Found(filename, split, label, len(encoded), digest, format, size, orientation > 1, fault)
 
 
 def _examples(archive: Archive) -> Iterator[tuple[str, str, str, bytes]]:
@@ -342,7 +353,7 @@ def draw_grid(sample: Sequence[tuple[Found, bytes]], path: str) -> None:
     images = []
     for _, encoded in sample:
         with Image.open(io.BytesIO(encoded), formats=decoding.KINDS) as image:
-            images.append(np.asarray(image.convert("RGBA").convert("RGB")))
+            images.append(np.asarray(ImageOps.exif_transpose(image).convert("RGBA").convert("RGB")))
     captions = [
         f"{found.label}\n{found.size[0]} x {found.size[1]}, {found.split}" for found, _ in sample
     ]

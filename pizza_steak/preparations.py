@@ -1,7 +1,4 @@
-"""What is prepared in a data_dir: the records of each dataset, and all that is derived from them.
-
-TFDS, which takes half a second to import, is not needed: its files tell what it prepared.
-"""
+"""What is prepared in a data_dir: the records of each dataset, and all that is derived from them."""
 
 import contextlib
 import dataclasses

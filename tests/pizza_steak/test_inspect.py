@@ -9,6 +9,7 @@ import zipfile
 import numpy as np
 import pytest
 from absl import flags
+from images import encode, turned
 from PIL import Image
 
 from pizza_steak import inspect, inspection
@@ -117,6 +118,18 @@ def test_broken_are_the_pictures_that_training_refuses(make_records, inspected, 
     assert len(found["broken"]) == 8
     for name, reason in found["broken"].items():
         assert f"{name} ({reason})" in text
+
+
+def test_images_that_exif_turns_are_counted_and_measured_upright(inspected, sound, picture):
+    def stored(orientation):
+        return encode(picture(3, 90, 30), "JPEG", exif=turned(orientation))
+
+    files = {f"train/a/turned {n}.jpg": stored(n) for n in (3, 6)} | {"train/b/0.jpg": stored(1)}
+    found, text = inspected(sound | files)
+    assert found["turned_by_exif"] == 2
+    assert ["turned", "2", "by", "EXIF", "orientation"] in rows(text)
+    assert found["measures"]["height"]["most"] == 90
+    assert "turned      none" in inspected(sound)[1]
 
 
 def test_long_lists_are_cut_and_complete_in_json(inspected, sound):
