@@ -1,4 +1,4 @@
-"""What is prepared in a data_dir: the records of each dataset, and all that is derived from them."""
+"""What is prepared in a data_dir: the records of each dataset and all that derives from them."""
 
 import contextlib
 import dataclasses

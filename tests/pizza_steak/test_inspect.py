@@ -181,7 +181,7 @@ def test_the_augmented_are_versions_of_the_original(jpeg, monkeypatch):
     monkeypatch.setattr(
         inspection.figures, "picture_grid", lambda images, *args, **kwargs: drawn.extend(images)
     )
-    found = inspection.Found("1.jpg", "train", "a", 0, b"", "JPEG", (24, 20), None)
+    found = inspection.Found("1.jpg", "train", "a", 0, b"", "JPEG", (24, 20), False, None)
     inspection.draw_augmented([(found, jpeg())], "figure.png", 24, 1, horizontal_flip=True)
     original, *versions = map(np.asarray, drawn)
     flipped = [bool((version == original[:, ::-1]).all()) for version in versions]
