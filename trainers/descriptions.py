@@ -15,6 +15,9 @@ from trainers.config import AugmentationConfig
 if TYPE_CHECKING:
     from trainers.training import Training
 
+_NAMED = 6
+_FEW_STEPS = 20
+
 
 def plan_table(training: "Training") -> str:
     """What will run, for people, before it does."""
@@ -32,11 +35,11 @@ def plan_table(training: "Training") -> str:
         else:
             by_class = f"{len(counts)} classes of {counts.min():,} to {counts.max():,}"
         steps = math.ceil(counts.sum() / batch_size)
-        rows.append((purpose, f"{split}: {counts.sum():,} pictures ({by_class}), {steps:,} steps"))
+        rows.append((purpose, f"{split}: {counts.sum():,} images ({by_class}), {steps:,} steps"))
     rows += [
         ("dataset", data.records.builder.info.full_name),
         ("left out", ", ".join(f"{n:,} {kind}" for kind, n in _left_out(data).items())),
-        ("caution", _overlap(data)),
+        *(("caution", text) for text in _cautions(data, batch_size)),
         ("augmented", _augmentation_text(config.augmentation)),
         ("model", f"{config.model.model}, {training.model.count_params():,} parameters"),
         (
@@ -76,9 +79,24 @@ def _augmentation_text(config: AugmentationConfig) -> str:
     return ", ".join(changed)
 
 
-def _overlap(data: run_data.Data) -> str:
-    shared = np.intersect1d(data.rows["train"], data.rows.get("validation", [])).size
-    return f"{shared:,} of the validation pictures are trained on as well" if shared else ""
+def _cautions(data: run_data.Data, batch_size: int) -> list[str]:
+    """Returns what makes the splits less than a training, a validation and a test, line by line."""
+    lines = []
+    for pair, count in data.overlaps.items():
+        one, other = pair.split(" in ")
+        lines.append(f"{count:,} of {len(data.rows[one]):,} {one} images are {other} images too")
+    for purpose in data.splits:
+        absent = [data.classes[label] for label in np.flatnonzero(data.counts(purpose) == 0)]
+        if absent:
+            more = f" and {len(absent) - _NAMED} more" if len(absent) > _NAMED else ""
+            lines.append(f"no {purpose} images of {', '.join(absent[:_NAMED])}{more}")
+    steps = math.ceil(len(data.rows["train"]) / batch_size)
+    if steps < _FEW_STEPS:
+        lines.append(
+            f"{steps} steps an epoch teach little: pass more --epochs, a smaller --batch_size, or "
+            "augmentation such as --horizontal_flip"
+        )
+    return lines
 
 
 def _left_out(data: run_data.Data) -> dict[str, int]:
@@ -94,6 +112,14 @@ def environment(training: "Training") -> dict[str, Any]:
     """What environment.json says: where it runs, and on what."""
     data = training.data
     packages = ("tensorflow", "keras", "tensorflow-datasets", "numpy")
+    splits = {
+        purpose: {
+            "text": text,
+            "images": len(data.rows[purpose]),
+            "fingerprint": data.fingerprint(purpose),
+        }
+        for purpose, text in data.splits.items()
+    }
     builder = data.records.builder
     return {
         "python": platform.python_version(),
@@ -103,6 +129,8 @@ def environment(training: "Training") -> dict[str, Any]:
         "batch_size": training.config.data.batch_size,
         "dataset": builder.info.full_name,
         "fingerprint": data.records.fingerprint,
+        "splits": splits,
+        "overlaps": data.overlaps,
         "left_out": _left_out(data),
         "bad_images": {
             str(data.records.filenames[row]): reason for row, reason in data.pictures.bad.items()
