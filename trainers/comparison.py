@@ -16,6 +16,7 @@ from trainers.config import (
     CHAPTERS_AUGMENTATION,
     AugmentationConfig,
     ChapterConfig,
+    DataConfig,
     FitConfig,
     ModelConfig,
     RunConfig,
@@ -83,7 +84,7 @@ def fit_config(config: ChapterConfig, name: str) -> FitConfig:
     """What `trainers.fit` would take for a model of the chapter; as its flagfile says."""
     network, augmented = CHAPTER[name]
     return FitConfig(
-        data=config.data,
+        data=DataConfig(**vars(config.data)),
         augmentation=CHAPTERS_AUGMENTATION if augmented else AugmentationConfig(),
         model=ModelConfig(network),
         optimisation=config.optimisation,

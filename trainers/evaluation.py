@@ -158,7 +158,7 @@ def evaluate(run: runs.Run, config: EvaluateConfig) -> Evaluation:
     predicted, confidence = probabilities.argmax(axis=-1), probabilities.max(axis=-1)
     options = {"labels": list(range(len(data.classes)))}
     matrix = metrics.confusion_matrix(labels, predicted, **options)
-    scores = metrics.classification_report(
+    rows = metrics.classification_report(
         labels, predicted, zero_division=0, output_dict=True, **options
     )
     bins = calibration_bins(confidence, predicted == labels)
@@ -178,8 +178,8 @@ def evaluate(run: runs.Run, config: EvaluateConfig) -> Evaluation:
         **_seen(run, config, data.records.digests[data.rows[purpose]]),
         "roc_auc": roc_auc(labels, probabilities),
         "expected_calibration_error": expected_calibration_error(bins),
-        "by_class": {name: scores[str(label)] for label, name in enumerate(data.classes)},
-        "macro_average": scores["macro avg"],
+        "by_class": {name: rows[str(label)] for label, name in enumerate(data.classes)},
+        "macro_average": rows["macro avg"],
         "confusion_matrix": matrix.tolist(),
         "calibration": bins,
         "mistakes": [
@@ -205,14 +205,14 @@ def _data_config(run: runs.Run, config: EvaluateConfig) -> DataConfig:
 def _split(run: runs.Run, config: EvaluateConfig, data: DataConfig) -> tuple[str, str | None]:
     """Returns which of the run's own splits is evaluated, or "test" and a TFDS split string."""
     split, archive = config.evaluation.split, config.data.archive
-    if archive is None or _absolute(archive) == run.config.data.archive:
+    if archive is None or _place(archive) == _place(run.config.data.archive or ""):
         return (split or "test", None) if split in (None, *splits.PURPOSES) else ("test", split)
     there = records.split_counts(archive=archive, follow_links=data.follow_links)
     return "test", split or ("test" if "test" in there else "all")
 
 
-def _absolute(archive: str) -> str:
-    return str(pathlib.Path(archive).expanduser().absolute())
+def _place(archive: str) -> pathlib.Path:
+    return pathlib.Path(archive).expanduser().resolve()
 
 
 def _seen(run: runs.Run, config: EvaluateConfig, digests: np.ndarray) -> dict[str, Any]:
