@@ -294,7 +294,6 @@ def _said(counts: Mapping[str, int]) -> str:
 
 
 def _remedy(flag: str) -> str:
-    remedy = "expected one of these, or a slice of one such as 'train[:80%]'"
     if flag in ("--validation_split", "--test_split"):
-        remedy += f", or {flag}=0.15 to have 15 % of train cut out for it"
-    return remedy
+        return f"pass {flag}=0.15 to cut 15 % out of train, or a slice such as 'train[80%:]'"
+    return "expected one of these or a slice of one, such as 'train[:80%]'"

@@ -34,8 +34,8 @@ def plan_table(training: "Training") -> str:
             )
         else:
             by_class = f"{len(counts)} classes of {counts.min():,} to {counts.max():,}"
-        steps = math.ceil(counts.sum() / batch_size)
-        rows.append((purpose, f"{split}: {counts.sum():,} images ({by_class}), {steps:,} steps"))
+        steps = _steps(counts.sum(), batch_size)
+        rows.append((purpose, f"{split}: {counts.sum():,} images ({by_class}), {steps}"))
     rows += [
         ("dataset", data.records.builder.info.full_name),
         ("left out", ", ".join(f"{n:,} {kind}" for kind, n in _left_out(data).items())),
@@ -90,13 +90,18 @@ def _cautions(data: run_data.Data, batch_size: int) -> list[str]:
         if absent:
             more = f" and {len(absent) - _NAMED} more" if len(absent) > _NAMED else ""
             lines.append(f"no {purpose} images of {', '.join(absent[:_NAMED])}{more}")
-    steps = math.ceil(len(data.rows["train"]) / batch_size)
-    if steps < _FEW_STEPS:
+    images = len(data.rows["train"])
+    if images <= (_FEW_STEPS - 1) * batch_size:
         lines.append(
-            f"{steps} steps an epoch teach little: pass more --epochs, a smaller --batch_size, or "
-            "augmentation such as --horizontal_flip"
+            f"an epoch is {_steps(images, batch_size)}, which teach little: pass more --epochs, a "
+            "smaller --batch_size, or augmentation such as --horizontal_flip"
         )
     return lines
+
+
+def _steps(images: int, batch_size: int) -> str:
+    steps = math.ceil(images / batch_size)
+    return f"{steps:,} step{'s' * (steps != 1)}"
 
 
 def _left_out(data: run_data.Data) -> dict[str, int]:

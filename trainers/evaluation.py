@@ -41,7 +41,7 @@ class Evaluation:
         values = self.values
         area = "not defined" if values["roc_auc"] is None else f"{values['roc_auc']:.4f}"
         blocks = [
-            f"{values['split']} of {values['dataset']}: {values['pictures']:,} images\n"
+            f"{values['dataset']}, {values['split']}: {values['pictures']:,} images\n"
             f"accuracy {self._accuracy()}, loss {values['loss']:.4f}\n"
             f"ROC AUC {area}, "
             f"expected calibration error {values['expected_calibration_error']:.4f}",

@@ -235,9 +235,8 @@ def test_the_winner_of_a_search_is_tested_on_the_same_images():
         (
             Request(test_split="test"),
             {"train": 180},
-            "--test_split='test': food has only train (180 images); expected one of these, or a "
-            "slice of one such as 'train[:80%]', or --test_split=0.15 to have 15 % of train cut "
-            "out for it",
+            "--test_split='test': food has only train (180 images); pass --test_split=0.15 to cut "
+            "15 % out of train, or a slice such as 'train[80%:]'",
         ),
         (Request("train["), COUNTS, "--train_split='train[': food has test (40 images), train"),
         (Request("train[:1shard]"), COUNTS, "--train_split='train[:1shard]': food has "),

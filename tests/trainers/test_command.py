@@ -50,8 +50,7 @@ BAD_INPUT = {
     "class missing in test": ("--archive={no_light_test}", "'light' is in train/ but not in test/"),
     "no test split": (
         "--archive={no_test} --test_split=test --validation_split=0.2",
-        "only train (24 images); expected one of these, or a slice of one such as 'train[:80%]', "
-        "or --test_split=0.15 to have 15 % of train cut out for it",
+        "has only train (24 images); pass --test_split=0.15 to cut 15 % out of train",
     ),
     "bad pictures": ("--archive={bad}", "train/dark/a.jpg"),
     "nothing but bad pictures": ("--archive={bad_test} --on_bad_image=skip", "test"),

@@ -122,7 +122,7 @@ def test_a_stage_reads_what_it_counts(name, epochs, setting):
 def test_training_makes_the_steps_that_it_counts(name, setting):
     before = int(setting.model.optimizer.iterations)
     counts = counted(OURS[name], setting)
-    assert int(setting.model.optimizer.iterations) - before == len(counts) == 4
+    assert int(setting.model.optimizer.iterations) - before == len(counts) == 3
 
 
 def test_the_peers_read_the_training_pictures(setting):

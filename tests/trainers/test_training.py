@@ -597,7 +597,7 @@ def test_what_is_shared_or_missing_is_named_before_training(
         "16 of 16 validation images are train images too",
         "1 of 3 test images are train images too",
     ]
-    assert cautions[-1].startswith("4 steps an epoch teach little: pass more --epochs, a smaller ")
+    assert cautions[-1].startswith("an epoch is 4 steps, which teach little: pass more --epochs")
     overlaps = json.loads((tmp_path / "run" / "environment.json").read_text())["overlaps"]
     assert overlaps["validation in train"] == 16
     assert overlaps["test in train"] == 1

@@ -319,8 +319,8 @@ def test_no_trial_is_tested_and_the_best_is_on_all_that_they_were_trained_on(fin
     assert (data.train_split, data.validation_split) == (None, "none")
     assert f"test accuracy {scores.test_accuracy_text(best.result)}" in stdout
     assert "expect less on new ones" not in stdout
-    scores = {row["trial"]: float(row["val_accuracy"] or 0) for row in table(folder)}
-    assert f"(trial {max(scores, key=scores.get)})" in stdout
+    found = {row["trial"]: float(row["val_accuracy"] or 0) for row in table(folder)}
+    assert f"(trial {max(found, key=found.get)})" in stdout
 
 
 @pytest.mark.slow
