@@ -188,6 +188,11 @@ def split_counts(
     return {split: len(sample.CLASSES) * count for split, count in per_class.items()}
 
 
+def is_prepared(dataset: str, *, data_dir: str | os.PathLike[str] | None = None) -> bool:
+    """Returns whether `prepare` has nothing to download or render."""
+    return Builder(data_dir=data_dir, config=_config_named(dataset)).is_prepared()
+
+
 def _prepared_builder(
     config: str | ArchiveConfig, data_dir: str | os.PathLike[str] | None
 ) -> tfds.core.DatasetBuilder:

@@ -78,8 +78,8 @@ class Plan:
             if not found[purpose].size:
                 flag = f"--{purpose}_split"
                 raise UserError(
-                    f"{flag}: {text} comes to no image: no class has three different ones; pass "
-                    + (f"{flag}=none" if purpose == "validation" else f"another {flag}")
+                    f"{flag}: {text} comes to no image: each class has too few different ones; "
+                    + (f"pass {flag}=none" if purpose == "validation" else f"pass another {flag}")
                 )
         return {purpose: found[purpose] for purpose in self.texts}
 

@@ -436,7 +436,7 @@ class ComparisonConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ChapterDataConfig(DataConfig):
-    """Which pictures, and how they become batches; as the chapter, validated on the test images."""
+    """Which images, and how they become batches; the chapter validates on the test images."""
 
     train_split: str | None = same_flag(DataConfig, "train_split", default="train")
     validation_split: str | None = same_flag(DataConfig, "validation_split", default="test")

@@ -1,6 +1,7 @@
 """The pictures of a run: what the data flags say, opened and split."""
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Mapping
 from typing import Any
@@ -51,12 +52,11 @@ class Data:
 
     def shared(self, purpose: str, other: str) -> int:
         """Returns how many images of a split have the bytes of an image of another split."""
-        if purpose not in self.rows or other not in self.rows:
-            return 0
-        digests = self.records.digests
-        return splits.shared(digests[self.rows[purpose]], digests[self.rows[other]])
+        digests, none = self.records.digests, np.arange(0)
+        found, others = (digests[self.rows.get(name, none)] for name in (purpose, other))
+        return splits.shared(found, others)
 
-    @property
+    @functools.cached_property
     def overlaps(self) -> dict[str, int]:
         """How many images of a split have the bytes of one of another, such as "test in train"."""
         pairs = (("validation", "train"), ("test", "train"), ("test", "validation"))

@@ -227,18 +227,20 @@ def _seen(run: runs.Run, config: EvaluateConfig, digests: np.ndarray) -> dict[st
     if config.data.data_dir is not None:
         data = dataclasses.replace(data, data_dir=config.data.data_dir)
     environment = json.loads((run.path / "environment.json").read_text())
-    names = {"trained_on": "train", "validated_on": "validation"}
+    unknown = dict.fromkeys(["trained_on", "validated_on", "test_pictures_chose_the_model"])
+    if not data.archive and not records.is_prepared(data.dataset, data_dir=data.data_dir):
+        return unknown  # Nothing is downloaded for this.
     try:
         prepared, _, rows = run_data.open_splits(data)
-        found = {
-            name: splits.shared(digests, prepared.digests[rows[purpose]]) if purpose in rows else 0
-            for name, purpose in names.items()
-        }
     except UserError:  # They are gone.
-        found = None
-    if found is None or prepared.fingerprint != environment["fingerprint"]:
-        return dict.fromkeys([*names, "test_pictures_chose_the_model"])
-    return found | {"test_pictures_chose_the_model": found["validated_on"] > 0}
+        return unknown
+    if prepared.fingerprint != environment["fingerprint"]:
+        return unknown
+    trained, validated = (
+        splits.shared(digests, prepared.digests[rows.get(purpose, np.arange(0))])
+        for purpose in ("train", "validation")
+    )
+    return dict(zip(unknown, (trained, validated, validated > 0), strict=True))
 
 
 def _check_classes(run: runs.Run, data: DataConfig) -> None:

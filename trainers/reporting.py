@@ -238,7 +238,8 @@ def _read(folder: pathlib.Path, name: str) -> Entry:
         environment = json.loads(file.read_text())
         devices = ", ".join([*map(str, environment["names"]), str(environment["precision"])])
         if "splits" in environment:
-            validated_on = str(environment["splits"].get("validation"))
+            splits = environment["splits"]
+            validated_on = splits["validation"]["fingerprint"] if "validation" in splits else ""
         else:  # A run of an older version.
             validated_on = f"{environment['fingerprint']} {config.data.validation_split}"
     numbers = test_accuracy = chosen_on_test = timed_epochs = classes = None

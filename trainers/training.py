@@ -348,7 +348,7 @@ def check(config: FitConfig | BenchmarkConfig) -> None:
       UserError: There is no such network or optimizer, or the images are too small for the network.
     """
     models.fitting_sizes(config.model, run_data.format_of(config.data).shape)
-    _optimizer_class(config.optimisation.optimizer)
+    optimizer_class(config.optimisation.optimizer)
 
 
 def compiled_model(
@@ -393,7 +393,12 @@ def _learning_rate(config: OptimisationConfig, replica_count: int) -> float:
     return config.learning_rate * replica_count if linear else config.learning_rate
 
 
-def _optimizer_class(name: str) -> type[keras.optimizers.Optimizer]:
+def optimizer_class(name: str) -> type[keras.optimizers.Optimizer]:
+    """Returns the optimizer of Keras with that name, in whatever case.
+
+    Raises:
+      UserError: There is none.
+    """
     base, wrapper = keras.optimizers.Optimizer, keras.optimizers.LossScaleOptimizer
     known = {
         title.lower(): kind
@@ -413,7 +418,7 @@ def _optimizer(
     learning_rate = _learning_rate(config, replica_count)
     if config.learning_rate_schedule == "cosine":
         learning_rate = keras.optimizers.schedules.CosineDecay(learning_rate, config.epochs * steps)
-    return _optimizer_class(config.optimizer)(learning_rate=learning_rate, **options)
+    return optimizer_class(config.optimizer)(learning_rate=learning_rate, **options)
 
 
 def _patient_callbacks(config: OptimisationConfig, verbose: int) -> list[keras.callbacks.Callback]:

@@ -30,9 +30,9 @@ from pizza_steak import atomic, splits
 from pizza_steak.errors import UserError
 from pizza_steak.tensorflow_import import stderr_dropped
 from trainers import data as run_data
-from trainers import runs, scores
+from trainers import runs, scores, training
 from trainers.config import DataConfig, FitConfig, RunConfig
-from tuning import distribution, oracles, page, processes, table, trials
+from tuning import distribution, oracles, page, processes, ranges, table, trials
 from tuning.config import SweepConfig
 from tuning.search_space import SearchSpace
 
@@ -112,6 +112,8 @@ class Sweep:
         """
         if config.data.validation_split == "none":
             raise UserError("validation_split 'none': models are chosen by their validation")
+        for name in ranges.parse(config.space.optimizer, str).values:
+            training.optimizer_class(name)
         data = run_data.load(config.data)
         _check_same_test(data, run_data.load(_all_training_images(config, data)))
         flags = runs.flags_to_repeat(config, without=_FREE)

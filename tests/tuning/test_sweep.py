@@ -426,11 +426,14 @@ def test_two_searches_are_not_at_work_in_one_folder(small_flags, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "flag, said", [("--validation_split=none", "chosen by"), ("--test_split=final", "'final'")]
+    "flag, said",
+    [
+        ("--validation_split=none", "chosen by"),
+        ("--test_split=final", "'final'"),
+        ("--optimizer=adam,adamant", "'adamant'"),
+    ],
 )
-def test_splits_that_a_sweep_cannot_do_with_are_told_before_it_begins(
-    small_flags, tmp_path, flag, said
-):
+def test_what_a_sweep_cannot_do_with_is_told_before_it_begins(small_flags, tmp_path, flag, said):
     from tuning import search
 
     argv = [*small_flags[:3], f"--sweep_dir={tmp_path}/sweep", flag]
