@@ -41,7 +41,7 @@ BASELINES = {
     "chapter's model_2": 0.50,
     "chapter's model_3": 0.70,
 }
-
+# What a comparison keeps of a run's test.
 _TEST = (
     "test_accuracy",
     "test_accuracy_interval",

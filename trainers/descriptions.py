@@ -39,7 +39,7 @@ def plan_table(training: "Training") -> str:
     rows += [
         ("dataset", data.records.builder.info.full_name),
         ("left out", ", ".join(f"{n:,} {kind}" for kind, n in _left_out(data).items())),
-        *(("caution", text) for text in _cautions(data, batch_size)),
+        *(("caution", text) for text in (*split_cautions(data), _few_steps(data, batch_size))),
         ("augmented", _augmentation_text(config.augmentation)),
         ("model", f"{config.model.model}, {training.model.count_params():,} parameters"),
         (
@@ -79,8 +79,8 @@ def _augmentation_text(config: AugmentationConfig) -> str:
     return ", ".join(changed)
 
 
-def _cautions(data: run_data.Data, batch_size: int) -> list[str]:
-    """Returns what makes the splits less than a training, a validation and a test, line by line."""
+def split_cautions(data: run_data.Data) -> list[str]:
+    """Returns what makes a test or a validation less than one, line by line."""
     lines = []
     for pair, count in data.overlaps.items():
         one, other = pair.split(" in ")
@@ -90,13 +90,17 @@ def _cautions(data: run_data.Data, batch_size: int) -> list[str]:
         if absent:
             more = f" and {len(absent) - _NAMED} more" if len(absent) > _NAMED else ""
             lines.append(f"no {purpose} images of {', '.join(absent[:_NAMED])}{more}")
-    images = len(data.rows["train"])
-    if images <= (_FEW_STEPS - 1) * batch_size:
-        lines.append(
-            f"an epoch is {_steps(images, batch_size)}, which teach little: pass more --epochs, a "
-            "smaller --batch_size, or augmentation such as --horizontal_flip"
-        )
     return lines
+
+
+def _few_steps(data: run_data.Data, batch_size: int) -> str:
+    images = len(data.rows["train"])
+    if images > (_FEW_STEPS - 1) * batch_size:
+        return ""
+    return (
+        f"an epoch is {_steps(images, batch_size)}, which teach little: pass more --epochs, a "
+        "smaller --batch_size, or augmentation such as --horizontal_flip"
+    )
 
 
 def _steps(images: int, batch_size: int) -> str:

@@ -30,7 +30,7 @@ from pizza_steak import atomic, splits
 from pizza_steak.errors import UserError
 from pizza_steak.tensorflow_import import stderr_dropped
 from trainers import data as run_data
-from trainers import runs, scores, training
+from trainers import descriptions, runs, scores, training
 from trainers.config import DataConfig, FitConfig, RunConfig
 from tuning import distribution, oracles, page, processes, ranges, table, trials
 from tuning.config import SweepConfig
@@ -236,6 +236,7 @@ class Sweep:
         rows = [
             ("images", "; ".join(images)),
             ("dataset", data.records.builder.info.full_name),
+            *(("caution", text) for text in descriptions.split_cautions(data)),
             ("searched", ", ".join(name for name in self.space.ranges if name not in fixed)),
             ("tuner", f"{asked.tuner}, {asked.objective}, at most {', '.join(limits)}"),
             ("workers", f"{asked.workers}" if asked.workers > 1 else ""),
