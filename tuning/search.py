@@ -229,7 +229,7 @@ class Sweep:
         if asked.time_budget is not None:
             limits.append(f"{asked.time_budget / 60:.0f} min")
         images = [
-            f"{purpose} {data.splits[purpose]}: {len(data.rows[purpose]):,} images"
+            f"{purpose}: {data.splits[purpose]}, {len(data.rows[purpose]):,} images"
             for purpose in ("train", "validation")
         ]
         ended = len(oracle.ended_after)
