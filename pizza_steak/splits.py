@@ -113,10 +113,9 @@ def plan(request: Request, counts: Mapping[str, int], name: str) -> Plan:
     if asked["train"] is None:
         from_base.append("train")
     if from_base and not base.size:
-        flag = f"--{from_base[0]}_split"
         raise UserError(
-            f"{flag}: no images of train are left to cut it out of ({name} has {_said(counts)}); "
-            f"pass another {flag}"
+            f"--{from_base[0]}_split: no images of train are left to cut it out of ({name} has "
+            f"{_said(counts)}); pass a split string, such as --{from_base[0]}_split={min(counts)}"
         )
     texts = {p: f"{100 * part:.4g} % of {_less(whole, others)}" for p, part in fractions.items()}
     texts |= {purpose: asked[purpose] for purpose in named}
