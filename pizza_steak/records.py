@@ -21,7 +21,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl import logging
 
-from pizza_steak import preparations
+from pizza_steak import preparations, sample, splits
 from pizza_steak.archive import read_archive
 from pizza_steak.atomic import lock, make_once
 from pizza_steak.errors import UserError
@@ -29,6 +29,7 @@ from pizza_steak.pizza_steak_dataset_builder import ArchiveConfig, Builder
 
 # Bytes of a TFRecord's frame before its content.
 _FRAME_HEAD = 12
+_PUBLISHED = {"train": 750, "test": 250}  # Of each of two classes.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +43,13 @@ class Records:
       builder: The TFDS builder that wrote them.
       labels: int64 array of shape (N,), indices into `classes`.
       filenames: Array of shape (N,), paths below the archive's root.
+      digests: uint64 array of shape (N, 2), 16 bytes of the SHA-256 of each encoded image.
     """
 
     builder: tfds.core.DatasetBuilder
     labels: np.ndarray
     filenames: np.ndarray
+    digests: np.ndarray
     _shards: np.ndarray
     _starts: np.ndarray  # Of the records in their files,
     _offsets: np.ndarray  # and of the pictures in them.
@@ -64,40 +67,20 @@ class Records:
 
     @property
     def fingerprint(self) -> str:
-        """Hexadecimal digest of every record's label, filename, place and length."""
-        digest = hashlib.sha256(self.builder.info.full_name.encode())
-        for column in (self.labels, self.filenames, self._shards, self._offsets, self._lengths):
+        """Hexadecimal digest of the class names and each image's label, filename and content."""
+        digest = hashlib.sha256("\0".join(self.classes).encode())
+        for column in (self.labels, self.filenames, self.digests):
             digest.update(np.ascontiguousarray(column))
         return digest.hexdigest()[:12]
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """The number of images of each split, by its name."""
+        return {name: info.num_examples for name, info in self.builder.info.splits.items()}
+
     def rows(self, split: str) -> np.ndarray:
-        """The rows of a TFDS split string such as `train`, `train[:80%]` or `train+test`.
-
-        Returns:
-          int64 array, in the records' order.
-
-        Raises:
-          UserError: There is no such split, it cannot be read as a split string, or it is empty.
-        """
-        splits = self.builder.info.splits
-        try:
-            instructions = splits[split].file_instructions
-        except (KeyError, ValueError, AssertionError) as error:
-            counts = ", ".join(f"{name}: {splits[name].num_examples:,}" for name in sorted(splits))
-            raise UserError(
-                f"split {split!r}: not in {self.builder.info.full_name} ({counts}); "
-                "expected one of these or a slice of it, such as 'train[:80%]'"
-            ) from error
-        files = _files(self.builder)
-        starts = dict(zip(files, np.cumsum([0, *files.values()]), strict=False))
-        parts = []
-        for part in instructions:
-            path = os.fspath(part.filename)
-            count = files[path] - part.skip if part.take == -1 else part.take
-            parts.append(starts[path] + part.skip + np.arange(count, dtype=np.int64))
-        if not sum(map(len, parts)):
-            raise UserError(f"split {split!r}: holds no pictures; expected at least one")
-        return np.concatenate(parts)
+        """Returns the rows of a TFDS split string; see `splits.rows`."""
+        return splits.rows(split, self.counts, name=self.builder.info.full_name)
 
     def read(self, rows: tf.Tensor) -> tf.Tensor:
         """The encoded pictures at `rows`, as a string tensor of the same shape, (B,)."""
@@ -192,6 +175,32 @@ def prepare(
         ) from error
 
 
+def split_counts(
+    dataset: str = "pizza_steak/photos",
+    *,
+    archive: str | os.PathLike[str] | None = None,
+    follow_links: bool = False,
+) -> dict[str, int]:
+    """Returns the number of images of each split, by its name, without preparing anything.
+
+    Those of `pizza_steak/photos` are the published ones.
+
+    Raises:
+      UserError: The dataset is unknown.
+      ArchiveError: The archive is refused.
+    """
+    if archive:
+        listed = read_archive(archive, follow_links=follow_links).splits
+        return {split: len(images) for split, images in listed.items()}
+    per_class = sample.PICTURES if _config_named(dataset) == "sample" else _PUBLISHED
+    return {split: len(sample.CLASSES) * count for split, count in per_class.items()}
+
+
+def is_prepared(dataset: str, *, data_dir: str | os.PathLike[str] | None = None) -> bool:
+    """Returns whether `prepare` has nothing to download or render."""
+    return Builder(data_dir=data_dir, config=_config_named(dataset)).is_prepared()
+
+
 def _prepared_builder(
     config: str | ArchiveConfig, data_dir: str | os.PathLike[str] | None
 ) -> tfds.core.DatasetBuilder:
@@ -257,7 +266,7 @@ def _files(builder: tfds.core.DatasetBuilder) -> dict[str, int]:
 
 def _index(builder: tfds.core.DatasetBuilder) -> dict[str, np.ndarray]:
     """The columns of `Records`, read once from the records and then from a file beside them."""
-    path = pathlib.Path(builder.data_dir, "index-2.npz")  # 2: there was one without `_starts`.
+    path = pathlib.Path(builder.data_dir, "index-3.npz")  # Older ones lack columns.
 
     def write(temporary: pathlib.Path) -> None:
         with temporary.open("wb") as file:
@@ -276,11 +285,13 @@ def _scan(paths: Sequence[str]) -> dict[str, np.ndarray]:
             (encoded,) = feature["image"].bytes_list.value
             columns["labels"].append(feature["label"].int64_list.value[0])
             columns["filenames"].append(feature["filename"].bytes_list.value[0].decode())
+            columns["digests"].append(struct.unpack(">2Q", hashlib.sha256(encoded).digest()[:16]))
             columns["_shards"].append(shard)
             columns["_starts"].append(offset - _FRAME_HEAD)
             columns["_offsets"].append(offset + record.index(encoded))
             columns["_lengths"].append(len(encoded))
-    return {name: np.array(column) for name, column in columns.items()}
+    digests = np.array(columns.pop("digests"), np.uint64)
+    return {"digests": digests} | {name: np.array(column) for name, column in columns.items()}
 
 
 def _frames(path: str) -> Iterator[tuple[int, bytes]]:

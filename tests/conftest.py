@@ -117,6 +117,7 @@ def small_flags(archive, tmp_path_factory) -> list[str]:
         "--learning_rate=0.01",
         "--epochs=4",
         "--notensorboard",
+        "--validation_split=test",
     ]
 
 

@@ -11,11 +11,12 @@ import numpy as np
 
 from pizza_steak.atomic import atomic_path
 from pizza_steak.errors import UserError
-from trainers import plots, training
+from trainers import plots, scores, training
 from trainers.config import (
     CHAPTERS_AUGMENTATION,
     AugmentationConfig,
     ChapterConfig,
+    DataConfig,
     FitConfig,
     ModelConfig,
     RunConfig,
@@ -40,6 +41,13 @@ BASELINES = {
     "chapter's model_2": 0.50,
     "chapter's model_3": 0.70,
 }
+# What a comparison keeps of a run's test.
+_TEST = (
+    "test_accuracy",
+    "test_accuracy_interval",
+    "test_images",
+    "test_pictures_chose_the_model",
+)
 
 
 def train_chapter(config: ChapterConfig) -> str:
@@ -76,7 +84,7 @@ def fit_config(config: ChapterConfig, name: str) -> FitConfig:
     """What `trainers.fit` would take for a model of the chapter; as its flagfile says."""
     network, augmented = CHAPTER[name]
     return FitConfig(
-        data=config.data,
+        data=DataConfig(**vars(config.data)),
         augmentation=CHAPTERS_AUGMENTATION if augmented else AugmentationConfig(),
         model=ModelConfig(network),
         optimisation=config.optimisation,
@@ -94,7 +102,7 @@ def compare(result: Mapping[str, Any], augmented: bool) -> dict[str, Any]:
     Returns:
       "network", "augmented", "parameters", "accuracy" and "val_accuracy" (lists by epoch), "gap"
       (training accuracy less validation accuracy, in the last epoch), "fit" (what that says, in
-      words) and "seconds".
+      words), "seconds", and what the result says of the test.
     """
     history = result["history"]
     gap = history["accuracy"][-1] - history["val_accuracy"][-1]
@@ -116,6 +124,7 @@ def compare(result: Mapping[str, Any], augmented: bool) -> dict[str, Any]:
         "gap": gap,
         "fit": fit,
         "seconds": result["fit_seconds"],
+        **{name: result.get(name) for name in _TEST},
     }
 
 
@@ -128,7 +137,7 @@ def _asked(only: tuple[str, ...] | None) -> tuple[str, ...]:
 def _table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """The comparison for people; of many epochs the first and the last two."""
     lines = []
-    accuracies = ("training accuracy", "validation accuracy")
+    accuracies = ("training accuracy", "validation accuracy", "test accuracy")
     cells = [("", "network", "parameters", *accuracies, "gap", "seconds", "in words")]
     for name, row in rows.items():
         cells.append(
@@ -138,6 +147,7 @@ def _table(rows: Mapping[str, Mapping[str, Any]]) -> str:
                 f"{row['parameters']:,}",
                 _by_epoch(row["accuracy"]),
                 _by_epoch(row["val_accuracy"]),
+                scores.test_accuracy_text(row),
                 f"{row['gap']:+.2f}",
                 f"{row['seconds']:.0f}",
                 row["fit"],
@@ -146,12 +156,14 @@ def _table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells:
         aligned = [
-            f"{cell:>{width}}" if index in (2, 5, 6) else f"{cell:<{width}}"
+            f"{cell:>{width}}" if index in (2, 6, 7) else f"{cell:<{width}}"
             for index, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         lines.append("  ".join(aligned).rstrip())
     best = max(rows, key=lambda name: np.max(rows[name]["val_accuracy"]))
     lines.append(f"\nbest: {best}, validation accuracy {max(rows[best]['val_accuracy']):.4f}")
+    if any(row["test_pictures_chose_the_model"] for row in rows.values()):
+        lines.append("the test images also chose the best epochs: expect less on new ones")
     known = ", ".join(f"{name} {accuracy:.2%}" for name, accuracy in BASELINES.items())
     lines.append(f"baselines: {known}")
     return "\n".join(lines)

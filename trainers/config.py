@@ -67,16 +67,31 @@ class DataConfig:
     data_dir: str | None = flag(
         None, "Where records and decoded pictures are kept; by default ~/tensorflow_datasets."
     )
-    train_split: str = flag("train", "TFDS split string to train on, such as 'train[:80%]'.")
-    validation_split: str = flag(
-        "test",
-        "TFDS split string to validate on after every epoch; none for no validation, and then the "
-        "last epoch's model is kept in place of the best.",
+    train_split: str | None = flag(
+        None,
+        "Images to train on: a TFDS split string such as 'train[:80%]', or a fraction of train; by "
+        "default all of train that validation and test do not take.",
+    )
+    validation_split: str | None = flag(
+        None,
+        "Images to validate on after every epoch: a TFDS split string, a fraction of train, or "
+        "none, and then the last epoch's model is kept in place of the best; by default the split "
+        "validation, or without one --validation_fraction of train.",
     )
     test_split: str | None = flag(
         None,
-        "TFDS split string that the best model is tested on at the end; by default 'test' where "
-        "there is one, else the validation split.",
+        "Images to test the best model on at the end: a TFDS split string, or a fraction of train; "
+        "by default the split test, or without one --test_fraction of train.",
+    )
+    validation_fraction: float = flag(
+        0.15,
+        "Fraction of each class of train that is cut out to validate on if there is no split "
+        "validation, and no --validation_split is given.",
+    )
+    test_fraction: float = flag(
+        0.15,
+        "Fraction of each class of train that is cut out to test on if there is no split test, and "
+        "no --test_split is given.",
     )
     classes: tuple[str, ...] | None = flag(
         None, "Some of the classes, in the order of their labels; by default all, sorted by name."
@@ -428,10 +443,18 @@ class ComparisonConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ChapterDataConfig(DataConfig):
+    """Which images, and how they become batches; the chapter validates on the test images."""
+
+    train_split: str | None = same_flag(DataConfig, "train_split", default="train")
+    validation_split: str | None = same_flag(DataConfig, "validation_split", default="test")
+
+
+@dataclasses.dataclass(frozen=True)
 class ChapterConfig:
     """All that `trainers.chapter` takes."""
 
-    data: DataConfig = DataConfig()
+    data: ChapterDataConfig = ChapterDataConfig()
     optimisation: OptimisationConfig = OptimisationConfig()
     devices: DevicesConfig = DevicesConfig()
     chapter: ComparisonConfig = ComparisonConfig()
@@ -551,7 +574,9 @@ class EvaluationConfig:
 
     run_dir: str | None = flag(None, "Folder of a finished run.")
     split: str | None = flag(
-        None, "TFDS split string to evaluate on; by default what the run was tested on."
+        None,
+        "Images to evaluate on: train, validation or test, which are the run's own splits, or any "
+        "TFDS split string; by default test, or of another --archive without test all images.",
     )
     json: str | None = flag(
         None, "File for the numbers, as JSON; by default evaluation.json in --out_dir."

@@ -1,13 +1,23 @@
 """The pictures of a run: what the data flags say, opened and split."""
 
 import dataclasses
+import functools
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from pizza_steak import data_service, decoded, decoding, decoding_in_graph, input_pipeline, records
+from pizza_steak import (
+    data_service,
+    decoded,
+    decoding,
+    decoding_in_graph,
+    input_pipeline,
+    records,
+    splits,
+)
 from pizza_steak.errors import UserError
 from trainers.config import DataConfig
 
@@ -24,7 +34,8 @@ class Data:
       image_shape: Of each: (height, width, channels).
       classes: The class names, in the labels' order.
       class_mode: "binary", "categorical" or "sparse".
-      splits: Split strings by what they are for: "train", "validation" where there is one, "test".
+      splits: What the splits are, for people, by what they are for: "train", "validation" where
+        there is one, "test".
       rows: Rows of the records by what they are for, without those of bad pictures and of classes
         that are not asked for.
       service: Address of the tf.data service that makes the batches, None to make them here.
@@ -46,6 +57,24 @@ class Data:
     def counts(self, purpose: str) -> np.ndarray:
         """How many pictures of each class a split has, in the labels' order."""
         return np.bincount(self.labels(purpose), minlength=len(self.classes))
+
+    def shared(self, purpose: str, other: str) -> int:
+        """Returns how many images of a split have the bytes of an image of another split."""
+        digests, none = self.records.digests, np.arange(0)
+        found, others = (digests[self.rows.get(name, none)] for name in (purpose, other))
+        return splits.shared(found, others)
+
+    @functools.cached_property
+    def overlaps(self) -> dict[str, int]:
+        """How many images of a split have the bytes of one of another, such as "test in train"."""
+        pairs = (("validation", "train"), ("test", "train"), ("test", "validation"))
+        found = {f"{one} in {other}": self.shared(one, other) for one, other in pairs}
+        return {pair: count for pair, count in found.items() if count}
+
+    def fingerprint(self, purpose: str) -> str:
+        """Returns a hexadecimal digest of the content of a split's images."""
+        digests = np.sort(self.records.digests[self.rows[purpose]], axis=0)
+        return hashlib.sha256(np.ascontiguousarray(digests)).hexdigest()[:12]
 
     def encode(self, labels: np.ndarray) -> np.ndarray:
         """Class indices in the form of the class mode."""
@@ -87,25 +116,22 @@ class Data:
         return np.array([asked.get(name, 0) for name in self.records.classes])[self.records.labels]
 
 
-def load(config: DataConfig) -> Data:
+def load(config: DataConfig, split: str | None = None) -> Data:
     """Prepares, splits and decodes what the flags name.
+
+    Args:
+      config: The flags.
+      split: A TFDS split string to load as "test", and nothing else, in place of the flags' splits.
 
     Raises:
       UserError: Of the archive, the dataset, a class, a split, the class mode or a picture.
     """
     format = format_of(config)
-    prepared = records.prepare(
-        config.dataset,
-        archive=config.archive,
-        data_dir=config.data_dir,
-        follow_links=config.follow_links,
-    )
+    prepared, texts, rows = open_splits(config, split)
     classes = _classes(config.classes, prepared.classes)
     class_mode = input_pipeline.choose_class_mode(config.class_mode, len(classes))
     if class_mode == "none":
         raise UserError("class_mode 'none': gives no labels to train on; expected another")
-    splits = _splits(config, has_test="test" in prepared.builder.info.splits)
-    rows = {purpose: prepared.rows(split) for purpose, split in splits.items()}
     service, cache = config.data_service, config.decoded_cache
     if service and cache not in (None, "none"):
         raise UserError(
@@ -123,20 +149,55 @@ def load(config: DataConfig) -> Data:
         cache=cache or ("none" if service else "disk"),
         on_bad_image=config.on_bad_image,
     )
-    kept = np.isin(np.array(prepared.classes)[prepared.labels], classes)
-    kept[list(pictures.bad)] = False
-    rows = {purpose: split[kept[split]] for purpose, split in rows.items()}
-    for purpose, split in splits.items():
+    rows = {purpose: found[~np.isin(found, [*pictures.bad])] for purpose, found in rows.items()}
+    for purpose, text in texts.items():
         if not rows[purpose].size:
             raise UserError(
-                f"split {split!r}: none of its pictures can be decoded and is of the classes "
+                f"split {text!r}: none of its pictures can be decoded and is of the classes "
                 f"{', '.join(classes)}"
             )
     if service:
         _check_not_for_pillow(prepared, np.concatenate(list(rows.values())))
         data_service.check(service, prepared)
         pictures = dataclasses.replace(pictures, in_graph=True)
-    return Data(prepared, pictures, format.shape, classes, class_mode, splits, rows, service)
+    return Data(prepared, pictures, format.shape, classes, class_mode, texts, rows, service)
+
+
+def open_splits(
+    config: DataConfig, split: str | None = None
+) -> tuple[records.Records, dict[str, str], dict[str, np.ndarray]]:
+    """Prepares and splits what the flags name, but decodes nothing.
+
+    Args:
+      config: The flags.
+      split: As of `load`.
+
+    Returns:
+      The records, and what the splits are and their rows, by purpose: those of the classes that are
+      asked for.
+
+    Raises:
+      UserError: Of the archive, the dataset, a class or a split; a wrong split is found before
+        anything is prepared.
+    """
+    names = [field.name for field in dataclasses.fields(splits.Request)]
+    request = splits.Request(**{name: getattr(config, name) for name in names})
+    where = {"archive": config.archive, "follow_links": config.follow_links}
+    name = str(config.archive or config.dataset)
+
+    def plan(counts: Mapping[str, int]) -> splits.Plan:
+        if split is None:
+            return splits.plan(request, counts, name)
+        rows = splits.rows(split, counts, "--split", name)
+        return splits.Plan({"test": split}, {"test": rows}, {}, np.arange(0))
+
+    plan(records.split_counts(config.dataset, **where))
+    prepared = records.prepare(config.dataset, data_dir=config.data_dir, **where)
+    planned = plan(prepared.counts)  # pizza_steak/photos may be from a zip of the user's own.
+    rows = planned.rows(prepared.labels, prepared.digests)
+    kept = np.isin(np.array(prepared.classes), _classes(config.classes, prepared.classes))
+    rows = {purpose: found[kept[prepared.labels[found]]] for purpose, found in rows.items()}
+    return prepared, dict(planned.texts), rows
 
 
 def _check_not_for_pillow(prepared: records.Records, rows: np.ndarray) -> None:
@@ -147,18 +208,6 @@ def _check_not_for_pillow(prepared: records.Records, rows: np.ndarray) -> None:
             "than 8 bits of grey are decoded in Python: convert them to JPEG or PNG, or pass no "
             "--data_service"
         )
-
-
-def _splits(config: DataConfig, has_test: bool) -> dict[str, str]:
-    validation = config.validation_split if config.validation_split != "none" else None
-    test = config.test_split or ("test" if has_test else validation)
-    if test is None:
-        raise UserError(
-            "test_split: missing, and there is neither a split 'test' nor a --validation_split; "
-            "expected a split to test the model on"
-        )
-    splits = {"train": config.train_split, "validation": validation, "test": test}
-    return {purpose: split for purpose, split in splits.items() if split}
 
 
 def with_batch_size(config: DataConfig, replicas: int = 1) -> DataConfig:

@@ -15,6 +15,9 @@ from trainers.config import AugmentationConfig
 if TYPE_CHECKING:
     from trainers.training import Training
 
+_NAMED = 6
+_FEW_STEPS = 20
+
 
 def plan_table(training: "Training") -> str:
     """What will run, for people, before it does."""
@@ -31,12 +34,12 @@ def plan_table(training: "Training") -> str:
             )
         else:
             by_class = f"{len(counts)} classes of {counts.min():,} to {counts.max():,}"
-        steps = math.ceil(counts.sum() / batch_size)
-        rows.append((purpose, f"{split}: {counts.sum():,} pictures ({by_class}), {steps:,} steps"))
+        steps = _steps(counts.sum(), batch_size)
+        rows.append((purpose, f"{split}: {counts.sum():,} images ({by_class}), {steps}"))
     rows += [
         ("dataset", data.records.builder.info.full_name),
         ("left out", ", ".join(f"{n:,} {kind}" for kind, n in _left_out(data).items())),
-        ("caution", _overlap(data)),
+        *(("caution", text) for text in (*split_cautions(data), _few_steps(data, batch_size))),
         ("augmented", _augmentation_text(config.augmentation)),
         ("model", f"{config.model.model}, {training.model.count_params():,} parameters"),
         (
@@ -76,9 +79,33 @@ def _augmentation_text(config: AugmentationConfig) -> str:
     return ", ".join(changed)
 
 
-def _overlap(data: run_data.Data) -> str:
-    shared = np.intersect1d(data.rows["train"], data.rows.get("validation", [])).size
-    return f"{shared:,} of the validation pictures are trained on as well" if shared else ""
+def split_cautions(data: run_data.Data) -> list[str]:
+    """Returns what makes a test or a validation less than one, line by line."""
+    lines = []
+    for pair, count in data.overlaps.items():
+        one, other = pair.split(" in ")
+        lines.append(f"{count:,} of {len(data.rows[one]):,} {one} images are {other} images too")
+    for purpose in data.splits:
+        absent = [data.classes[label] for label in np.flatnonzero(data.counts(purpose) == 0)]
+        if absent:
+            more = f" and {len(absent) - _NAMED} more" if len(absent) > _NAMED else ""
+            lines.append(f"no {purpose} images of {', '.join(absent[:_NAMED])}{more}")
+    return lines
+
+
+def _few_steps(data: run_data.Data, batch_size: int) -> str:
+    images = len(data.rows["train"])
+    if images > (_FEW_STEPS - 1) * batch_size:
+        return ""
+    return (
+        f"an epoch is {_steps(images, batch_size)}, which teach little: pass more --epochs, a "
+        "smaller --batch_size, or augmentation such as --horizontal_flip"
+    )
+
+
+def _steps(images: int, batch_size: int) -> str:
+    steps = math.ceil(images / batch_size)
+    return f"{steps:,} step{'s' * (steps != 1)}"
 
 
 def _left_out(data: run_data.Data) -> dict[str, int]:
@@ -94,6 +121,14 @@ def environment(training: "Training") -> dict[str, Any]:
     """What environment.json says: where it runs, and on what."""
     data = training.data
     packages = ("tensorflow", "keras", "tensorflow-datasets", "numpy")
+    splits = {
+        purpose: {
+            "text": text,
+            "images": len(data.rows[purpose]),
+            "fingerprint": data.fingerprint(purpose),
+        }
+        for purpose, text in data.splits.items()
+    }
     builder = data.records.builder
     return {
         "python": platform.python_version(),
@@ -103,6 +138,8 @@ def environment(training: "Training") -> dict[str, Any]:
         "batch_size": training.config.data.batch_size,
         "dataset": builder.info.full_name,
         "fingerprint": data.records.fingerprint,
+        "splits": splits,
+        "overlaps": data.overlaps,
         "left_out": _left_out(data),
         "bad_images": {
             str(data.records.filenames[row]): reason for row, reason in data.pictures.bad.items()

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from sklearn import calibration, metrics
 
-from pizza_steak import figures
+from pizza_steak import figures, records, splits
 from pizza_steak.archive import read_archive
 from pizza_steak.atomic import output_file, remove
 from pizza_steak.errors import UserError
 from trainers import data as run_data
-from trainers import plots, prediction, runs
+from trainers import plots, prediction, runs, scores
 from trainers.config import DataConfig, EvaluateConfig, EvaluationConfig
 
 _CALIBRATION_BINS = 10
@@ -41,13 +41,36 @@ class Evaluation:
         values = self.values
         area = "not defined" if values["roc_auc"] is None else f"{values['roc_auc']:.4f}"
         blocks = [
-            f"{values['split']} of {values['dataset']}: {values['pictures']:,} pictures\n"
-            f"loss {values['loss']:.4f}, accuracy {values['accuracy']:.4f}, ROC AUC {area}, "
+            f"{values['dataset']}, {values['split']}: {values['pictures']:,} images\n"
+            f"accuracy {self._accuracy()}, loss {values['loss']:.4f}\n"
+            f"ROC AUC {area}, "
             f"expected calibration error {values['expected_calibration_error']:.4f}",
+            *self._cautions(),
             self._class_table(),
             self._confusions(),
         ]
         return "\n\n".join(blocks)
+
+    def _accuracy(self) -> str:
+        values = self.values
+        return scores.accuracy_text(
+            values["accuracy"], values["accuracy_interval"], values["pictures"]
+        )
+
+    def _cautions(self) -> list[str]:
+        values = self.values
+        lines = scores.not_learned(values, values["accuracy_interval"])
+        for name, said in (
+            ("validated_on", "chose the best epoch: expect less on new ones"),
+            ("trained_on", "were trained on: this is no test"),
+        ):
+            if values[name]:
+                lines.append(f"{values[name]:,} of these images {said}")
+        if values["trained_on"] is None:
+            lines.append(
+                "not known whether the run was trained on these images: its own are gone or changed"
+            )
+        return ["\n".join(lines)] if lines else []
 
     def write(self, asked: EvaluationConfig) -> pathlib.Path:
         """Writes the numbers and the figures.
@@ -126,30 +149,37 @@ def evaluate(run: runs.Run, config: EvaluateConfig) -> Evaluation:
     """
     data_config = run_data.with_batch_size(_data_config(run, config))
     _check_classes(run, data_config)
-    model, data = prediction.load_model(run), run_data.load(data_config)
-    outputs = model.predict(data.batches("test", data_config.batch_size), verbose=0)
-    probabilities, labels = prediction.class_probabilities(outputs), data.labels("test")
+    purpose, split = _split(run, config, data_config)
+    model, data = prediction.load_model(run), run_data.load(data_config, split)
+    if purpose not in data.rows:
+        raise UserError(f"--split={purpose}: {run.path} was trained without one")
+    outputs = model.predict(data.batches(purpose, data_config.batch_size), verbose=0)
+    probabilities, labels = prediction.class_probabilities(outputs), data.labels(purpose)
     predicted, confidence = probabilities.argmax(axis=-1), probabilities.max(axis=-1)
     options = {"labels": list(range(len(data.classes)))}
     matrix = metrics.confusion_matrix(labels, predicted, **options)
-    scores = metrics.classification_report(
+    rows = metrics.classification_report(
         labels, predicted, zero_division=0, output_dict=True, **options
     )
     bins = calibration_bins(confidence, predicted == labels)
     wrong = np.flatnonzero(predicted != labels)
     mistakes = wrong[np.argsort(-confidence[wrong], kind="stable")]
-    files = data.records.filenames[data.rows["test"]]
+    files = data.records.filenames[data.rows[purpose]]
+    accuracy = metrics.accuracy_score(labels, predicted)
     values = {
         "run": str(run.path),
         "dataset": data.records.builder.info.full_name,
-        "split": data.splits["test"],
+        "split": data.splits[purpose],
         "pictures": len(labels),
         "loss": prediction.mean_loss(data, labels, outputs),
-        "accuracy": metrics.accuracy_score(labels, predicted),
+        "accuracy": accuracy,
+        "accuracy_interval": scores.interval(round(accuracy * len(labels)), len(labels)),
+        **scores.largest_class(labels, data.classes),
+        **_seen(run, config, data.records.digests[data.rows[purpose]]),
         "roc_auc": roc_auc(labels, probabilities),
         "expected_calibration_error": expected_calibration_error(bins),
-        "by_class": {name: scores[str(label)] for label, name in enumerate(data.classes)},
-        "macro_average": scores["macro avg"],
+        "by_class": {name: rows[str(label)] for label, name in enumerate(data.classes)},
+        "macro_average": rows["macro avg"],
         "confusion_matrix": matrix.tolist(),
         "calibration": bins,
         "mistakes": [
@@ -162,23 +192,55 @@ def evaluate(run: runs.Run, config: EvaluateConfig) -> Evaluation:
             for place in mistakes
         ],
     }
-    drawn = data.rows["test"][mistakes[:_MISTAKES_DRAWN]]
+    drawn = data.rows[purpose][mistakes[:_MISTAKES_DRAWN]]
     return Evaluation(values, data.pictures.gather(drawn).numpy())
 
 
 def _data_config(run: runs.Run, config: EvaluateConfig) -> DataConfig:
-    """The run's data flags, with what is asked for in their place; "test" is what is evaluated."""
+    """The run's data flags, with what is asked for in their place."""
     asked = {name: value for name, value in vars(config.data).items() if value is not None}
-    data = dataclasses.replace(run.config.data, **asked)
-    split = config.evaluation.split
-    # Only what is evaluated has to be there.
-    there = data.train_split if data.validation_split == "none" else data.validation_split
-    return dataclasses.replace(
-        data,
-        train_split=split or there,
-        validation_split=split or there,
-        test_split=split or data.test_split,
+    return dataclasses.replace(run.config.data, **asked)
+
+
+def _split(run: runs.Run, config: EvaluateConfig, data: DataConfig) -> tuple[str, str | None]:
+    """Returns which of the run's own splits is evaluated, or "test" and a TFDS split string."""
+    split, archive = config.evaluation.split, config.data.archive
+    if archive is None or _place(archive) == _place(run.config.data.archive or ""):
+        return (split or "test", None) if split in (None, *splits.PURPOSES) else ("test", split)
+    there = records.split_counts(archive=archive, follow_links=data.follow_links)
+    return "test", split or ("test" if "test" in there else "all")
+
+
+def _place(archive: str) -> pathlib.Path:
+    return pathlib.Path(archive).expanduser().resolve()
+
+
+def _seen(run: runs.Run, config: EvaluateConfig, digests: np.ndarray) -> dict[str, Any]:
+    """Returns how many of the images the run was trained and validated on; None if not known.
+
+    Args:
+      run: The run.
+      config: The flags.
+      digests: Of the images that are evaluated.
+    """
+    data = run.config.data
+    if config.data.data_dir is not None:
+        data = dataclasses.replace(data, data_dir=config.data.data_dir)
+    environment = json.loads((run.path / "environment.json").read_text())
+    unknown = dict.fromkeys(["trained_on", "validated_on", "test_pictures_chose_the_model"])
+    if not data.archive and not records.is_prepared(data.dataset, data_dir=data.data_dir):
+        return unknown  # Nothing is downloaded for this.
+    try:
+        prepared, _, rows = run_data.open_splits(data)
+    except UserError:  # They are gone.
+        return unknown
+    if prepared.fingerprint != environment["fingerprint"]:
+        return unknown
+    trained, validated = (
+        splits.shared(digests, prepared.digests[rows.get(purpose, np.arange(0))])
+        for purpose in ("train", "validation")
     )
+    return dict(zip(unknown, (trained, validated, validated > 0), strict=True))
 
 
 def _check_classes(run: runs.Run, data: DataConfig) -> None:

@@ -40,6 +40,22 @@ def sizes_of(config: ModelConfig) -> ModelConfig:
     return dataclasses.replace(config, **missing)
 
 
+def fitting_sizes(config: ModelConfig, image_shape: tuple[int, int, int]) -> ModelConfig:
+    """Returns what `sizes_of` does, for images of this height, width and number of channels.
+
+    Raises:
+      UserError: There is no such model, or the images are too small for its layers.
+    """
+    sizes = sizes_of(config)
+    if not fits(sizes, image_shape):
+        height, width, _ = image_shape
+        raise UserError(
+            f"model {config.model!r}: its layers do not fit pictures of {height} x {width} pixels; "
+            "use a larger --image_size or fewer --blocks"
+        )
+    return sizes
+
+
 def network(inputs: keras.KerasTensor, sizes: ModelConfig) -> keras.KerasTensor:
     """Blocks of convolutions with a pooling after each, then flat, then dense layers.
 
@@ -122,13 +138,7 @@ def build(
     Raises:
       UserError: There is no such network, or the pictures are too small for its layers.
     """
-    sizes = sizes_of(config)
-    if not fits(sizes, image_shape):
-        height, width, _ = image_shape
-        raise UserError(
-            f"model {config.model!r}: its layers do not fit pictures of {height} x {width} pixels; "
-            "use a larger --image_size or fewer --blocks"
-        )
+    sizes = fitting_sizes(config, image_shape)
     inputs = layers.Input(image_shape, name="images")
     x = inputs
     for layer in [layers.Rescaling(1 / 255)] if first_layers is None else first_layers:

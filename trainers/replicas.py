@@ -1,4 +1,4 @@
-"""What Keras lacks for several replicas to give the numbers of one device."""
+"""The models that are trained: what Keras lacks for honest losses and for several replicas."""
 
 import math
 from typing import Any
@@ -7,7 +7,28 @@ import keras
 import tensorflow as tf
 
 
-class ReplicatedModel(keras.Model):
+class TrainedModel(keras.Model):
+    """A functional model that is validated by the loss that it is tested by.
+
+    Label smoothing is for training alone: `plain_loss` is the loss without it. `save` writes the
+    plain model, with that loss, which loads anywhere.
+    """
+
+    plain_loss: keras.losses.Loss | None = None
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        if training or self.plain_loss is None:
+            return super().compute_loss(x, y, y_pred, sample_weight, training)
+        return self.plain_loss(y, y_pred, sample_weight)
+
+    def save(self, *arguments: Any, **options: Any) -> None:
+        network = keras.Model(self.input, self.output, name=self.name)
+        metrics = self.get_compile_config()["metrics"]
+        network.compile(self.optimizer, self.plain_loss or self.loss, metrics=metrics)
+        network.save(*arguments, **options)
+
+
+class ReplicatedModel(TrainedModel):
     """A functional model whose replicas take the mean loss of all their examples together.
 
     A batch that does not divide by the replicas gives them shares of different sizes, or none. Of
@@ -17,7 +38,7 @@ class ReplicatedModel(keras.Model):
     a BatchNormalization.
 
     To be made, as any model, within the strategy's scope; its optimizer and metrics are to be built
-    before `fit`. `save` writes the plain model, which loads anywhere.
+    before `fit`.
     """
 
     def train_step(self, data):
@@ -42,12 +63,6 @@ class ReplicatedModel(keras.Model):
         outputs = self._predicted(images, training=False)
         loss = self._mean_loss(images, labels, weights, outputs, training=False)
         return self._logs(images, labels, weights, outputs, loss)
-
-    def save(self, *arguments: Any, **options: Any) -> None:
-        network = keras.Model(self.input, self.output, name=self.name)
-        metrics = self.get_compile_config()["metrics"]
-        network.compile(self.optimizer, self.loss, metrics=metrics)
-        network.save(*arguments, **options)
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         """Nothing: all is built.

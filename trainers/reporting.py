@@ -16,7 +16,7 @@ from PIL import Image
 from pizza_steak.atomic import output_file
 from pizza_steak.errors import UserError
 from trainers import config as configs
-from trainers import pages, plots, runs
+from trainers import pages, plots, runs, scores
 from trainers.config import FitConfig, ReportConfig
 
 # What the page shows of every run that has it: a file, a title, whether it is of photographs, and
@@ -66,8 +66,10 @@ class Entry:
       history: A number for each epoch so far, by Keras's names; of a run without validation no
         number for its metrics.
       devices: What it was computed with.
-      fingerprint: Tells its pictures from others.
-      numbers: By the names of `_NUMBERS`; None while the run is not finished, as the next two.
+      validated_on: Tells the images that it was validated on from others.
+      numbers: By the names of `_NUMBERS`; None while the run is not finished, as the next four.
+      test_accuracy: With its interval, for people.
+      chosen_on_test: Whether it was tested on images that chose the best epoch.
       timed_epochs: How many epochs its seconds are of: those since it was last resumed.
       classes: Their names.
       figures: Those of `_GALLERIES` that there are, by file name.
@@ -77,8 +79,10 @@ class Entry:
     config: FitConfig
     history: dict[str, list[float]]
     devices: str
-    fingerprint: str
+    validated_on: str
     numbers: dict[str, float] | None
+    test_accuracy: str | None
+    chosen_on_test: bool | None
     timed_epochs: int | None
     classes: list[str] | None
     figures: dict[str, Picture]
@@ -194,8 +198,7 @@ def _best(entries: Sequence[Entry]) -> Entry | None:
 
 def _validated_on(entry: Entry) -> tuple[Any, ...]:
     """What has to be the same where validation metrics are compared."""
-    data = entry.config.data
-    return entry.fingerprint, data.validation_split, data.classes
+    return entry.validated_on, entry.config.data.classes
 
 
 def _differing_flags(entries: Sequence[Entry]) -> dict[str, list[str]]:
@@ -234,12 +237,18 @@ def _read(folder: pathlib.Path, name: str) -> Entry:
     with _reading(folder / "environment.json") as file:
         environment = json.loads(file.read_text())
         devices = ", ".join([*map(str, environment["names"]), str(environment["precision"])])
-        fingerprint = str(environment["fingerprint"])
-    numbers = timed_epochs = classes = None
+        if "splits" in environment:
+            splits = environment["splits"]
+            validated_on = splits["validation"]["fingerprint"] if "validation" in splits else ""
+        else:  # A run of an older version.
+            validated_on = f"{environment['fingerprint']} {config.data.validation_split}"
+    numbers = test_accuracy = chosen_on_test = timed_epochs = classes = None
     with _reading(folder / "result.json"):
         if run.finished:
             result = run.result
             numbers = {number: float(result[number]) for number in _NUMBERS}
+            test_accuracy = scores.test_accuracy_text(result)
+            chosen_on_test = bool(result.get("test_pictures_chose_the_model"))
             timed_epochs = len(result["epoch_end_seconds"])
             classes = [str(label) for label in result["classes"]]
     figures = {}
@@ -248,7 +257,17 @@ def _read(folder: pathlib.Path, name: str) -> Entry:
             if file.exists():
                 figures[part] = _embed(file, photographs)
     return Entry(
-        name, config, history, devices, fingerprint, numbers, timed_epochs, classes, figures
+        name,
+        config,
+        history,
+        devices,
+        validated_on,
+        numbers,
+        test_accuracy,
+        chosen_on_test,
+        timed_epochs,
+        classes,
+        figures,
     )
 
 

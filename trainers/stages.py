@@ -7,7 +7,6 @@ nothing to do calls nothing.
 """
 
 import dataclasses
-import importlib.util
 import inspect
 import os
 import pathlib
@@ -86,12 +85,11 @@ def prepare(config: BenchmarkConfig, folder: pathlib.Path, *, peers: bool) -> Se
     Raises:
       UserError: For anything that the user can mend.
     """
-    if peers and not importlib.util.find_spec("scipy"):
-        raise UserError("peers: ImageDataGenerator needs scipy: pip install scipy, or --nopeers")
     chosen, seed = devices.choose(config.devices), config.optimisation.seed
     config = dataclasses.replace(
         config, data=run_data.with_batch_size(config.data, chosen.replicas)
     )
+    training.check(config)
     keras.utils.set_random_seed(seed)
     chosen.set_precision()
     with chosen.scope():
@@ -143,12 +141,7 @@ def _fresh_records(config: DataConfig, data_dir: str | os.PathLike[str]) -> reco
 
 
 def _load(config: DataConfig, data_dir: pathlib.Path) -> run_data.Data:
-    split = config.train_split  # Of the others nothing is used, and they may not be there.
-    return run_data.load(
-        dataclasses.replace(
-            config, data_dir=os.fspath(data_dir), validation_split=split, test_split=split
-        )
-    )
+    return run_data.load(dataclasses.replace(config, data_dir=os.fspath(data_dir)))
 
 
 def _write_files(data: run_data.Data, folder: pathlib.Path) -> None:

@@ -26,9 +26,11 @@ from trainers import (
     replicas,
     resident,
     runs,
+    scores,
 )
 from trainers import data as run_data
 from trainers.config import (
+    BenchmarkConfig,
     FitConfig,
     OptimisationConfig,
     checkpoint_interval,
@@ -68,9 +70,11 @@ class FitResult:
             [
                 f"{'best' if metrics else 'last'} epoch {kept + 1} of {len(history['loss'])}: "
                 + said,
-                f"test accuracy {values['test_accuracy']:.4f}, loss {values['test_loss']:.4f}",
+                f"test accuracy {scores.test_accuracy_text(values)}, "
+                f"loss {values['test_loss']:.4f}",
+                *scores.test_cautions(values),
                 f"{values['fit_seconds']:.1f} s, "
-                f"{values['train_images_per_second']:.0f} training pictures a second",
+                f"{values['train_images_per_second']:.0f} training images a second",
                 f"all of it in {self.run_dir}",
             ]
         )
@@ -174,6 +178,7 @@ class Training:
         pictures = run_data.with_batch_size(config.data, chosen.replicas)
         config = dataclasses.replace(config, data=pictures)
         _check_schedule(config)
+        check(config)
         data = run_data.load(config.data)
         fingerprint = data.records.fingerprint
         _check_same_everywhere(chosen, asked, fingerprint)
@@ -287,7 +292,7 @@ class Training:
         """That of the first step."""
         return _learning_rate(self.config.optimisation, self.chosen.replicas)
 
-    def result(self, **test: float) -> dict[str, Any]:
+    def result(self, **test: Any) -> dict[str, Any]:
         """What result.json says, with the numbers of the test."""
         return {
             "model": self.config.model.model,
@@ -336,6 +341,16 @@ def _check_schedule(config: FitConfig) -> None:
         )
 
 
+def check(config: FitConfig | BenchmarkConfig) -> None:
+    """Checks the network and the optimizer, which takes no images.
+
+    Raises:
+      UserError: There is no such network or optimizer, or the images are too small for the network.
+    """
+    models.fitting_sizes(config.model, run_data.format_of(config.data).shape)
+    optimizer_class(config.optimisation.optimizer)
+
+
 def compiled_model(
     config: FitConfig,
     data: run_data.Data,
@@ -353,8 +368,10 @@ def compiled_model(
         model = models.build(
             config.model, data.image_shape, len(data.classes), data.class_mode, first_layers
         )
-        if chosen.strategy != "none":
-            model = replicas.ReplicatedModel(model.input, model.output, name=model.name)
+        one = chosen.strategy == "none"
+        kind = replicas.TrainedModel if one else replicas.ReplicatedModel
+        model = kind(model.input, model.output, name=model.name)
+        model.plain_loss = models.loss_for(data.class_mode)
         model.compile(
             optimizer=_optimizer(config.optimisation, chosen.replicas, steps),
             loss=models.loss_for(data.class_mode, config.optimisation.label_smoothing),
@@ -376,25 +393,32 @@ def _learning_rate(config: OptimisationConfig, replica_count: int) -> float:
     return config.learning_rate * replica_count if linear else config.learning_rate
 
 
+def optimizer_class(name: str) -> type[keras.optimizers.Optimizer]:
+    """Returns the optimizer of Keras with that name, in whatever case.
+
+    Raises:
+      UserError: There is none.
+    """
+    base, wrapper = keras.optimizers.Optimizer, keras.optimizers.LossScaleOptimizer
+    known = {
+        title.lower(): kind
+        for title, kind in vars(keras.optimizers).items()
+        if isinstance(kind, type) and issubclass(kind, base) and kind not in (base, wrapper)
+    }
+    if name.lower() not in known:
+        raise UserError(f"optimizer {name!r}: unknown; expected one of {', '.join(sorted(known))}")
+    return known[name.lower()]
+
+
 def _optimizer(
     config: OptimisationConfig, replica_count: int, steps: int
 ) -> keras.optimizers.Optimizer:
-    base, wrapper = keras.optimizers.Optimizer, keras.optimizers.LossScaleOptimizer
-    known = {
-        name.lower(): kind
-        for name, kind in vars(keras.optimizers).items()
-        if isinstance(kind, type) and issubclass(kind, base) and kind not in (base, wrapper)
-    }
-    if config.optimizer.lower() not in known:
-        raise UserError(
-            f"optimizer {config.optimizer!r}: unknown; expected one of {', '.join(sorted(known))}"
-        )
     # Not given at all where it is None: AdamW has a default of its own.
     options = {} if config.weight_decay is None else {"weight_decay": config.weight_decay}
     learning_rate = _learning_rate(config, replica_count)
     if config.learning_rate_schedule == "cosine":
         learning_rate = keras.optimizers.schedules.CosineDecay(learning_rate, config.epochs * steps)
-    return known[config.optimizer.lower()](learning_rate=learning_rate, **options)
+    return optimizer_class(config.optimizer)(learning_rate=learning_rate, **options)
 
 
 def _patient_callbacks(config: OptimisationConfig, verbose: int) -> list[keras.callbacks.Callback]:
@@ -446,14 +470,19 @@ def _draw_augmentation(config: FitConfig, data: run_data.Data, run: runs.Run) ->
 
 def _test(
     data: run_data.Data, model: keras.Model, batch_size: int, run: runs.Run
-) -> dict[str, float]:
-    """Loss and accuracy on the test split; draws its confusion matrix."""
+) -> dict[str, Any]:
+    """What result.json says of the test split; draws its confusion matrix."""
     outputs = model.predict(data.batches("test", batch_size), verbose=0)
     labels = data.labels("test")
     predicted = prediction.class_probabilities(outputs).argmax(axis=-1)
     matrix = tf.math.confusion_matrix(labels, predicted, len(data.classes)).numpy()
     plots.confusion_matrix(matrix, data.classes, run.path / "confusion_matrix.png")
+    correct = predicted == labels
     return {
-        "test_accuracy": float(np.mean(predicted == labels)),
+        "test_images": len(labels),
+        "test_accuracy": float(np.mean(correct)),
+        "test_accuracy_interval": scores.interval(int(correct.sum()), len(labels)),
         "test_loss": prediction.mean_loss(data, labels, outputs),
+        "test_pictures_chose_the_model": data.shared("test", "validation") > 0,
+        **scores.largest_class(labels, data.classes),
     }

@@ -21,15 +21,18 @@ from tuning import ranges
 class SearchDataConfig(DataConfig):
     """Which pictures, and how they become batches."""
 
-    train_split: str = same_flag(DataConfig, "train_split", default="train[:80%]")
-    validation_split: str = flag(
-        "train[80%:]",
-        "TFDS split string that models are chosen by; the best of them is trained on it as well, "
-        "once it has been chosen.",
+    validation_split: str | None = same_flag(
+        DataConfig,
+        "validation_split",
+        help="Images that models are chosen by, and that the best of them is trained on as well "
+        "once it has been chosen: a TFDS split string or a fraction of train; by default the split "
+        "validation, or without one --validation_fraction of train.",
     )
-    test_split: str | None = flag(
-        None,
-        "TFDS split string that the best model is tested on, once, at the end; by default 'test'.",
+    test_split: str | None = same_flag(
+        DataConfig,
+        "test_split",
+        help="Images that the best model is tested on, once, at the end: a TFDS split string or a "
+        "fraction of train; by default the split test, or without one --test_fraction of train.",
     )
 
 

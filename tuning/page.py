@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trainers import pages
+from trainers import pages, scores
 from tuning import importance, parallel, plots
 from tuning.ranges import Range
 from tuning.table import STATUSES, Row
@@ -60,6 +60,7 @@ def render(
         figures["Best so far"] = plots.best_so_far_svg(scored, failed, chosen, name, limits)
         if rates := searched.get("learning_rate"):
             figures["Learning rate"] = plots.learning_rate_svg(scored, rates, chosen, name, limits)
+    result = best.result if best else None
     return pages.render(
         pathlib.Path(__file__).with_name("page.html.jinja"),
         rows=[*best_first, *others],
@@ -68,6 +69,8 @@ def render(
         objective=name,
         higher_is_better=higher_is_better,
         winner=best,
+        test_accuracy=scores.test_accuracy_text(result) if result else None,
+        cautions=scores.test_cautions(result, "the settings") if result else [],
         best=chosen,
         parallel=lines,
         inactive=parallel.INACTIVE,

@@ -217,14 +217,13 @@ def _memory(rates: np.ndarray) -> float:
 
 def train(config: LearningRateConfig, rates: np.ndarray) -> Iterator[float]:
     """Trains one step at each learning rate; gives the loss of its batch, before the step."""
-    # A schedule would hold the learning rate; other splits are not used, and may not be there.
+    # A schedule would hold the learning rate.
     optimisation = dataclasses.replace(config.optimisation, learning_rate_schedule="constant")
-    split = config.data.train_split
-    pictures = dataclasses.replace(config.data, validation_split=split, test_split=split)
     chosen = devices.choose(config.devices)
-    pictures = run_data.with_batch_size(pictures, chosen.replicas)
+    pictures = run_data.with_batch_size(config.data, chosen.replicas)
     config = dataclasses.replace(config, optimisation=optimisation, data=pictures)
     seed, batch_size = optimisation.seed, pictures.batch_size
+    training.check(config)
     data = run_data.load(config.data)
     keras.utils.set_random_seed(seed)
     chosen.set_precision()

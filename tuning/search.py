@@ -22,16 +22,17 @@ from collections.abc import Iterator
 
 import filelock
 import keras_tuner
+import numpy as np
 import tensorflow as tf
 from keras_tuner.engine.trial import Trial, TrialStatus
 
-from pizza_steak import atomic
+from pizza_steak import atomic, splits
 from pizza_steak.errors import UserError
 from pizza_steak.tensorflow_import import stderr_dropped
 from trainers import data as run_data
-from trainers import runs
+from trainers import descriptions, runs, scores, training
 from trainers.config import DataConfig, FitConfig, RunConfig
-from tuning import distribution, oracles, page, processes, table, trials
+from tuning import distribution, oracles, page, processes, ranges, table, trials
 from tuning.config import SweepConfig
 from tuning.search_space import SearchSpace
 
@@ -111,9 +112,10 @@ class Sweep:
         """
         if config.data.validation_split == "none":
             raise UserError("validation_split 'none': models are chosen by their validation")
+        for name in ranges.parse(config.space.optimizer, str).values:
+            training.optimizer_class(name)
         data = run_data.load(config.data)
-        # Has its test split too, which will not be missed at the end.
-        run_data.load(_all_training_pictures(config))
+        _check_same_test(data, run_data.load(_all_training_images(config, data)))
         flags = runs.flags_to_repeat(config, without=_FREE)
         flags += f"# Of pictures with the fingerprint\n# {data.records.fingerprint}\n"
         folder = pathlib.Path(config.search.sweep_dir).expanduser().absolute()
@@ -226,14 +228,15 @@ class Sweep:
             limits.append(f"{oracle.max_trials} trials")
         if asked.time_budget is not None:
             limits.append(f"{asked.time_budget / 60:.0f} min")
-        splits = [
-            f"{purpose} {data.splits[purpose]}: {len(data.rows[purpose]):,} pictures"
+        images = [
+            f"{purpose}: {data.splits[purpose]}, {len(data.rows[purpose]):,} images"
             for purpose in ("train", "validation")
         ]
         ended = len(oracle.ended_after)
         rows = [
-            ("pictures", "; ".join(splits)),
+            ("images", "; ".join(images)),
             ("dataset", data.records.builder.info.full_name),
+            *(("caution", text) for text in descriptions.split_cautions(data)),
             ("searched", ", ".join(name for name in self.space.ranges if name not in fixed)),
             ("tuner", f"{asked.tuner}, {asked.objective}, at most {', '.join(limits)}"),
             ("workers", f"{asked.workers}" if asked.workers > 1 else ""),
@@ -466,6 +469,8 @@ class Sweep:
         except processes.ProcessError as error:
             raise UserError(f"best.flags: {error}") from error
         result = runs.open_run(run.run_dir).result
+        if self.space.data.shared("test", "validation"):
+            result["test_pictures_chose_the_model"] = True
         return page.Winner(best.trial_id, flags, result)
 
     def _best_config(self, best: Trial) -> FitConfig:
@@ -478,7 +483,9 @@ class Sweep:
             config.optimisation, epochs=epochs, early_stopping_patience=None
         )
         return dataclasses.replace(
-            config, data=_all_training_pictures(self.config), optimisation=optimisation
+            config,
+            data=_all_training_images(self.config, self.space.data),
+            optimisation=optimisation,
         )
 
     def write(self, oracle: oracles.Durable, winner: page.Winner | None = None) -> None:
@@ -514,8 +521,9 @@ class Sweep:
             [
                 f"{len(rows)} trials ({', '.join(counts)}) in "
                 f"{max(oracle.ended_after.values()):.0f} s; {self.so_far(oracle)}",
-                f"trained on all training pictures: test accuracy "
-                f"{winner.result['test_accuracy']:.4f}",
+                f"trained on all training images: test accuracy "
+                f"{scores.test_accuracy_text(winner.result)}",
+                *scores.test_cautions(winner.result, "the settings"),
                 f"repeat that: python -m trainers.fit --flagfile={self.folder / 'best.flags'}",
                 f"all of it in {self.folder}",
             ]
@@ -528,11 +536,40 @@ def _best_trial(oracle: oracles.Durable) -> Trial | None:
     return best if best and best.status == TrialStatus.COMPLETED else None
 
 
-def _all_training_pictures(config: SweepConfig) -> DataConfig:
-    """The data flags of the best model: trained on what the others were validated on as well."""
-    data = DataConfig(**vars(config.data))
-    split = f"{data.train_split}+{data.validation_split}"
-    return dataclasses.replace(data, train_split=split, validation_split="none")
+def _all_training_images(config: SweepConfig, data: run_data.Data) -> DataConfig:
+    """The data flags of the best model: trained on what the others were validated on as well.
+
+    Args:
+      config: The flags of the search.
+      data: What its trials are trained and validated on.
+    """
+    asked = DataConfig(**vars(config.data))
+    train = asked.train_split
+    if train and splits.fraction(train):
+        train = None
+    if data.splits["validation"] in (asked.validation_split, "validation"):
+        train = f"{train or 'train'}+{data.splits['validation']}"
+    return dataclasses.replace(asked, train_split=train, validation_split="none")
+
+
+def _check_same_test(trials: run_data.Data, best: run_data.Data) -> None:
+    """Checks that the best model is tested on images that neither it nor a trial has seen.
+
+    Raises:
+      UserError: It is not, unless the flags say so.
+    """
+    seen = np.concatenate([trials.rows["train"], trials.rows["validation"]])
+    test, train = trials.rows["test"], best.rows["train"]
+    if (
+        not np.array_equal(np.sort(test), np.sort(best.rows["test"]))
+        or len(np.unique(train)) < len(train)
+        or np.isin(test, train).sum() > np.isin(test, seen).sum()
+    ):
+        raise UserError(
+            "--train_split, --validation_split and --test_split: the best model would not be "
+            "tested on the images that the trials leave for it; pass all three as split strings, "
+            "or none of them"
+        )
 
 
 def _starts_without_an_epoch(run: runs.Run) -> int:

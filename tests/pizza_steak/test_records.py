@@ -1,3 +1,4 @@
+import hashlib
 import threading
 
 import numpy as np
@@ -134,6 +135,34 @@ def test_opening_again_reads_and_writes_no_records(archive, tmp_path):
     assert again.fingerprint == first.fingerprint
     np.testing.assert_array_equal(again.filenames, first.filenames)
     np.testing.assert_array_equal(again.labels, first.labels)
+
+
+def test_digests_are_those_of_the_archives_bytes(archive, food):
+    listing = read_archive(archive)
+    expected = {
+        picture.filename: hashlib.sha256(encoded).digest()[:16]
+        for split in listing.splits
+        for picture, encoded in listing.read(split)
+    }
+    found = [digest.astype(">u8").tobytes() for digest in food.digests]
+    assert found == [expected[name] for name in food.filenames]
+
+
+def test_the_fingerprint_is_of_the_content_alone(archive, make_archive, food, tmp_path):
+    assert food.fingerprint == prepare(archive, tmp_path, 2).fingerprint
+    copy = make_archive(LAYOUT, name="copy", as_zip=False)
+    assert food.fingerprint == records.prepare(archive=copy, data_dir=tmp_path).fingerprint
+    swapped = [copy / "train/pizza/0.jpg", copy / "train/pizza/1.jpg"]
+    contents = [path.read_bytes() for path in swapped]
+    for path, content in zip(swapped, reversed(contents), strict=True):
+        path.write_bytes(content)
+    assert food.fingerprint != records.prepare(archive=copy, data_dir=tmp_path).fingerprint
+
+
+def test_counts_are_known_before_anything_is_prepared(archive, food, sample_records):
+    assert records.split_counts(archive=archive) == food.counts
+    assert records.split_counts("pizza_steak/sample") == sample_records.counts
+    assert records.split_counts("pizza_steak/photos") == {"train": 1500, "test": 500}
 
 
 def test_the_fingerprint_tells_archives_apart(make_records):

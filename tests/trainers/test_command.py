@@ -51,12 +51,25 @@ BAD_INPUT = {
         "--archive={no_light_test}",
         "in train/ but not in test/: light; add",
     ),
-    "no test split": ("--archive={no_test}", "split 'test'"),
+    "no test split": (
+        "--archive={no_test} --test_split=test --validation_split=0.2",
+        "has only train (24 images); pass --test_split=0.15 to cut 15 % out of train",
+    ),
     "bad pictures": ("--archive={bad}", "train/dark/a.jpg"),
     "nothing but bad pictures": ("--archive={bad_test} --on_bad_image=skip", "test"),
     "unknown split": ("--train_split=training", "'training'"),
     "malformed split": ("--validation_split=test[:50%", "'test[:50%'"),
-    "empty split": ("--train_split=train[:0]", "holds no pictures"),
+    "empty split": ("--train_split=train[:0]", "holds no images"),
+    "fractions that leave nothing": (
+        "--validation_split=0.5 --test_split=0.5",
+        "--validation_split=0.5 and --test_split=0.5: leave nothing to train on",
+    ),
+    "fraction of more than all": ("--train_split=80", "--train_split=80: expected a fraction"),
+    "no fraction": ("--test_fraction=1.5", "--test_fraction=1.5: expected a fraction"),
+    "nothing to cut": (
+        "--train_split=test --validation_split=0.2",
+        "--validation_split: no images of train are left",
+    ),
     "backward split": ("--train_split=train[5:2]", "train[5:2]"),
     "unknown model": ("--model=vgg", "'vgg'"),
     "unknown precision": ("--precision=float8", "'float8'"),
@@ -73,7 +86,10 @@ BAD_INPUT = {
     "run_dir holds a run": ("--run_dir={here}/run", "--overwrite"),
     "run_dir holds other files": ("--run_dir={here}/files", "no run"),
     "run_dir to overwrite is no run": ("--run_dir={here}/files --overwrite", "no run"),
-    "neither validation nor test": ("--archive={no_test} --validation_split=none", "test_split"),
+    "too few images for three splits": (
+        "--archive={two_each} --validation_split=0.15",
+        "--validation_split: 15 % of train comes to no image",
+    ),
     "early stopping without validation": (
         "--validation_split=none --early_stopping_patience=1",
         "early_stopping_patience: watches the validation loss",
@@ -116,6 +132,7 @@ def archives(make_archive, tmp_path_factory):
         "one_class": make_archive({name: file for name, file in sound.items() if "dark" in name}),
         "no_light_test": make_archive(train | {"test/dark/a.png": sound["test/dark/00.png"]}),
         "no_test": make_archive(train),
+        "two_each": make_archive(layout({"dark": 2, "light": 2})),
         "bad": make_archive(sound | no_picture),
         "bad_test": make_archive(
             train | {name: file for name, file in no_picture.items() if name.startswith("test")}
@@ -158,6 +175,17 @@ def test_bad_input_exits_with_status_1_and_one_line(bad_input, tmp_path):
     assert line.startswith("error: ")
     assert message in line
     assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "flag",
+    ["--train_split=training", "--test_split=2", "--model=vgg", "--optimizer=adamant",
+     "--image_size=4"],
+)  # fmt: skip
+def test_what_needs_no_images_is_checked_before_they_are_prepared(small_flags, tmp_path, flag):
+    with pytest.raises(UserError):
+        fit(*small_flags, f"--data_dir={tmp_path}/data", f"--run_dir={tmp_path}/run", flag)
+    assert snapshot(tmp_path) == {}
 
 
 def test_an_unknown_dataset_is_named_beside_the_known(tmp_path):

@@ -8,11 +8,11 @@ from PIL import Image
 from small_runs import ROOT, SIZE, fit, parse_flags, run_command, snapshot
 
 from pizza_steak.errors import UserError
-from trainers import comparison
+from trainers import comparison, models, scores
 from trainers.config import (
     ChapterConfig,
+    ChapterDataConfig,
     ComparisonConfig,
-    DataConfig,
     ModelConfig,
     OptimisationConfig,
 )
@@ -35,7 +35,9 @@ def chapter(archive, tmp_path):
 
     def configure(**chosen) -> ChapterConfig:
         return ChapterConfig(
-            data=DataConfig(archive=str(archive), data_dir=f"{tmp_path}/data", image_size=SIZE),
+            data=ChapterDataConfig(
+                archive=str(archive), data_dir=f"{tmp_path}/data", image_size=SIZE
+            ),
             optimisation=OptimisationConfig(epochs=2),
             chapter=ComparisonConfig(run_dir=f"{tmp_path}/chapter", **chosen),
         )
@@ -47,11 +49,19 @@ def chapter(archive, tmp_path):
 def test_each_model_has_a_flagfile_that_says_the_same(name):
     flagfile = parse_flags(f"--flagfile={ROOT}/{FLAGFILES[name]}.flags")
     # Which is what no batch size comes to.
-    config = comparison.fit_config(ChapterConfig(data=DataConfig(batch_size=32)), name)
+    config = comparison.fit_config(ChapterConfig(data=ChapterDataConfig(batch_size=32)), name)
     assert sizes_of(flagfile.model) == sizes_of(config.model)
     assert dataclasses.replace(flagfile, model=ModelConfig()) == dataclasses.replace(
         config, model=ModelConfig()
     )
+
+
+@pytest.mark.parametrize("name", FLAGFILES.values())
+def test_a_flagfile_with_another_model_trains_that_model(name):
+    parameters = {"tinyvgg": 31_101, "conv3": 477_341}
+    for model, expected in parameters.items():
+        config = parse_flags(f"--flagfile={ROOT}/{name}.flags", f"--model={model}").model
+        assert models.build(config, (224, 224, 3), 2, "binary").count_params() == expected
 
 
 def test_every_flagfile_of_a_model_is_one_of_the_chapter():
@@ -79,6 +89,8 @@ def test_the_chapter_is_trained_once_and_compared(chapter, tmp_path, capsys):
         assert row["val_accuracy"] == result["history"]["val_accuracy"]
         assert row["parameters"] == result["parameters"]
         assert f"{row['parameters']:,}" in table
+        assert scores.test_accuracy_text(result) in table
+    assert "the test images also chose the best epochs" in table
     with Image.open(runs / "comparison.png") as image:
         image.load()
 
@@ -123,6 +135,7 @@ def test_the_gap_in_words(accuracy, val_accuracy, words):
         "parameters": 9,
         "history": {"accuracy": accuracy, "val_accuracy": val_accuracy},
         "fit_seconds": 1.0,
+        "test_accuracy": 0.5,
     }
     row = comparison.compare(result, augmented=False)
     assert row["fit"] == words

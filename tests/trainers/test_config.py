@@ -142,7 +142,7 @@ def test_tinyvgg_flags_are_the_settings_of_the_chapter():
             image_size=224,
             batch_size=32,
         ),
-        model=ModelConfig("tinyvgg", 10, blocks=2, convolutions=2, kernel_size=3, pool_size=2),
+        model=ModelConfig("tinyvgg"),
         optimisation=OptimisationConfig(epochs=5, optimizer="adam", learning_rate=0.001, seed=42),
     )
 

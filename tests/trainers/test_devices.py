@@ -80,7 +80,7 @@ def test_a_processor_with_instructions_for_bfloat16_is_told_of(monkeypatch, flag
 def test_the_table_says_what_was_decided_and_why(small_flags, tmp_path, capsys):
     argv = [*small_flags, f"--run_dir={tmp_path}/run", "--epochs=1", "--precision=float32"]
     fit(*argv)
-    table = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines()[:10])
+    table = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines()[:12])
     assert "learning rate 0.01, batch size 8," in table["training"]
     assert table["strategy"] == "none, 1 replica on CPU:0"
     assert table["precision"] == "float32 (as asked)"
@@ -146,6 +146,7 @@ def accuracy(sample_records, tmp_path_factory):
             "--dataset=pizza_steak/sample",
             f"--data_dir={sample_records.folder.parents[2]}",
             f"--run_dir={folder}/run",
+            "--train_split=train",
             "--validation_split=train+test",  # 320 pictures: an 80th would be a point and more.
             "--test_split=train+test",
             "--image_size=24",

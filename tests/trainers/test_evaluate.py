@@ -11,10 +11,19 @@ import keras
 import numpy as np
 import pytest
 from PIL import Image
-from small_runs import fit, layout, pictures, result_of, run_command, snapshot, train_and_test
+from small_runs import (
+    fit,
+    layout,
+    pictures,
+    png,
+    result_of,
+    run_command,
+    snapshot,
+    train_and_test,
+)
 
 from pizza_steak.errors import UserError
-from trainers import evaluation, runs
+from trainers import evaluation, runs, scores
 from trainers.config import EvaluateConfig, EvaluationConfig, EvaluationDataConfig
 
 FIGURES = ("calibration.png", "confusion_matrix.png", "mistakes.png")
@@ -54,6 +63,7 @@ def test_loss_and_accuracy_are_those_of_the_run(untrained, evaluated):
         ["--validation_split=none", "--label_smoothing=0.1"],
         ["--archive={three}"],
         ["--archive={three}", "--classes=middle,dark", "--test_split=test[:60%]"],
+        ["--archive={three}", "--test_split=0.3", "--validation_split=0.3"],
     ],
 )
 def test_they_are_so_of_any_run(three_classes, small_flags, tmp_path, flags):
@@ -130,8 +140,10 @@ def test_mistakes_are_wrong_and_the_surest_comes_first(evaluated):
 
 def test_the_summary_has_the_numbers(evaluated):
     text, values = evaluated.summary(), evaluated.values
-    for name in ("loss", "accuracy", "roc_auc", "expected_calibration_error"):
+    for name in ("loss", "roc_auc", "expected_calibration_error"):
         assert f"{values[name]:.4f}" in text
+    low, high = values["accuracy_interval"]
+    assert f"accuracy {values['accuracy']:.3f} ({low:.2f} to {high:.2f}, 12 images)" in text
     rows = [line.split() for line in text.splitlines()]
     for name, counts in zip(("dark", "light"), values["confusion_matrix"], strict=True):
         assert [name, *map(str, counts)] in rows
@@ -153,6 +165,72 @@ def test_of_many_classes_the_summary_has_the_most_frequent_confusions():
 def test_any_split_can_be_evaluated(untrained, split, count):
     values = evaluate(untrained, split=split).values
     assert (values["split"], values["pictures"]) == (split, count)
+
+
+@pytest.fixture(scope="module")
+def cut(small_flags, make_archive, tmp_path_factory):
+    """A run on class folders alone, and their archive: 20 images of each class."""
+    archive = make_archive(layout({"dark": 20, "light": 20}), name="cut")
+    run_dir = tmp_path_factory.mktemp("cut") / "run"
+    flags = [f"--archive={archive}", "--validation_split=0.2", "--learning_rate=0", "--epochs=1"]
+    fit(*small_flags, *flags, f"--run_dir={run_dir}")
+    return run_dir, archive
+
+
+@pytest.mark.parametrize(
+    "split, text, seen",
+    [
+        (None, "15 % of train", (6, 0, 0)),
+        ("test", "15 % of train", (6, 0, 0)),
+        ("validation", "20 % of train", (8, 0, 8)),
+        ("train", "train less validation and test", (26, 26, 0)),
+        ("all", "all", (40, 26, 8)),
+    ],
+)
+def test_the_runs_own_splits_are_evaluated_and_what_it_has_seen_is_said(cut, split, text, seen):
+    run_dir, archive = cut
+    outcome = evaluate(run_dir, split=split)
+    values = outcome.values
+    assert values["split"] == text
+    assert (values["pictures"], values["trained_on"], values["validated_on"]) == seen
+    assert values["test_pictures_chose_the_model"] == bool(seen[2])
+    lines = outcome.summary().splitlines()
+    assert (f"{seen[1]} of these images were trained on: this is no test" in lines) == bool(seen[1])
+    told = f"{seen[2]} of these images chose the best epoch: expect less on new ones"
+    assert (told in lines) == bool(seen[2])
+    # A path to the same archive that is written otherwise changes nothing.
+    same = {"archive": f"{archive.parent}/../{archive.parent.name}/cut.zip"}
+    assert evaluate(run_dir, same, split=split).values == values
+
+
+def test_images_of_another_archive_that_the_run_has_seen_are_counted(cut, make_archive):
+    run_dir, _ = cut
+    files = layout({"dark": 20, "light": 20})
+    new = {f"test/{name}/new.png": png(pictures(name, 21)[20]) for name in ("dark", "light")}
+    old = {f"test/{name}": files[name] for name in files if name.startswith("dark")}
+    values = evaluate(run_dir, {"archive": str(make_archive(old | new))}).values
+    assert (values["trained_on"], values["validated_on"]) == (13, 4)
+    assert values["test_pictures_chose_the_model"]
+
+
+def test_without_the_runs_own_images_it_is_not_known_what_it_has_seen(cut, make_archive, tmp_path):
+    run_dir, archive = cut
+    run_dir = shutil.copytree(run_dir, tmp_path / "run")
+    flags = run_dir / "run.flags"
+    flags.write_text(flags.read_text().replace(str(archive), f"{tmp_path}/gone.zip"))
+    other = make_archive(layout({"dark": 3, "light": 2}))
+    outcome = evaluate(run_dir, {"archive": str(other)})
+    names = ("trained_on", "validated_on", "test_pictures_chose_the_model")
+    assert {outcome.values[name] for name in names} == {None}
+    assert "not known whether the run was trained on these images" in outcome.summary()
+
+
+def test_a_model_that_has_not_learned_is_said_not_to(evaluated):
+    values = evaluated.values
+    low, _ = values["accuracy_interval"]
+    assert low < values["largest_class_share"] == 0.5
+    text = evaluated.summary()
+    assert "has not learned: always answering 'dark' is right for 0.500\n" in text
 
 
 def test_another_archive_can_be_evaluated(untrained, make_archive):
@@ -288,8 +366,10 @@ def test_other_classes_than_the_runs_are_one_line(
 
 
 def test_an_unknown_split_is_one_line(untrained):
-    with pytest.raises(UserError, match="split 'validation'"):
-        evaluate(untrained, split="validation")
+    with pytest.raises(
+        UserError, match=r"--split='tes': .*shades.zip has test \(12 images\), train"
+    ):
+        evaluate(untrained, split="tes")
 
 
 @pytest.mark.parametrize(
@@ -316,7 +396,7 @@ def test_the_command_prints_the_numbers_and_nothing_else(untrained, tmp_path):
     status, stdout, stderr = run_command(*argv, command="evaluate")
     assert (status, stderr) == (0, "")
     result = result_of(untrained)
-    assert f"loss {result['test_loss']:.4f}, accuracy {result['test_accuracy']:.4f}" in stdout
+    assert f"accuracy {scores.test_accuracy_text(result)}, loss {result['test_loss']:.4f}" in stdout
     assert f"figures in {tmp_path}/out" in stdout
 
 

@@ -118,7 +118,7 @@ def test_some_classes_in_an_order_of_their_own(make_archive, small_flags, tmp_pa
     flags = [f"--archive={archive}", "--classes=light,dark"]
     result = fit(*small_flags, f"--run_dir={tmp_path}/run", *flags)
     assert result.values["classes"] == ["light", "dark"]
-    assert "24 pictures (light 12, dark 12)" in capsys.readouterr().out
+    assert "24 images (light 12, dark 12)" in capsys.readouterr().out
     probabilities = saved(result).predict(pictures("test/dark", 6), verbose=0)
     assert probabilities.shape == (6, 1)  # Two classes: one sigmoid, for the second of them.
     assert probabilities.min() > 0.5

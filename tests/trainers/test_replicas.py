@@ -15,6 +15,7 @@ from small_runs import (
     assert_same_run,
     fit,
     layout,
+    result_of,
     rows,
     start_command,
 )
@@ -28,6 +29,7 @@ FLAGS = {
         "--batch_normalization",
         "--blocks=1",
         "--learning_rate=0.001",
+        "--label_smoothing=0.1",
     ),
     # The last ones hold 5, of which a fourth replica gets none.
     4: IN_FLOAT64,
@@ -113,6 +115,13 @@ def test_replicas_have_the_numbers_of_one_device(folder, devices, rtol):
     assert environment["strategy"] == "mirrored"
     assert len(environment["devices"]) == devices
     assert_same_numbers(folder / str(devices), folder / f"one-for-{devices}", rtol)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["2", "one-for-2"])
+def test_validation_and_test_have_the_same_loss_on_the_same_images(folder, name):
+    result = result_of(folder / name)
+    assert result["test_loss"] == pytest.approx(min(result["history"]["val_loss"]), rel=1e-5)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from PIL import Image
 from small_runs import fit, fit_and_stop, result_of, run_command
 
 from pizza_steak.errors import UserError
-from trainers import plots, reporting
+from trainers import plots, reporting, scores
 from trainers.config import PageConfig, ReportConfig
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -119,6 +119,7 @@ def test_the_numbers_are_those_of_the_models_that_were_kept(trained):
         assert row["Best epoch"] == f"{best + 1} of {len(history['loss'])}"
         assert row["Validation accuracy"] == f"{history['val_accuracy'][best]:.4f}"
         assert row["Training accuracy"] == f"{history['accuracy'][best]:.4f}"
+        assert row["Test accuracy"] == f"{scores.test_accuracy_text(result)}*"
         assert row["Test loss"] == f"{result['test_loss']:.4f}"
         assert row["Parameters"] == f"{result['parameters']:,}"
         speed = page.row("throughput", name)
@@ -204,7 +205,19 @@ def test_a_run_without_validation_has_a_row_and_is_not_the_best(runs, small_flag
     assert row["Best epoch"] == "2 of 2"
     assert row["Training accuracy"] == f"{result['history']['accuracy'][-1]:.4f}"
     assert {row["Validation accuracy"], row["Validation loss"], row["Gap"]} == {NONE}
-    assert row["Test accuracy"] == f"{result['test_accuracy']:.4f}"
+    # Its test images chose nothing, and so they are not marked.
+    assert row["Test accuracy"] == scores.test_accuracy_text(result)
+    assert "* The images of this test also chose the best epoch" in page.text
+    assert "also chose the best epoch" not in report(runs, "unvalidated").text
+
+
+def test_a_run_of_an_older_version_is_shown_without_what_it_did_not_say(runs):
+    result = result_of(runs / "plain")
+    for name in ("test_images", "test_accuracy_interval", "test_pictures_chose_the_model"):
+        del result[name]
+    (runs / "plain" / "result.json").write_text(json.dumps(result))
+    page = report(runs, "plain")
+    assert page.row("results", "plain")["Test accuracy"] == f"{result['test_accuracy']:.3f}"
 
 
 def test_folders_that_are_no_runs_are_named(trained, tmp_path):
@@ -250,7 +263,8 @@ def test_metrics_on_other_pictures_are_said_not_to_compare(runs):
     assert "do not compare" not in report(runs).text
     environment = runs / "wide" / "environment.json"
     values = json.loads(environment.read_text())
-    environment.write_text(json.dumps(values | {"fingerprint": "0123"}))
+    values["splits"]["validation"]["fingerprint"] = "0123"
+    environment.write_text(json.dumps(values))
     assert "do not compare" in report(runs).text
 
 

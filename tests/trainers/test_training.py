@@ -1,5 +1,6 @@
 """A run from flags to its directory: what it leaves, learns, repeats and goes on with."""
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -30,7 +31,7 @@ from small_runs import (
 )
 
 from pizza_steak.errors import UserError
-from trainers import callbacks, runs
+from trainers import callbacks, runs, scores
 from trainers.callbacks import Backup, Progress, saved_progress
 from trainers.preemption import PreemptedError
 
@@ -226,7 +227,7 @@ def test_a_killed_and_a_preempted_run_go_on_as_if_they_had_not_been(small_flags,
     for run_dir, process in processes.items():
         stdout, stderr = process.communicate()
         assert (process.returncode, stderr) == (0, "")
-        assert f"test accuracy {result_of(run_dir)['test_accuracy']:.4f}" in stdout
+        assert f"test accuracy {scores.test_accuracy_text(result_of(run_dir))}" in stdout
         assert_same_run(run_dir, whole)
         assert result_of(run_dir)["history"] == result_of(whole)["history"]
         assert snapshot(run_dir).keys() == snapshot(whole).keys()
@@ -545,19 +546,124 @@ def test_sparse_and_categorical_labels_train_alike(make_archive, small_flags, tm
     assert sparse["test_loss"] == approx(categorical["test_loss"])
 
 
-def test_class_folders_alone_are_cut_by_split_strings(make_archive, small_flags, tmp_path, capsys):
-    result = fit(
-        *small_flags,
-        f"--archive={make_archive(layout({'dark': 15, 'light': 15}))}",
-        f"--run_dir={tmp_path}/run",
-        "--train_split=train[:80%]",
-        "--validation_split=train[80%:]",
+@pytest.fixture
+def by_default(small_flags):
+    """The flags of such a run without those of splits."""
+    return [flag for flag in small_flags if "_split" not in flag]
+
+
+def plan_of(output: str) -> dict[str, str]:
+    """The rows of a printed plan; of those with one name the last."""
+    return dict(line.split(None, 1) for line in output.splitlines() if " " in line)
+
+
+def test_class_folders_alone_have_three_splits(make_archive, by_default, tmp_path, capsys):
+    archive = make_archive(layout({"dark": 20, "light": 20}))
+    result = fit(*by_default, f"--archive={archive}", f"--run_dir={tmp_path}/run").values
+    plan = plan_of(capsys.readouterr().out)
+    assert plan["train"].startswith("train less validation and test: 28 images (dark 14, light 14)")
+    assert plan["validation"].startswith("15 % of train: 6 images (dark 3, light 3)")
+    assert plan["test"].startswith("15 % of train: 6 images (dark 3, light 3)")
+    assert result["test_images"] == 6
+    assert not result["test_pictures_chose_the_model"]
+    environment = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert [split["images"] for split in environment["splits"].values()] == [28, 6, 6]
+    assert environment["overlaps"] == {}
+
+
+def test_the_validation_folder_of_an_archive_is_the_validation_split(
+    make_archive, by_default, tmp_path, capsys
+):
+    counts = {"train/dark": 9, "train/light": 9, "val/dark": 2, "val/light": 2}
+    archive = make_archive(layout(counts | {"test/dark": 3, "test/light": 3}))
+    fit(*by_default, f"--archive={archive}", f"--run_dir={tmp_path}/run", "--epochs=1")
+    plan = plan_of(capsys.readouterr().out)
+    assert plan["train"].startswith("train: 18 images")
+    assert plan["validation"].startswith("validation: 4 images")
+    assert plan["test"].startswith("test: 6 images")
+
+
+def test_what_is_shared_or_missing_is_named_before_training(
+    make_archive, by_default, tmp_path, capsys
+):
+    files = layout({"train/dark": 15, "train/light": 15, "train/middle": 2})
+    files |= {f"test/{name}/new.png": png(pictures(name, 21)[20]) for name in ("light", "middle")}
+    files["test/dark/again.png"] = files["train/dark/00.png"]
+    flags = [f"--archive={make_archive(files)}", "--epochs=1", f"--run_dir={tmp_path}/run"]
+    fit(*by_default, *flags, "--train_split=train", "--validation_split=train[:50%]")
+    output = capsys.readouterr().out
+    cautions = [line.split(None, 1)[1] for line in output.splitlines() if line[:7] == "caution"]
+    assert cautions[:2] == [
+        "16 of 16 validation images are train images too",
+        "1 of 3 test images are train images too",
+    ]
+    assert cautions[-1].startswith("an epoch is 4 steps, which teach little: pass more --epochs")
+    overlaps = json.loads((tmp_path / "run" / "environment.json").read_text())["overlaps"]
+    assert overlaps["validation in train"] == 16
+    assert overlaps["test in train"] == 1
+
+
+def test_a_class_that_is_too_small_for_three_splits_is_named(
+    make_archive, by_default, tmp_path, capsys
+):
+    archive = make_archive(layout({"dark": 15, "light": 1, "middle": 2}))
+    fit(*by_default, f"--archive={archive}", "--epochs=1", f"--run_dir={tmp_path}/run")
+    output = capsys.readouterr().out
+    assert "caution     no validation images of light, middle\n" in output
+    assert "caution     no test images of light\n" in output
+
+
+@pytest.mark.parametrize("class_mode", ["binary", "sparse", "categorical"])
+def test_label_smoothing_is_for_training_alone(small_flags, tmp_path, class_mode):
+    flags = [f"--run_dir={tmp_path}/run", f"--class_mode={class_mode}", "--label_smoothing=0.1"]
+    result = fit(*small_flags, *flags)
+    history = result.values["history"]
+    assert result.values["test_loss"] == approx(min(history["val_loss"]))
+    plain = fit(*small_flags, *flags[:2], f"--run_dir={tmp_path}/plain").values["history"]
+    assert abs(history["loss"][0] - plain["loss"][0]) > 1e-4
+
+    # Keras alone loads the model, with the loss that it was tested by.
+    code = "import sys, keras; print(keras.models.load_model(sys.argv[1]).loss.get_config())"
+    model = str(result.run_dir / "model.keras")
+    process = start_command(model, code=code, cwd=tmp_path)
+    told, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert "'label_smoothing': 0.1" not in told
+
+
+def test_the_summary_says_what_the_test_accuracy_is_worth(finished, small_flags, tmp_path):
+    values = finished.values
+    low, high = values["test_accuracy_interval"]
+    lines = finished.summary().splitlines()
+    assert (
+        f"test accuracy {values['test_accuracy']:.3f} ({low:.2f} to {high:.2f}, 12 images), "
+        f"loss {values['test_loss']:.4f}"
+    ) in lines
+    assert "these images also chose the best epoch: expect less on new ones" in lines
+    assert not any("has not learned" in line for line in lines)
+
+    flags = ["--learning_rate=0", "--epochs=1", "--validation_split=none"]
+    untrained = fit(*small_flags, *flags, f"--run_dir={tmp_path}/run")
+    assert "has not learned: always answering 'dark' is right for 0.500\n" in untrained.summary()
+    assert "best epoch" not in untrained.summary()
+
+
+def test_a_finished_run_of_an_older_version_has_a_summary(finished):
+    values = {name: value for name, value in finished.values.items() if "interval" not in name}
+    assert "test accuracy 1.000, loss" in dataclasses.replace(finished, values=values).summary()
+
+
+def test_the_interval_is_wilsons():
+    for correct, count in ((24, 36), (0, 5), (5, 5), (450, 500)):
+        share, z = correct / count, 1.959964
+        middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+        half = z / (1 + z**2 / count)
+        half *= np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+        expected = [middle - half, middle + half]
+        assert scores.interval(correct, count) == pytest.approx(expected, abs=1e-6)
+    assert scores.accuracy_text(24 / 36, scores.interval(24, 36), 36) == (
+        "0.667 (0.50 to 0.80, 36 images)"
     )
-    plan = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines()[:3])
-    assert plan["train"].startswith("train[:80%]: 24 pictures")
-    assert plan["validation"].startswith("train[80%:]: 6 pictures")
-    assert plan["test"] == plan["validation"]
-    assert result.values["test_loss"] == approx(min(result.values["history"]["val_loss"]))
 
 
 def test_bad_pictures_are_left_out_and_named(make_archive, finished, small_flags, tmp_path, capsys):
@@ -576,7 +682,7 @@ def test_bad_pictures_are_left_out_and_named(make_archive, finished, small_flags
     assert environment["bad_images"].keys() == bad.keys()
     assert environment["left_out"] == {"cannot be decoded": 2}
     plan = capsys.readouterr().out
-    assert "train: 24 pictures (dark 12, light 12)" in plan
+    assert "train: 24 images (dark 12, light 12)" in plan
     assert "2 cannot be decoded" in plan
     assert result.values["test_accuracy"] > 0.9
 

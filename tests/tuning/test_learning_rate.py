@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 from PIL import Image
-from small_runs import layout, parse_flags, run_command, snapshot
+from small_runs import fit, layout, parse_flags, run_command, snapshot
 
 from pizza_steak.errors import UserError
 from trainers import config as configs
@@ -130,7 +130,6 @@ def test_it_suggests_a_rate_and_leaves_nothing_but_a_figure(finished):
 def test_the_same_seed_gives_the_same_losses_whatever_the_rate_of_the_run(finished, rate_flags):
     found, _ = finished
     unused = ["--learning_rate=7", "--learning_rate_schedule=cosine", "--epochs=1"]
-    unused += ["--validation_split=validation", "--test_split=validation"]  # There is none.
     again = losses_of(*rate_flags, *unused)
     np.testing.assert_array_equal(again[: len(found.losses)], found.losses)
 
@@ -146,6 +145,16 @@ def test_steps_beyond_an_epoch_take_the_next_ones_batches(rate_flags):
     epochs = losses.reshape(4, 3)  # 24 pictures, 8 a step.
     np.testing.assert_allclose(epochs.mean(axis=1), losses.mean(), rtol=1e-4)
     assert len({*epochs[:, 0]}) == 4
+
+
+def test_it_trains_on_the_images_that_fit_trains_on(rate_flags, tmp_path):
+    flags = [flag for flag in rate_flags if "_split" not in flag and "steps" not in flag]
+    flags += ["--batch_size=100"]  # A step is an epoch.
+    rates = ["--steps=10", "--lowest=1e-12", "--highest=1e-11"]
+    trained = fit(*flags, "--epochs=1", f"--run_dir={tmp_path}/run").values["history"]["loss"]
+    np.testing.assert_allclose(losses_of(*flags, *rates), trained[0], rtol=1e-4)
+    on_all = losses_of(*flags, *rates, "--validation_split=none")
+    assert abs(on_all[0] - trained[0]) > 1e-3 * trained[0]
 
 
 def test_augmentation_and_class_weights_are_those_of_the_flags(make_archive, rate_flags):

@@ -25,7 +25,8 @@ from small_runs import (
 
 from pizza_steak.errors import UserError
 from trainers import config as configs
-from trainers import runs
+from trainers import data as run_data
+from trainers import runs, scores
 from tuning.config import SweepConfig
 
 # The second trial of this seed has a learning rate that gives no numbers.
@@ -311,14 +312,15 @@ def test_no_trial_is_tested_and_the_best_is_on_all_that_they_were_trained_on(fin
     stdout, folder = finished
     for trial in ("0", "2"):
         data = runs.Run(folder / "trials" / trial, "", resumed=True).config.data
-        assert (data.train_split, data.validation_split) == ("train[:80%]", "train[80%:]")
+        assert (data.train_split, data.validation_split) == (None, None)
         assert not any("test" in name for name in result_of(folder / "trials" / trial))
     best = runs.open_run(folder / "best")
     data = best.config.data
-    assert (data.train_split, data.validation_split) == ("train[:80%]+train[80%:]", "none")
-    assert f"test accuracy {best.result['test_accuracy']:.4f}" in stdout
-    scores = {row["trial"]: float(row["val_accuracy"] or 0) for row in table(folder)}
-    assert f"(trial {max(scores, key=scores.get)})" in stdout
+    assert (data.train_split, data.validation_split) == (None, "none")
+    assert f"test accuracy {scores.test_accuracy_text(best.result)}" in stdout
+    assert "expect less on new ones" not in stdout
+    found = {row["trial"]: float(row["val_accuracy"] or 0) for row in table(folder)}
+    assert f"(trial {max(found, key=found.get)})" in stdout
 
 
 @pytest.mark.slow
@@ -424,16 +426,80 @@ def test_two_searches_are_not_at_work_in_one_folder(small_flags, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "flag, said", [("--validation_split=none", "chosen by"), ("--test_split=final", "'final'")]
+    "flag, said",
+    [
+        ("--validation_split=none", "chosen by"),
+        ("--test_split=final", "'final'"),
+        ("--optimizer=adam,adamant", "'adamant'"),
+    ],
 )
-def test_splits_that_a_sweep_cannot_do_with_are_told_before_it_begins(
-    small_flags, tmp_path, flag, said
-):
+def test_what_a_sweep_cannot_do_with_is_told_before_it_begins(small_flags, tmp_path, flag, said):
     from tuning import search
 
     argv = [*small_flags[:3], f"--sweep_dir={tmp_path}/sweep", flag]
     with pytest.raises(UserError, match=said):
         search.Sweep.plan(parse_flags(*argv, config=SweepConfig))
+    assert snapshot(tmp_path) == {}
+
+
+CLASSES = {"dark": 20, "light": 20}
+FOLDERS = {f"train/{name}": count for name, count in CLASSES.items()}
+VALIDATION = {"val/dark": 5, "val/light": 5}
+TEST = {"test/dark": 6, "test/light": 6}
+
+
+@pytest.mark.parametrize(
+    "counts, asked",
+    [
+        (CLASSES, []),
+        (CLASSES, ["--validation_split=0.3", "--test_split=0.3"]),
+        (CLASSES, ["--train_split=0.3"]),
+        (CLASSES, ["--train_split=train[:80%]"]),
+        (FOLDERS | VALIDATION, []),
+        (FOLDERS | VALIDATION, ["--test_split=train[:20%]", "--validation_split=0.1"]),
+        (FOLDERS | TEST, []),
+        (FOLDERS | TEST, ["--test_split=0.2"]),
+        (FOLDERS | TEST, ["--train_split=train[:80%]", "--validation_split=train[80%:]"]),
+        (FOLDERS | VALIDATION | TEST, []),
+        (FOLDERS | VALIDATION | TEST, ["--validation_split=0.2"]),
+    ],
+)
+def test_the_best_is_tested_on_what_no_trial_has_seen(
+    small_flags, make_archive, tmp_path, counts, asked
+):
+    from tuning import search
+
+    argv = [*small_flags[:3], f"--archive={make_archive(layout(counts))}", *asked]
+    config = parse_flags(*argv, config=SweepConfig)
+    trials = search.Sweep.plan(config).space.data
+    best = run_data.load(search._all_training_images(config, trials))
+    seen = {*trials.rows["train"], *trials.rows["validation"]}
+    assert sorted(trials.rows["test"]) == sorted(best.rows["test"])
+    assert not seen & {*best.rows["test"]}
+    assert seen <= {*best.rows["train"]}
+    assert not {*best.rows["train"]} & {*best.rows["test"]}
+    assert len(best.rows["train"]) == len({*best.rows["train"]})
+
+
+@pytest.mark.parametrize(
+    "counts, asked",
+    [
+        (CLASSES, ["--train_split=train[:80%]", "--validation_split=train[80%:]"]),
+        (CLASSES, ["--validation_split=train[80%:]"]),
+        (FOLDERS | TEST, ["--validation_split=train[80%:]"]),
+        (FOLDERS | VALIDATION, ["--test_split=train[:20%]"]),
+    ],
+)
+def test_splits_that_leave_no_fair_test_are_told_before_a_search_begins(
+    small_flags, make_archive, tmp_path, counts, asked
+):
+    from tuning import search
+
+    archive = make_archive(layout(counts))
+    argv = [*small_flags[:3], f"--archive={archive}", f"--sweep_dir={tmp_path}/sweep", *asked]
+    with pytest.raises(UserError, match="pass all three as split strings, or none") as caught:
+        search.Sweep.plan(parse_flags(*argv, config=SweepConfig))
+    assert "\n" not in str(caught.value)
     assert snapshot(tmp_path) == {}
 
 
