@@ -115,7 +115,8 @@ def _decode_jpeg(
             image = tf.pad(image, [[0, 0], [0, 0], [0, 1]], constant_values=255)
         return image, tf.constant(scale)
 
-    scales = decoding.JPEG_SCALES if format.scales_jpeg else ()
+    bilinear = format.antialias and format.interpolation == "bilinear"
+    scales = decoding.JPEG_SCALES if bilinear else ()
     fitting = [
         (decoding.scale_fits(scale, placed), lambda scale=scale: decoded(scale)) for scale in scales
     ]
@@ -169,8 +170,10 @@ def _orientation_of_tiff(structure: tf.Tensor) -> tf.Tensor:
 def _turned(image: tf.Tensor, turn: tf.Tensor) -> tf.Tensor:
     """The image upright, by its orientation: transposed from 5 on, then mirrored."""
     image = tf.cond(turn >= 5, lambda: tf.transpose(image, (1, 0, 2)), lambda: image)
-    down = (turn == 3) | (turn == 4) | (turn == 7) | (turn == 8)
-    across = (turn == 2) | (turn == 3) | (turn == 6) | (turn == 7)
+    down, across = (
+        tf.reduce_any(turn == tf.constant(turns))
+        for turns in (decoding.MIRRORED_DOWN, decoding.MIRRORED_ACROSS)
+    )
     image = tf.cond(down, lambda: image[::-1], lambda: image)
     return tf.cond(across, lambda: image[:, ::-1], lambda: image)
 
@@ -184,6 +187,32 @@ def _resized(image: tf.Tensor, placed: Placement, scale: tf.Tensor, format: Form
     if not format.resized_by_pillow:
         part = tf.slice(image, [*placed.corner, 0], [*placed.box, -1])
         return decoding.resize_by_tensorflow(part, placed.inner, format)
+    return tf.cond(
+        tf.convert_to_tensor(decoding.halving_suffices(scale, placed, format)),
+        lambda: _resized_as_by_opencv(image, placed),
+        lambda: _resized_as_by_pillow(image, placed, scale, format),
+    )
+
+
+def _resized_as_by_opencv(image: tf.Tensor, placed: Placement) -> tf.Tensor:
+    """Resizes as INTER_LINEAR_EXACT does, in its fixed point of eight bits (resize.cpp)."""
+    values = tf.cast(image, tf.int32)
+    for axis in (1, 0):
+        length, size = tf.shape(image)[axis], placed.inner[axis]
+        scale = tf.cast(length, tf.float64) / tf.cast(size, tf.float64)
+        places = (tf.cast(tf.range(size), tf.float64) + 0.5) * scale - 0.5
+        places = tf.clip_by_value(places, 0.0, tf.cast(length - 1, tf.float64))
+        first = tf.cast(tf.floor(places), tf.int32)
+        weights = tf.cast(tf.round((places - tf.floor(places)) * 256), tf.int32)
+        weights = tf.reshape(weights, (-1, 1) if axis else (-1, 1, 1))
+        second = tf.gather(values, tf.minimum(first + 1, length - 1), axis=axis)
+        values = tf.gather(values, first, axis=axis) * (256 - weights) + second * weights
+    return tf.cast(tf.bitwise.right_shift(values + 2**15, 16), tf.uint8)
+
+
+def _resized_as_by_pillow(
+    image: tf.Tensor, placed: Placement, scale: tf.Tensor, format: Format
+) -> tf.Tensor:
     if format.color_mode == "rgba":
         image = _multiplied_by_alpha(image)
     for axis in (1, 0):
