@@ -206,7 +206,7 @@ def decode_image(encoded: bytes, format: Format) -> np.ndarray:
     Raises:
       Exception: The bytes are no image, or not a whole one; each of Pillow's decoders has its own.
     """
-    with Image.open(io.BytesIO(encoded), formats=KINDS) as image:
+    with open_image(encoded) as image:
         turn = orientation(image) if format.exif == "apply" else 1
         width, height = image.size[::-1] if turn >= 5 else image.size
         placed = place(height, width, format)
@@ -245,6 +245,18 @@ def decode_images(
         except Exception as error:  # Of the file or the zip, or one of Pillow's decoders.
             faults[place] = _reason(error, encoded)
     return images, faults
+
+
+def open_image(encoded: bytes) -> Image.Image:
+    """Opens an image of one of `KINDS`; its pixels are not decoded yet.
+
+    Raises:
+      OSError: It is none of them, or a PNG without its end, of which Pillow would take the rest.
+    """
+    image = Image.open(io.BytesIO(encoded), formats=KINDS)
+    if image.format == "PNG" and b"IEND" not in encoded:
+        raise OSError("image file is truncated")
+    return image
 
 
 def orientation(image: Image.Image) -> int:

@@ -4,14 +4,12 @@ Exported models and tf.data services decode with it. The pixels are the same, to
 JPEG and PNG files but for those that `needs_pillow`.
 """
 
-import io
 import os
 import pathlib
 
 import numpy as np
 import tensorflow as tf
 import tensorflow.experimental.numpy as tnp
-from PIL import Image
 
 from pizza_steak import decoding
 from pizza_steak.atomic import make_once
@@ -51,14 +49,14 @@ def decode_image(encoded: tf.Tensor, format: Format) -> tf.Tensor:
         lambda: _decode_png(encoded, format),
     )
     image = tf.ensure_shape(image, (None, None, 4 if with_alpha else 3))
-    image = _turned(image, turn)
+    image = _turned(tf.cast(image, tf.int32), turn)
     if format.color_mode == "grayscale":
         # Pillow's weights (ITU-R 601-2), in its fixed point, so that its rounding is the same.
-        weighted = tf.cast(image, tf.int32) * tf.constant([19595, 38470, 7471])
+        weighted = image * tf.constant([19595, 38470, 7471])
         total = tf.reduce_sum(weighted, axis=-1, keepdims=True) + 0x8000
-        image = tf.cast(tf.bitwise.right_shift(total, 16), tf.uint8)
+        image = tf.bitwise.right_shift(total, 16)
     placed = decoding.place(full[0], full[1], format, tnp)
-    image = _resized(image, placed, scale, format)
+    image = tf.cast(_resized(image, placed, scale, format), tf.uint8)
     if format.aspect_ratio == "pad":
         image = tf.image.pad_to_bounding_box(image, *placed.margin, *format.size)
     return tf.ensure_shape(image, format.shape)
@@ -72,7 +70,7 @@ def needs_pillow(encoded: bytes) -> bool:
     nothing.
     """
     try:
-        with Image.open(io.BytesIO(encoded), formats=decoding.KINDS) as image:
+        with decoding.open_image(encoded) as image:
             if image.format in ("JPEG", "MPO"):
                 turn = decoding.orientation(image)
                 return image.mode == "CMYK" or turn != int(_orientation(tf.constant(encoded)))
@@ -169,7 +167,7 @@ def _orientation_of_tiff(structure: tf.Tensor) -> tf.Tensor:
 
 def _turned(image: tf.Tensor, turn: tf.Tensor) -> tf.Tensor:
     """The image upright, by its orientation: transposed from 5 on, then mirrored."""
-    image = tf.cond(turn >= 5, lambda: tf.transpose(image, (1, 0, 2)), lambda: image)
+    image = tf.cond(turn >= 5, lambda: _transposed(image), lambda: image)
     down, across = (
         tf.reduce_any(turn == tf.constant(turns))
         for turns in (decoding.MIRRORED_DOWN, decoding.MIRRORED_ACROSS)
@@ -178,7 +176,13 @@ def _turned(image: tf.Tensor, turn: tf.Tensor) -> tf.Tensor:
     return tf.cond(across, lambda: image[:, ::-1], lambda: image)
 
 
+def _transposed(image: tf.Tensor) -> tf.Tensor:
+    # In float32: of integers oneDNN complains on stderr, on processors without AVX-512.
+    return tf.cast(tf.transpose(tf.cast(image, tf.float32), (1, 0, 2)), tf.int32)
+
+
 def _resized(image: tf.Tensor, placed: Placement, scale: tf.Tensor, format: Format) -> tf.Tensor:
+    """The image in its final size; int32 of shape (H, W, C), values 0 to 255, as `image`."""
     if format.interpolation == "nearest":
         for axis in (0, 1):
             source = _nearest(placed.corner[axis], placed.box[axis], placed.inner[axis])
@@ -186,7 +190,8 @@ def _resized(image: tf.Tensor, placed: Placement, scale: tf.Tensor, format: Form
         return image
     if not format.resized_by_pillow:
         part = tf.slice(image, [*placed.corner, 0], [*placed.box, -1])
-        return decoding.resize_by_tensorflow(part, placed.inner, format)
+        resized = decoding.resize_by_tensorflow(tf.cast(part, tf.uint8), placed.inner, format)
+        return tf.cast(resized, tf.int32)
     return tf.cond(
         tf.convert_to_tensor(decoding.halving_suffices(scale, placed, format)),
         lambda: _resized_as_by_opencv(image, placed),
@@ -196,7 +201,6 @@ def _resized(image: tf.Tensor, placed: Placement, scale: tf.Tensor, format: Form
 
 def _resized_as_by_opencv(image: tf.Tensor, placed: Placement) -> tf.Tensor:
     """Resizes as INTER_LINEAR_EXACT does, in its fixed point of eight bits (resize.cpp)."""
-    values = tf.cast(image, tf.int32)
     for axis in (1, 0):
         length, size = tf.shape(image)[axis], placed.inner[axis]
         scale = tf.cast(length, tf.float64) / tf.cast(size, tf.float64)
@@ -205,9 +209,9 @@ def _resized_as_by_opencv(image: tf.Tensor, placed: Placement) -> tf.Tensor:
         first = tf.cast(tf.floor(places), tf.int32)
         weights = tf.cast(tf.round((places - tf.floor(places)) * 256), tf.int32)
         weights = tf.reshape(weights, (-1, 1) if axis else (-1, 1, 1))
-        second = tf.gather(values, tf.minimum(first + 1, length - 1), axis=axis)
-        values = tf.gather(values, first, axis=axis) * (256 - weights) + second * weights
-    return tf.cast(tf.bitwise.right_shift(values + 2**15, 16), tf.uint8)
+        second = tf.gather(image, tf.minimum(first + 1, length - 1), axis=axis)
+        image = tf.gather(image, first, axis=axis) * (256 - weights) + second * weights
+    return tf.bitwise.right_shift(image + 2**15, 16)
 
 
 def _resized_as_by_pillow(
@@ -218,7 +222,7 @@ def _resized_as_by_pillow(
     for axis in (1, 0):
         edges = tf.stack([placed.corner[axis], placed.corner[axis] + placed.box[axis]])
         edges = tf.cast(edges, tf.float64) / tf.cast(scale, tf.float64)
-        image = tf.transpose(image, (1, 0, 2))
+        image = _transposed(image)
         image = _resample(image, edges, placed.inner[axis], format.interpolation)
     return _divided_by_alpha(image) if format.color_mode == "rgba" else image
 
@@ -235,7 +239,7 @@ def _resample(image: tf.Tensor, edges: tf.Tensor, size: tf.Tensor, interpolation
     """Resizes along the first axis as Pillow does, in its fixed point (Resample.c).
 
     Args:
-      image: uint8 of shape (H, W, C).
+      image: int32 of shape (H, W, C).
       edges: Where the part that is resized begins and ends, in pixels, float64 of shape (2,).
       size: How many pixels it becomes.
       interpolation: A key of `_SUPPORT`.
@@ -255,10 +259,8 @@ def _resample(image: tf.Tensor, edges: tf.Tensor, size: tf.Tensor, interpolation
     places = tf.minimum(places, length - 1)
     total = tf.fill([size, tf.shape(image)[1], image.shape[2]], 2 ** (_PRECISION_BITS - 1))
     for tap in tf.range(tf.shape(places)[1]):  # All at once would take as many times the memory.
-        rows = tf.cast(tf.gather(image, places[:, tap]), tf.int32)
-        total += rows * weights[:, tap, tf.newaxis, tf.newaxis]
-    total = tf.bitwise.right_shift(total, _PRECISION_BITS)
-    return tf.cast(tf.clip_by_value(total, 0, 255), tf.uint8)
+        total += tf.gather(image, places[:, tap]) * weights[:, tap, tf.newaxis, tf.newaxis]
+    return tf.clip_by_value(tf.bitwise.right_shift(total, _PRECISION_BITS), 0, 255)
 
 
 def _filter(x: tf.Tensor, interpolation: str) -> tf.Tensor:
@@ -280,15 +282,12 @@ def _sinc(x: tf.Tensor) -> tf.Tensor:
 
 def _multiplied_by_alpha(image: tf.Tensor) -> tf.Tensor:
     """As Pillow does before it resizes (Convert.c: rgbA2rgba)."""
-    values = tf.cast(image, tf.int32)
-    product = values[..., :3] * values[..., 3:] + 128
+    product = image[..., :3] * image[..., 3:] + 128
     product = tf.bitwise.right_shift(tf.bitwise.right_shift(product, 8) + product, 8)
-    return tf.cast(tf.concat([product, values[..., 3:]], -1), tf.uint8)
+    return tf.concat([product, image[..., 3:]], -1)
 
 
 def _divided_by_alpha(image: tf.Tensor) -> tf.Tensor:
-    values = tf.cast(image, tf.int32)
-    colors, alpha = values[..., :3], values[..., 3:]
+    colors, alpha = image[..., :3], image[..., 3:]
     divided = tf.minimum(255 * colors // tf.maximum(alpha, 1), 255)
-    colors = tf.where((alpha == 0) | (alpha == 255), colors, divided)
-    return tf.cast(tf.concat([colors, alpha], -1), tf.uint8)
+    return tf.concat([tf.where((alpha == 0) | (alpha == 255), colors, divided), alpha], -1)

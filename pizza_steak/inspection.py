@@ -7,7 +7,6 @@ import collections
 import dataclasses
 import hashlib
 import heapq
-import io
 import json
 import random
 import statistics
@@ -16,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ImageOps, UnidentifiedImageError
 
 from pizza_steak import decoding, figures
 from pizza_steak.archive import Archive, read_archive
@@ -307,7 +306,7 @@ def _look(split: str, label: str, filename: str, encoded: bytes) -> Found:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(encoded), formats=decoding.KINDS) as image:
+            with decoding.open_image(encoded) as image:
                 orientation = decoding.orientation(image)
                 format = image.format
                 size = image.size[::-1] if orientation >= 5 else image.size
@@ -352,7 +351,7 @@ def draw_grid(sample: Sequence[tuple[Found, bytes]], path: str) -> None:
     _check_some(sample)
     images = []
     for _, encoded in sample:
-        with Image.open(io.BytesIO(encoded), formats=decoding.KINDS) as image:
+        with decoding.open_image(encoded) as image:
             images.append(np.asarray(ImageOps.exif_transpose(image).convert("RGBA").convert("RGB")))
     captions = [
         f"{found.label}\n{found.size[0]} x {found.size[1]}, {found.split}" for found, _ in sample

@@ -63,6 +63,7 @@ def test_batches_are_the_same_in_the_same_order(service, make_archive, tmp_path,
     folders = ("train/a", "train/b", "test/a", "test/b")
     names = [f"{folder}/{number}.jpg" for folder in folders for number in range(9)]
     flags = [f"--archive={make_archive(names)}", f"--data_dir={tmp_path}", "--image_size=20,30"]
+    flags.append("--validation_split=none")
     config = parse_flags(*flags, *AUGMENTED)
     augment = preprocessing.augmentation_of(config.augmentation, seed=1).on_batches
     local, remote = (
@@ -141,7 +142,8 @@ def test_pictures_that_only_pillow_decodes_are_refused(make_archive, picture, tm
     prepared = records.prepare(archive=make_archive(files), data_dir=tmp_path)
     rows = decoding_in_graph.for_pillow(prepared)
     assert {prepared.filenames[row] for row in rows} == {"train/dark/9.gif", "train/light/9.png"}
-    flags = ["--validation_split=train", f"--run_dir={tmp_path}/run", f"--data_service={NOWHERE}"]
+    flags = [f"--{purpose}_split=train" for purpose in ("train", "validation", "test")]
+    flags += [f"--run_dir={tmp_path}/run", f"--data_service={NOWHERE}"]
     with pytest.raises(UserError) as caught:
         fit(f"--archive={make_archive(files)}", f"--data_dir={tmp_path}", *flags)
     assert f"2 of the pictures, the first is {prepared.filenames[rows[0]]}" in str(caught.value)

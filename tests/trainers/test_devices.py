@@ -123,7 +123,7 @@ def data(small_flags):
 @pytest.mark.parametrize("model", models.SIZES)
 def test_every_model_learns_in_every_precision(small_flags, data, model, precision):
     given = [*small_flags, "--filters=2", "--learning_rate=0.001", f"--model={model}"]
-    keras.utils.set_random_seed(1)
+    keras.utils.set_random_seed(2)
     chosen = devices.choose(DevicesConfig(precision=precision))
     chosen.set_precision()
     network = training.compiled_model(parse_flags(*given), data, chosen, None)
