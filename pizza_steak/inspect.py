@@ -6,7 +6,7 @@ python -m pizza_steak.inspect --archive=food4.zip --grid=grid.png
 import argparse
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pizza_steak.errors import UserError
 
@@ -77,7 +77,8 @@ def _numbers(text: str) -> float | tuple[float, ...]:
     return values if len(values) > 1 else values[0]
 
 
-if __name__ == "__main__":
+def run(main: Callable[[], None]) -> None:
+    """Calls a command; tells a user's mistake in one line, with exit status 1."""
     try:
         main()
     except UserError as error:
@@ -85,3 +86,7 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -5,13 +5,10 @@ python -m pizza_steak.prepared --unused_for=30d
 
 import argparse
 import re
-import signal
-import sys
 from collections.abc import Sequence
 
 from pizza_steak import preparations
-from pizza_steak.errors import UserError
-from pizza_steak.inspect import Parser
+from pizza_steak.inspect import Parser, run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -40,10 +37,4 @@ def _seconds(text: str) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+    run(main)
