@@ -22,6 +22,10 @@ from pizza_steak.records import Records
 
 CACHES = ("disk", "memory", "none")
 _RECORDS_READ_AT_ONCE = 64
+# How many batches to make at once is known here. tf.data's autotuner would delay the end of an
+# iteration by up to several seconds: it sleeps for twice as long each time, and is waited for.
+WITHOUT_AUTOTUNE = tf.data.Options()
+WITHOUT_AUTOTUNE.autotune.enabled = False
 
 
 class Pictures(Protocol):
@@ -201,6 +205,7 @@ def _decode_all(
             num_parallel_calls=os.cpu_count(),
         )
         .prefetch(1)
+        .with_options(WITHOUT_AUTOTUNE)
     )
     with tqdm.tqdm(total=count, desc="decoding", unit=" pictures", disable=None) as progress:
         for rows, images in decoded.as_numpy_iterator():

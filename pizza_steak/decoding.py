@@ -6,6 +6,7 @@ TensorFlow is imported only for its own ways to resize.
 import dataclasses
 import importlib.util
 import io
+import struct
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -50,7 +51,7 @@ _HEIF_BRANDS = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1")
 
 Image.init()  # Now, because threads must not do it at once.
 # Neither damaged EXIF data nor a dropped alpha is a reason to warn of an image that is sound.
-warnings.filterwarnings("ignore", "Corrupt EXIF data|Palette images with Trans", module="PIL")
+warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
 if importlib.util.find_spec("pillow_heif"):
     import pillow_heif
 
@@ -206,14 +207,8 @@ def decode_image(encoded: bytes, format: Format) -> np.ndarray:
     Raises:
       Exception: The bytes are no image, or not a whole one; each of Pillow's decoders has its own.
     """
-    with open_image(encoded) as image:
-        turn = orientation(image) if format.exif == "apply" else 1
-        width, height = image.size[::-1] if turn >= 5 else image.size
-        placed = place(height, width, format)
-        pixels, scale = _decode_jpeg(encoded, image, placed, format) or (None, 1)
-        if pixels is None:
-            pixels = _converted(image, format.color_mode)
-    pixels = _resized(_turned(pixels, turn), placed, scale, format)
+    pixels, placed, scale = _decode_jpeg(encoded, format) or _decode_by_pillow(encoded, format)
+    pixels = _resized(pixels, placed, scale, format)
     if pixels.shape == format.shape:
         return pixels
     padded = np.zeros(format.shape, np.uint8)
@@ -270,28 +265,72 @@ def orientation(image: Image.Image) -> int:
     return found if found in range(1, 9) else 1
 
 
-def _decode_jpeg(
-    encoded: bytes, image: Image.Image, placed: Placement, format: Format
-) -> tuple[np.ndarray, int] | None:
-    """Returns a JPEG's pixels and the divisor of its size; None for what is left to Pillow.
+def _decode_by_pillow(encoded: bytes, format: Format) -> tuple[np.ndarray, Placement, int]:
+    """Returns what `_decode_jpeg` does, of an image in any format; its scale is 1."""
+    with open_image(encoded) as image:
+        turn = orientation(image) if format.exif == "apply" else 1
+        pixels = _turned(_converted(image, format.color_mode), turn)
+    return pixels, place(*pixels.shape[:2], format), 1
 
-    simplejpeg calls the same libjpeg and gives the same pixels in two thirds of the time.
+
+def _decode_jpeg(encoded: bytes, format: Format) -> tuple[np.ndarray, Placement, int] | None:
+    """Returns the upright pixels of a JPEG, their placement, and the divisor of their size.
+
+    simplejpeg calls the same libjpeg as Pillow and gives the same pixels in two thirds of the time.
+    For what it is not sure of, this returns None.
     """
-    if image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
-        return None
-    # The limits of `scale_fits` were measured for bilinear.
-    scales = JPEG_SCALES if format.antialias and format.interpolation == "bilinear" else ()
-    scale = next((scale for scale in scales if scale_fits(scale, placed)), 1)
-    height, width = -(-image.height // scale), -(-image.width // scale)
     try:
+        stored_height, stored_width, colors, _ = simplejpeg.decode_jpeg_header(encoded)
+        if colors in ("CMYK", "YCCK"):
+            return None
+        turn = 1
+        if format.exif == "apply" and not _is_upright(encoded):
+            with open_image(encoded) as image:
+                turn = orientation(image)
+        upright = (stored_width, stored_height) if turn >= 5 else (stored_height, stored_width)
+        placed = place(*upright, format)
+        # The limits of `scale_fits` were measured for bilinear.
+        scales = JPEG_SCALES if format.antialias and format.interpolation == "bilinear" else ()
+        scale = next((scale for scale in scales if scale_fits(scale, placed)), 1)
+        height, width = -(-stored_height // scale), -(-stored_width // scale)
         pixels = simplejpeg.decode_jpeg(encoded, min_height=height, min_width=width)
-    except ValueError:  # It is stricter than Pillow.
+    except ValueError:
         return None
     if pixels.shape != (height, width, 3):
         return None
     if format.color_mode != "rgb":
         pixels = _converted(Image.fromarray(pixels), format.color_mode)
-    return pixels, scale
+    return _turned(pixels, turn), placed, scale
+
+
+def _is_upright(encoded: bytes) -> bool:
+    """Whether a JPEG's `orientation` is 1 beyond doubt, told without Pillow in a tenth of the time.
+
+    It is tag 0x0112 of the first directory of the TIFF structure in segment APP1: CIPA DC-008, 4.5
+    and 4.7.
+    """
+    try:
+        start, segments = 2, []
+        while (marker := encoded[start : start + 2]) != b"\xff\xda":  # The pixels follow.
+            (length,) = struct.unpack_from(">H", encoded, start + 2)
+            if marker == b"\xff\xe1":
+                segments.append(encoded[start + 4 : start + 2 + length])
+            start += 2 + length
+        if not segments:
+            return True
+        (exif,) = segments  # Another one may be XMP, which may have an orientation too.
+        order = {b"Exif\0\0II*\0": "<", b"Exif\0\0MM\0*": ">"}[exif[:10]]
+        directory = 6 + struct.unpack_from(order + "L", exif, 10)[0]
+        (count,) = struct.unpack_from(order + "H", exif, directory)
+        places = range(directory + 2, directory + 2 + 12 * count, 12)
+        entries = [struct.unpack_from(order + "HHLH", exif, place) for place in places]
+    except (struct.error, KeyError, ValueError):
+        return False
+    return all(
+        (kind, values) == (3, 1) and turn not in range(2, 9)  # One number of 16 bits.
+        for tag, kind, values, turn in entries
+        if tag == ExifTags.Base.Orientation
+    )
 
 
 def _converted(image: Image.Image, color_mode: str) -> np.ndarray:

@@ -16,7 +16,7 @@ import tensorflow as tf
 from tensorflow.python.data.ops import iterator_ops, multi_device_iterator_ops
 
 from pizza_steak import data_service
-from pizza_steak.decoded import Pictures
+from pizza_steak.decoded import WITHOUT_AUTOTUNE, Pictures
 from pizza_steak.errors import UserError
 
 # Batches that are kept ready.
@@ -172,10 +172,6 @@ def batches(
     steps, here = math.ceil(len(rows) / batch_size), shares.here
     # Augmentation is bound by the cores, whatever gathering is bound by.
     parallel_calls = pictures.parallel_calls if augment is None else os.cpu_count()
-    # How many calls and batches at once is known; what would find it out holds up the end of a
-    # training by seconds, on a busy machine, until it has finished a thought.
-    options = tf.data.Options()
-    options.autotune.enabled = False
 
     def load(number):
         step, replica = number // len(here), here.start + number % len(here)
@@ -201,7 +197,7 @@ def batches(
         loaded = data_service.map_steps(counted, load, service)
     else:
         loaded = counted.map(load, num_parallel_calls=parallel_calls)
-    return loaded.prefetch(_PREFETCHED * len(here)).with_options(options)
+    return loaded.prefetch(_PREFETCHED * len(here)).with_options(WITHOUT_AUTOTUNE)
 
 
 @atexit.register

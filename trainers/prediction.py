@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 import tqdm
 
-from pizza_steak import decoding
+from pizza_steak import decoded, decoding
 from pizza_steak.archive import list_pictures
 from pizza_steak.atomic import output_file
 from pizza_steak.errors import UserError
@@ -192,7 +192,8 @@ def _batches(
         return rows, tf.ensure_shape(images, (None, *format.shape)), faults
 
     rows = tf.data.Dataset.range(len(sources)).batch(batch_size)
-    return rows.map(load, num_parallel_calls=os.cpu_count()).prefetch(1)
+    batches = rows.map(load, num_parallel_calls=os.cpu_count()).prefetch(1)
+    return batches.with_options(decoded.WITHOUT_AUTOTUNE)
 
 
 def find(images: Sequence[str]) -> list[Source]:

@@ -169,6 +169,34 @@ def test_exif_data_that_mean_nothing_are_ignored(exif):
     np.testing.assert_array_equal(in_graph(encoded, Format((21, 37), "nearest")), expected)
 
 
+def test_an_orientation_in_xmp_is_found():
+    xmp = b'<x:xmpmeta tiff:Orientation="6"/>'
+    plain = encode(noise(37, 21), "JPEG")
+    for options in ({}, {"exif": DAMAGED_EXIF[0]}):
+        encoded = encode(noise(37, 21), "JPEG", xmp=xmp, **options)
+        expected = np.rot90(by_pillow(plain), k=-1)
+        np.testing.assert_array_equal(decoded(encoded, (37, 21)), expected)
+
+
+def test_a_jpeg_with_damaged_exif_data_is_turned_as_pillow_turns_it():
+    rng = np.random.default_rng(0)
+    turns = []
+    for number in range(800):
+        exif = turned((1, 6)[number % 2], big_endian=number % 4 > 1)
+        damaged = bytearray(encode(noise(9, 7), "JPEG", exif=exif))
+        for place in rng.integers(20, 80, rng.integers(1, 4)):
+            damaged[place] = rng.choice([0, 1, 3, 6, 255, rng.integers(256)])
+        encoded = bytes(damaged)
+        try:
+            with decoding.open_image(encoded) as image:
+                turns.append(decoding.orientation(image))
+                upright = by_pillow(encoded)
+        except Exception:  # Of the image itself, or of Pillow's turning it.
+            continue
+        np.testing.assert_array_equal(decoded(encoded, upright.shape[:2]), upright)
+    assert turns.count(1) > 100 and turns.count(6) > 100
+
+
 @pytest.mark.parametrize("file_format", ["TIFF", "AVIF", "PPM", "HEIF", "MPO"])
 def test_every_kind_of_photograph_is_read(file_format):
     if file_format == "HEIF":
