@@ -15,8 +15,8 @@ import pytest
 from absl import flags
 from PIL import Image
 
-from trainers import config as configs
-from trainers.config import FitConfig
+from pizza_steak.flags import define_flags, from_flags
+from trainers.configuration import FitConfig
 
 ROOT = pathlib.Path(__file__).parents[1]
 SIZE = 32
@@ -32,16 +32,16 @@ SHADES = {"dark": (0, 60), "light": (190, 250), "middle": (100, 150)}
 def parse_flags(*argv: str, config: type = FitConfig) -> Any:
     """What a command reads from its command line, by default `trainers.fit`."""
     values = flags.FlagValues()
-    configs.define_flags(config, values)
+    define_flags(config, values)
     values(["command", *argv])
-    return configs.from_flags(config, values)
+    return from_flags(config, values)
 
 
 def fit(*argv: str):
     """The result of `trainers.fit`, in this process."""
-    from trainers import training
+    from trainers.training import loop
 
-    return training.fit(parse_flags(*argv))
+    return loop.fit(parse_flags(*argv))
 
 
 class Stopped(BaseException):
@@ -57,7 +57,7 @@ def fit_and_stop(*flags: str, epoch: int, step: int | None = None, backed_up: bo
       step: Which step of it; None for its end, after its validation.
       backed_up: Whether it is stopped after the backup that is made there, or before it.
     """
-    from trainers import callbacks
+    from trainers.training import callbacks
 
     def stopping(end, last):
         def stop(self, index, logs=None):

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from small_runs import ROOT, parse_flags
 
-from trainers import clusters
+from trainers.hardware import clusters
 
 pytestmark = pytest.mark.slow
 SBATCH = sorted(ROOT.glob("*/jobs/*.sbatch"))

@@ -8,8 +8,8 @@ import re
 import pytest
 
 from pizza_steak import inspect, prepared
-from trainers import config as trainers_config
-from tuning import config as tuning_config
+from trainers import configuration as trainers_config
+from tuning import configuration as tuning_config
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else ""

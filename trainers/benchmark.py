@@ -19,13 +19,15 @@ turns in which each stage had one go, beside the least, the most and the process
 """
 
 from trainers import command
-from trainers.config import BenchmarkConfig
+from trainers.configuration import BenchmarkConfig
 
 
 def main(config: BenchmarkConfig) -> None:
-    from trainers import throughput  # Imports TensorFlow, which --help must not wait for.
+    from trainers.throughput import (
+        measurement,  # Imports TensorFlow, which --help must not wait for.
+    )
 
-    print(throughput.measure(config).summary())
+    print(measurement.measure(config).summary())
 
 
 if __name__ == "__main__":

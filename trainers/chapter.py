@@ -4,11 +4,11 @@ python -m trainers.chapter --archive=~/pizza_steak.zip
 """
 
 from trainers import command
-from trainers.config import ChapterConfig
+from trainers.configuration import ChapterConfig
 
 
 def main(config: ChapterConfig) -> None:
-    from trainers import comparison  # Imports TensorFlow, which --help must not wait for.
+    from trainers.training import comparison  # Imports TensorFlow, which --help must not wait for.
 
     print(comparison.train_chapter(config))
 

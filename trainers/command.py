@@ -11,8 +11,8 @@ from typing import Any
 from absl import app, flags
 from absl import logging as absl_logging
 
-from trainers import config as configs
-from trainers import devices, preemption
+from pizza_steak.flags import define_flags, from_flags, help_of
+from trainers.hardware import devices, preemption
 
 
 def run(main: Callable[..., None], config: type, arguments: str | None = None) -> None:
@@ -25,12 +25,12 @@ def run(main: Callable[..., None], config: type, arguments: str | None = None) -
     one line for a `PreemptedError`, and 130 after Ctrl-C. Any other exception is a bug of ours and
     keeps its traceback.
     """
-    configs.define_flags(config)
+    define_flags(config)
     flags.FLAGS.set_gnu_getopt()  # Flags may follow what is no flag.
     absl_logging.get_absl_handler().setFormatter(logging.Formatter("warning: %(message)s"))
 
     def call(argv: list[str]) -> None:
-        _call(main, configs.from_flags(config), *([argv[1:]] if arguments else ()))
+        _call(main, from_flags(config), *([argv[1:]] if arguments else ()))
 
     app.run(call, flags_parser=functools.partial(_parse, config=config, arguments=arguments))
 
@@ -61,7 +61,7 @@ def _call(main: Callable[..., None], values: Any, *arguments: list[str]) -> None
 def _parse(argv: list[str], config: type, arguments: str | None) -> list[str]:
     if {"-h", "-help", "--help", "--helpfull"} & set(argv):  # absl would exit with status 1.
         print(sys.modules["__main__"].__doc__)
-        print(configs.help_of(config))
+        print(help_of(config))
         sys.exit(0)
     try:
         rest = flags.FLAGS(argv)

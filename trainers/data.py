@@ -19,7 +19,7 @@ from pizza_steak import (
     splits,
 )
 from pizza_steak.errors import UserError
-from trainers.config import DataConfig
+from trainers.configuration import DataConfig
 
 _BATCH_SIZE = 32
 

@@ -12,7 +12,7 @@ import signal
 import threading
 
 from trainers import command
-from trainers.config import DataServiceConfig
+from trainers.configuration import DataServiceConfig
 
 
 def main(config: DataServiceConfig) -> None:

@@ -3,16 +3,17 @@
 python -m trainers.evaluate --run_dir=runs/tinyvgg --split='test[:50%]'
 """
 
-from trainers import command, devices
-from trainers.config import EvaluateConfig
+from trainers import command
+from trainers.configuration import EvaluateConfig
+from trainers.hardware import devices
 
 
 def main(config: EvaluateConfig) -> None:
-    from trainers import runs  # Imports TFDS, which --help must not wait for.
+    from trainers.runs import run_directory  # Imports TFDS, which --help must not wait for.
 
-    run = runs.open_run(config.evaluation.run_dir)
+    run = run_directory.open_run(config.evaluation.run_dir)
     devices.prepare(run.config.devices)
-    from trainers import evaluation
+    from trainers.finished import evaluation
 
     outcome = evaluation.evaluate(run, config)
     print(outcome.summary())

@@ -3,16 +3,17 @@
 python -m trainers.export --run_dir=runs/tinyvgg --format=saved_model
 """
 
-from trainers import command, devices
-from trainers.config import ExportConfig
+from trainers import command
+from trainers.configuration import ExportConfig
+from trainers.hardware import devices
 
 
 def main(config: ExportConfig) -> None:
-    from trainers import runs  # Imports TFDS, which --help must not wait for.
+    from trainers.runs import run_directory  # Imports TFDS, which --help must not wait for.
 
-    run = runs.open_run(config.artifact.run_dir)
+    run = run_directory.open_run(config.artifact.run_dir)
     devices.prepare(run.config.devices)
-    from trainers import exporting
+    from trainers.finished import exporting
 
     print(exporting.export(run, config.artifact).summary())
 

@@ -13,13 +13,14 @@ model together; the first of them writes the run directory.
 """
 
 from trainers import command
-from trainers.config import FitConfig
+from trainers.configuration import FitConfig
 
 
 def main(config: FitConfig) -> None:
-    from trainers import clusters, training  # TensorFlow, which --help must not wait for.
+    from trainers.hardware import clusters  # TensorFlow, which --help must not wait for.
+    from trainers.training import loop  # TensorFlow, which --help must not wait for.
 
-    print(training.fit(config, clusters.from_environment(config)).summary())
+    print(loop.fit(config, clusters.from_environment(config)).summary())
 
 
 if __name__ == "__main__":

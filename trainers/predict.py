@@ -7,16 +7,17 @@ An IMAGE is a file, a folder, a pattern, or a zip; what stands behind a zip's pa
 
 import sys
 
-from trainers import command, devices
-from trainers.config import PredictConfig
+from trainers import command
+from trainers.configuration import PredictConfig
+from trainers.hardware import devices
 
 
 def main(config: PredictConfig, images: list[str]) -> None:
-    from trainers import runs  # Imports TFDS, which --help must not wait for.
+    from trainers.runs import run_directory  # Imports TFDS, which --help must not wait for.
 
-    run = runs.open_run(config.prediction.run_dir)
+    run = run_directory.open_run(config.prediction.run_dir)
     devices.prepare(run.config.devices)
-    from trainers import prediction
+    from trainers.finished import prediction
 
     predictions = prediction.predict(run, images, config.prediction.batch_size)
     print(predictions.write(config.prediction), end="")

@@ -4,13 +4,13 @@ python -m trainers.report --runs='runs/*' --output=report.html
 """
 
 from trainers import command
-from trainers.config import ReportConfig
+from trainers.configuration import ReportConfig
 
 
 def main(config: ReportConfig) -> None:
-    from trainers import reporting  # Imports Matplotlib, which --help must not wait for.
+    from trainers.pages import run_report  # Imports Matplotlib, which --help must not wait for.
 
-    print(reporting.write(config))
+    print(run_report.write(config))
 
 
 if __name__ == "__main__":

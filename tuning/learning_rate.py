@@ -7,13 +7,13 @@ Nothing is kept of the training but a figure (--plot).
 """
 
 from trainers import command
-from tuning.config import LearningRateConfig
+from tuning.configuration import LearningRateConfig
 
 
 def main(config: LearningRateConfig) -> None:
-    from tuning import range_test  # Imports TensorFlow, which --help must not wait for.
+    from tuning import learning_rate_finder  # Imports TensorFlow, which --help must not wait for.
 
-    print(range_test.run(config).summary())
+    print(learning_rate_finder.run(config).summary())
 
 
 if __name__ == "__main__":

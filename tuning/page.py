@@ -6,7 +6,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trainers import pages, scores
+from trainers.pages import layout
+from trainers.runs import scores
 from tuning import importance, parallel, plots
 from tuning.ranges import Range
 from tuning.table import STATUSES, Row
@@ -61,7 +62,7 @@ def render(
         if rates := searched.get("learning_rate"):
             figures["Learning rate"] = plots.learning_rate_svg(scored, rates, chosen, name, limits)
     result = best.result if best else None
-    return pages.render(
+    return layout.render(
         pathlib.Path(__file__).with_name("page.html.jinja"),
         rows=[*best_first, *others],
         counts={status: sum(row.status == status for row in rows) for status in STATUSES},
@@ -77,7 +78,7 @@ def render(
         cut=any(not min(limits) <= row.objective <= max(limits) for row in scored),
         importance=found,
         least_trials=importance.LEAST_TRIALS,
-        figures={title: pages.data_uri(svg, "svg+xml") for title, svg in figures.items()},
+        figures={title: layout.data_uri(svg, "svg+xml") for title, svg in figures.items()},
         searched=searched,
         fixed={name: values.values[0] for name, values in ranges.items() if name not in searched},
         text=parallel.text,

@@ -7,7 +7,7 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from trainers import plots
+from trainers.pages import plots
 from tuning.ranges import Range
 from tuning.table import Row
 

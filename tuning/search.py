@@ -30,10 +30,11 @@ from pizza_steak import atomic, splits
 from pizza_steak.errors import UserError
 from pizza_steak.tensorflow_import import stderr_dropped
 from trainers import data as run_data
-from trainers import descriptions, runs, scores, training
-from trainers.config import DataConfig, FitConfig, RunConfig
+from trainers.configuration import DataConfig, FitConfig, RunConfig
+from trainers.runs import descriptions, run_directory, scores
+from trainers.training import loop
 from tuning import distribution, oracles, page, processes, ranges, table, trials
-from tuning.config import SweepConfig
+from tuning.configuration import SweepConfig
 from tuning.search_space import SearchSpace
 
 # Flags that a search may go on with others of.
@@ -113,10 +114,10 @@ class Sweep:
         if config.data.validation_split == "none":
             raise UserError("validation_split 'none': models are chosen by their validation")
         for name in ranges.parse(config.space.optimizer, str).values:
-            training.optimizer_class(name)
+            loop.optimizer_class(name)
         data = run_data.load(config.data)
         _check_same_test(data, run_data.load(_all_training_images(config, data)))
-        flags = runs.flags_to_repeat(config, without=_FREE)
+        flags = run_directory.flags_to_repeat(config, without=_FREE)
         flags += f"# Of pictures with the fingerprint\n# {data.records.fingerprint}\n"
         folder = pathlib.Path(config.search.sweep_dir).expanduser().absolute()
         return cls(config, folder, flags, SearchSpace(config, data))
@@ -148,7 +149,7 @@ class Sweep:
             for part in _PARTS:
                 atomic.remove(self.folder / part)
         if there.exists():
-            if changed := runs.differing_lines(there.read_text(), self.flags):
+            if changed := run_directory.differing_lines(there.read_text(), self.flags):
                 raise UserError(
                     f"sweep_dir {self.folder}: was started with other flags (differing: "
                     f"{changed}); pass --overwrite to replace that search, or another --sweep_dir"
@@ -453,7 +454,7 @@ class Sweep:
         if not (best := _best_trial(oracle)):
             return None
         config = self._best_config(best)
-        flags = runs.flags_to_repeat(config, without=runs.FREE)
+        flags = run_directory.flags_to_repeat(config, without=run_directory.FREE)
         with atomic.atomic_path(self.folder / "best.flags") as temporary:
             temporary.write_text(f"# Trial {best.trial_id}: {self.so_far(oracle)}\n{flags}")
         there = self.folder / "best" / "run.flags"
@@ -468,7 +469,7 @@ class Sweep:
             processes.run(trials.fit, dataclasses.replace(config, run=run))
         except processes.ProcessError as error:
             raise UserError(f"best.flags: {error}") from error
-        result = runs.open_run(run.run_dir).result
+        result = run_directory.open_run(run.run_dir).result
         if self.space.data.shared("test", "validation"):
             result["test_pictures_chose_the_model"] = True
         return page.Winner(best.trial_id, flags, result)
@@ -478,7 +479,7 @@ class Sweep:
         epochs = self.config.search.final_epochs or self.config.trial.max_epochs
         if not self.config.search.final_epochs and config.optimisation.early_stopping_patience:
             history = self.executions(best)[0].run.result["history"]
-            epochs = runs.kept_epoch(history) + 1
+            epochs = run_directory.kept_epoch(history) + 1
         optimisation = dataclasses.replace(
             config.optimisation, epochs=epochs, early_stopping_patience=None
         )
@@ -572,7 +573,7 @@ def _check_same_test(trials: run_data.Data, best: run_data.Data) -> None:
         )
 
 
-def _starts_without_an_epoch(run: runs.Run) -> int:
+def _starts_without_an_epoch(run: run_directory.Run) -> int:
     """Counts one more start of a run; from 1 again where an epoch has ended since the last."""
     path = run.path.with_name(f".{run.path.name}.starts")
     epochs, before = run.progress.epochs, [0, 0]

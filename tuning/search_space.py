@@ -8,8 +8,7 @@ import keras
 import keras_tuner
 
 from trainers import data as run_data
-from trainers import devices, models, preprocessing, training
-from trainers.config import (
+from trainers.configuration import (
     CHAPTERS_AUGMENTATION,
     AugmentationConfig,
     DataConfig,
@@ -18,7 +17,10 @@ from trainers.config import (
     OptimisationConfig,
     RunConfig,
 )
-from tuning.config import SpaceConfig, SweepConfig
+from trainers.hardware import devices
+from trainers.models import networks, preprocessing
+from trainers.training import loop
+from tuning.configuration import SpaceConfig, SweepConfig
 from tuning.ranges import Range
 
 _AUGMENTATIONS = {
@@ -125,8 +127,8 @@ class SearchSpace(keras_tuner.HyperModel):
 
     def fits(self, values: Mapping[str, Any]) -> bool:
         """Whether the network of a point leaves anything of the pictures."""
-        sizes = models.sizes_of(self.fit_config(values).model)
-        return models.fits(sizes, self.data.image_shape)
+        sizes = networks.sizes_of(self.fit_config(values).model)
+        return networks.fits(sizes, self.data.image_shape)
 
     def build(self, hp: keras_tuner.HyperParameters) -> keras.Model:
         """The compiled model of a point, for a tuner of Keras Tuner's own.
@@ -141,7 +143,7 @@ class SearchSpace(keras_tuner.HyperModel):
         config = dataclasses.replace(config, data=pictures)
         with chosen.scope():
             augmentation = preprocessing.augmentation_of(config.augmentation, seed)
-        return training.compiled_model(config, self.data, chosen, augmentation)
+        return loop.compiled_model(config, self.data, chosen, augmentation)
 
 
 def _whole_numbers(values: Range) -> list[int]:

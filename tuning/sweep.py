@@ -4,7 +4,7 @@ python -m tuning.sweep --flagfile=sweep.flags --archive=~/pizza_steak.zip
 """
 
 from trainers import command
-from tuning.config import SweepConfig
+from tuning.configuration import SweepConfig
 
 
 def main(config: SweepConfig) -> None:

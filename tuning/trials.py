@@ -17,8 +17,10 @@ import tensorflow as tf  # noqa: E402
 from tensorboard.plugins.hparams import api as hparams  # noqa: E402
 
 from pizza_steak import atomic  # noqa: E402
-from trainers import devices, runs, training  # noqa: E402
-from trainers.config import FitConfig  # noqa: E402
+from trainers.configuration import FitConfig  # noqa: E402
+from trainers.hardware import devices  # noqa: E402
+from trainers.runs import run_directory  # noqa: E402
+from trainers.training import loop  # noqa: E402
 
 _FAILURE = "failure.txt"
 _LONGEST_REASON = 300  # TensorFlow's are pages long.
@@ -43,9 +45,9 @@ class Execution:
     keep_backup: bool = False
 
     @property
-    def run(self) -> runs.Run:
+    def run(self) -> run_directory.Run:
         """Its run, as far as it has come."""
-        return runs.Run(pathlib.Path(self.config.run.run_dir), "", resumed=True)
+        return run_directory.Run(pathlib.Path(self.config.run.run_dir), "", resumed=True)
 
     @property
     def failure(self) -> str | None:
@@ -76,7 +78,7 @@ def train(execution: Execution) -> None:
 def fit(config: FitConfig) -> None:
     """`trainers.fit`, with what it tells on the way."""
     _see_devices()
-    print(training.fit(config).summary(), flush=True)
+    print(loop.fit(config).summary(), flush=True)
 
 
 def _see_devices() -> None:
@@ -85,12 +87,12 @@ def _see_devices() -> None:
 
 
 def _train(execution: Execution) -> None:
-    run = runs.plan(execution.config)
+    run = run_directory.plan(execution.config)
     if run.finished:
         return
     _see_devices()
     chosen = devices.choose(execution.config.devices)
-    trained = training.Training.prepare(execution.config, run, chosen)
+    trained = loop.Training.prepare(execution.config, run, chosen)
     trained.start()
     if execution.earlier and not run.backup.exists():
         _go_on_from(execution.earlier, run)
@@ -102,16 +104,16 @@ def _train(execution: Execution) -> None:
     run.finish(trained.result(), keep_backup=execution.keep_backup)
 
 
-def _go_on_from(earlier: pathlib.Path, run: runs.Run) -> None:
+def _go_on_from(earlier: pathlib.Path, run: run_directory.Run) -> None:
     """Takes over the epochs of another run; the backup last, which makes them count."""
-    before = runs.Run(earlier, "", resumed=True)
+    before = run_directory.Run(earlier, "", resumed=True)
     shutil.copy(before.path / "metrics.csv", run.path / "metrics.csv")
     run.backup.parent.mkdir(exist_ok=True)
     with atomic.atomic_path(run.backup) as temporary:
         shutil.copy(before.backup, temporary)
 
 
-def _log_hparams(settings: Mapping[str, Any], run: runs.Run) -> None:
+def _log_hparams(settings: Mapping[str, Any], run: run_directory.Run) -> None:
     with tf.summary.create_file_writer(str(run.path / "tensorboard")).as_default():
         hparams.hparams(dict(settings), trial_id=run.path.name)
         for epoch, metrics in enumerate(run.logs):

@@ -15,7 +15,8 @@ from PIL import Image
 from pizza_steak import inspect, inspection
 from pizza_steak.archive import read_archive
 from pizza_steak.errors import UserError
-from trainers import config as configs
+from pizza_steak.flags import define_flags, from_flags
+from trainers import configuration as configs
 
 
 def encoded(image: Image.Image, format: str) -> bytes:
@@ -211,14 +212,14 @@ def test_the_datasets_of_the_package_are_told_of(sample_records):
 )
 def test_flags_of_the_augmentation_are_those_of_fit(argument):
     values = flags.FlagValues()
-    configs.define_flags(configs.FitConfig, values)
+    define_flags(configs.FitConfig, values)
     values(["fit", argument])
     (name, value), *_ = (
         item
         for item in vars(inspect.parser().parse_args(["--archive=food.zip", argument])).items()
         if item[0] in argument
     )
-    assert getattr(configs.from_flags(configs.FitConfig, values).augmentation, name) == value
+    assert getattr(from_flags(configs.FitConfig, values).augmentation, name) == value
     assert type(values[name].value) is type(value)
 
 

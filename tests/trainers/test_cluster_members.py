@@ -8,7 +8,7 @@ import pytest
 from small_runs import parse_flags
 
 from pizza_steak.errors import UserError
-from trainers import clusters
+from trainers.hardware import clusters
 
 # As TensorFlow says it, of three processes the second of which died or fell silent.
 REFUSED = (

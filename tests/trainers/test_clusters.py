@@ -25,7 +25,7 @@ from small_runs import (
     start_command,
 )
 
-from trainers.callbacks import Progress, saved_progress
+from trainers.training.callbacks import Progress, saved_progress
 
 pytestmark = pytest.mark.slow
 

@@ -6,18 +6,19 @@ import pytest
 from small_runs import fit, layout, parse_flags, run_command, snapshot, train_and_test
 
 from pizza_steak.errors import UserError
-from trainers import config as configs
-from trainers import runs
+from pizza_steak.flags import fields
+from trainers import configuration as configs
+from trainers.runs import run_directory
 
 
 @pytest.mark.slow
 def test_help_lists_the_flags_without_waiting_for_tensorflow():
     status, stdout, imports = run_command("--help", python=["-X", "importtime"])
     assert status == 0
-    assert "trainers.config" in imports
+    assert "trainers.configuration" in imports
     assert "tensorflow" not in imports
     assert "keras" not in imports
-    for _, field in configs.fields(configs.FitConfig):
+    for _, field in fields(configs.FitConfig):
         assert f"--{field.name}" in stdout or f"--[no]{field.name}" in stdout
 
 
@@ -148,7 +149,9 @@ def bad_input(request, archives, small_flags, tmp_path):
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "thesis.tex").write_text("")
     for name, flag in (("run", "--epochs=4"), ("weighted", "--class_weight=balanced")):
-        runs.plan(parse_flags(*small_flags, f"--run_dir={tmp_path}/{name}", flag)).create("", {})
+        run_directory.plan(parse_flags(*small_flags, f"--run_dir={tmp_path}/{name}", flag)).create(
+            "", {}
+        )
     argv, message = (text.format(here=tmp_path, **archives) for text in BAD_INPUT[request.param])
     return [*small_flags, f"--run_dir={tmp_path}/new", *argv.split()], message
 
@@ -232,7 +235,8 @@ def test_a_reader_that_leaves_and_ctrl_c_end_a_command_without_a_traceback(
     start_python, main, status, message
 ):
     process = start_python(
-        "import os, signal; from trainers import command; from trainers.config import ReportConfig;"
+        "import os, signal; from trainers import command;"
+        "from trainers.configuration import ReportConfig;"
         f"command.run(lambda config: {main}, ReportConfig)"
     )
     process.stdout.close()

@@ -8,15 +8,17 @@ from PIL import Image
 from small_runs import ROOT, SIZE, fit, parse_flags, run_command, snapshot
 
 from pizza_steak.errors import UserError
-from trainers import comparison, models, scores
-from trainers.config import (
+from trainers.configuration import (
     ChapterConfig,
     ChapterDataConfig,
     ComparisonConfig,
     ModelConfig,
     OptimisationConfig,
 )
-from trainers.models import sizes_of
+from trainers.models import networks
+from trainers.models.networks import sizes_of
+from trainers.runs import scores
+from trainers.training import comparison
 
 FLAGFILES = {
     "model_1": "tinyvgg",
@@ -61,7 +63,7 @@ def test_a_flagfile_with_another_model_trains_that_model(name):
     parameters = {"tinyvgg": 31_101, "conv3": 477_341}
     for model, expected in parameters.items():
         config = parse_flags(f"--flagfile={ROOT}/{name}.flags", f"--model={model}").model
-        assert models.build(config, (224, 224, 3), 2, "binary").count_params() == expected
+        assert networks.build(config, (224, 224, 3), 2, "binary").count_params() == expected
 
 
 def test_every_flagfile_of_a_model_is_one_of_the_chapter():

@@ -9,8 +9,9 @@ from absl import flags
 from small_runs import ROOT, parse_flags
 
 from pizza_steak import decoded, decoding, input_pipeline
-from trainers import config as configs
-from trainers.config import (
+from pizza_steak.flags import define_flags, fields, to_flags
+from trainers import configuration as configs
+from trainers.configuration import (
     DataConfig,
     DevicesConfig,
     FitConfig,
@@ -19,18 +20,18 @@ from trainers.config import (
     RunConfig,
 )
 
-FIELDS = {field.name: field for _, field in configs.fields(FitConfig)}
+FIELDS = {field.name: field for _, field in fields(FitConfig)}
 
 
 def test_names_are_unique_across_concerns():
-    counts = collections.Counter(field.name for _, field in configs.fields(FitConfig))
+    counts = collections.Counter(field.name for _, field in fields(FitConfig))
     assert set(counts.values()) == {1}
 
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_field_is_a_flag_with_its_help_and_default(name):
     values = flags.FlagValues()
-    configs.define_flags(FitConfig, values)
+    define_flags(FitConfig, values)
     assert values[name].default == FIELDS[name].default
     assert re.fullmatch(r"(?s)\S.{10,}\.", values[name].help)
 
@@ -69,7 +70,7 @@ def test_no_flags_give_the_defaults():
 )
 def test_a_flagfile_of_a_configuration_gives_it_back(config, tmp_path):
     flagfile = tmp_path / "run.flags"
-    flagfile.write_text(configs.to_flags(config))
+    flagfile.write_text(to_flags(config))
     assert parse_flags(f"--flagfile={flagfile}") == config
 
 
@@ -87,7 +88,7 @@ def test_a_flagfile_of_a_configuration_gives_it_back(config, tmp_path):
 def test_resume_is_a_switch_that_may_be_auto(argv, resume):
     config = parse_flags(*argv)
     assert config.run.resume == resume
-    assert parse_flags(*configs.to_flags(config).splitlines()[-5:-1]).run.resume == resume
+    assert parse_flags(*to_flags(config).splitlines()[-5:-1]).run.resume == resume
 
 
 @pytest.mark.parametrize(

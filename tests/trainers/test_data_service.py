@@ -14,7 +14,7 @@ from small_runs import assert_same_run, fit, fit_and_stop, layout, parse_flags, 
 from pizza_steak import data_service, decoding_in_graph, records
 from pizza_steak.errors import UserError
 from trainers import data as run_data
-from trainers import preprocessing
+from trainers.models import preprocessing
 
 pytestmark = pytest.mark.slow
 
@@ -153,7 +153,7 @@ def test_pictures_that_only_pillow_decodes_are_refused(make_archive, picture, tm
 def test_without_an_answer_it_ends_in_time_with_one_line(small_flags, tmp_path, start_python):
     code = (
         "from pizza_steak import data_service; data_service._PATIENCE = 2;"
-        "from trainers import command, config, fit; command.run(fit.main, config.FitConfig)"
+        "from trainers import command, configuration as c, fit; command.run(fit.main, c.FitConfig)"
     )
     process = start_python(
         code, *small_flags, f"--data_service={NOWHERE}", f"--run_dir={tmp_path}/run"

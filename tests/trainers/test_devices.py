@@ -11,8 +11,11 @@ from small_runs import fit, fit_and_stop, parse_flags
 
 from pizza_steak.errors import UserError
 from trainers import data as run_data
-from trainers import devices, models, runs, training
-from trainers.config import DataConfig, DevicesConfig
+from trainers.configuration import DataConfig, DevicesConfig
+from trainers.hardware import devices
+from trainers.models import networks
+from trainers.runs import run_directory
+from trainers.training import loop
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16", "float64")
 
@@ -120,13 +123,13 @@ def data(small_flags):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("model", models.SIZES)
+@pytest.mark.parametrize("model", networks.SIZES)
 def test_every_model_learns_in_every_precision(small_flags, data, model, precision):
     given = [*small_flags, "--filters=2", "--learning_rate=0.001", f"--model={model}"]
     keras.utils.set_random_seed(2)
     chosen = devices.choose(DevicesConfig(precision=precision))
     chosen.set_precision()
-    network = training.compiled_model(parse_flags(*given), data, chosen, None)
+    network = loop.compiled_model(parse_flags(*given), data, chosen, None)
     # All of the pictures, again and again.
     history = network.fit(
         data.batches("train", 24).repeat(), steps_per_epoch=1, epochs=3, verbose=0
@@ -187,7 +190,7 @@ def test_a_backup_has_the_scale_of_the_loss(small_flags, tmp_path):
             if isinstance(item, h5py.Dataset):
                 content[name] = item[()]
 
-        with h5py.File(runs.Run(run_dir, "", resumed=True).backup) as file:
+        with h5py.File(run_directory.Run(run_dir, "", resumed=True).backup) as file:
             file.visititems(note)
         return content
 

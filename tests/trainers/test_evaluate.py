@@ -23,8 +23,9 @@ from small_runs import (
 )
 
 from pizza_steak.errors import UserError
-from trainers import evaluation, runs, scores
-from trainers.config import EvaluateConfig, EvaluationConfig, EvaluationDataConfig
+from trainers.configuration import EvaluateConfig, EvaluationConfig, EvaluationDataConfig
+from trainers.finished import evaluation
+from trainers.runs import run_directory, scores
 
 FIGURES = ("calibration.png", "confusion_matrix.png", "mistakes.png")
 
@@ -33,7 +34,7 @@ def evaluate(run_dir, data=None, **asked):
     config = EvaluateConfig(
         EvaluationConfig(run_dir=str(run_dir), **asked), EvaluationDataConfig(**data or {})
     )
-    return evaluation.evaluate(runs.open_run(str(run_dir)), config)
+    return evaluation.evaluate(run_directory.open_run(str(run_dir)), config)
 
 
 @pytest.fixture(scope="module")

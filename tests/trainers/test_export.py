@@ -19,8 +19,9 @@ from small_runs import SIZE, fit, layout, pictures, png, run_command, snapshot, 
 
 from pizza_steak import decoding
 from pizza_steak.errors import UserError
-from trainers import exporting, runs
-from trainers.config import ArtifactConfig
+from trainers.configuration import ArtifactConfig
+from trainers.finished import exporting
+from trainers.runs import run_directory
 
 FILES = {"saved_model": "saved_model", "litert": "model.tflite", "onnx": "model.onnx"}
 PACKAGES = ("onnx", "onnxruntime", "tf2onnx")
@@ -32,7 +33,7 @@ FORMATS = ["saved_model", "litert", pytest.param("onnx", marks=needs_onnx)]
 
 
 def export(run_dir: pathlib.Path, **values) -> exporting.Export:
-    return exporting.export(runs.open_run(str(run_dir)), ArtifactConfig(**values))
+    return exporting.export(run_directory.open_run(str(run_dir)), ArtifactConfig(**values))
 
 
 def encode(image: Image.Image, format: str) -> bytes:

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from pizza_steak.errors import UserError
-from trainers import models
-from trainers.config import ModelConfig
+from trainers.configuration import ModelConfig
+from trainers.models import networks
 
 SHAPE = (32, 40, 3)
 
@@ -25,7 +25,7 @@ def dtype_policy():
 
 
 def build(class_mode="binary", num_classes=2, shape=SHAPE, **sizes) -> keras.Model:
-    return models.build(ModelConfig(**sizes), shape, num_classes, class_mode)
+    return networks.build(ModelConfig(**sizes), shape, num_classes, class_mode)
 
 
 def test_tinyvgg_is_the_network_of_the_chapter():
@@ -117,7 +117,7 @@ def test_head_and_loss_fit_the_labels(images, class_mode, num_classes, labels, u
         of_truth = probabilities[range(5), labels.argmax(1) if labels.ndim == 2 else labels]
     else:
         of_truth = np.where(labels == 1, probabilities[:, 0], 1 - probabilities[:, 0])
-    model.compile(loss=models.loss_for(class_mode))
+    model.compile(loss=networks.loss_for(class_mode))
     loss = model.evaluate(images, labels, verbose=0)
     assert loss == pytest.approx(-np.log(of_truth).mean(), rel=1e-5)
 
@@ -167,7 +167,7 @@ def test_what_fits_is_what_keras_can_build():
     rng = np.random.default_rng(0)
     outcomes = []
     for _ in range(80):
-        sizes = models.sizes_of(
+        sizes = networks.sizes_of(
             ModelConfig(
                 filters=1,
                 blocks=int(rng.integers(0, 4)),
@@ -180,11 +180,11 @@ def test_what_fits_is_what_keras_can_build():
         shape = (int(rng.integers(1, 24)), int(rng.integers(1, 24)), 1)
         inputs = keras.Input(shape)
         try:
-            model = keras.Model(inputs, models.network(inputs, sizes))
+            model = keras.Model(inputs, networks.network(inputs, sizes))
             built = all(0 not in layer.output.shape for layer in model.layers)
         except ValueError:
             built = False
-        assert models.fits(sizes, shape) == built, (sizes, shape)
+        assert networks.fits(sizes, shape) == built, (sizes, shape)
         outcomes.append(built)
     assert 20 < sum(outcomes) < 60
 
@@ -197,18 +197,18 @@ def test_smoothed_class_indices_give_the_loss_of_smoothed_one_hot_labels():
     labels, probabilities = rng.integers(0, 3, 16), rng.dirichlet(np.ones(3), 16)
     one_hot = np.eye(3)[labels]
     for smoothing in (0.1, 1.0):
-        sparse = models.loss_for("sparse", smoothing)
-        expected = models.loss_for("categorical", smoothing)(one_hot, probabilities)
+        sparse = networks.loss_for("sparse", smoothing)
+        expected = networks.loss_for("categorical", smoothing)(one_hot, probabilities)
         assert float(expected) != pytest.approx(-np.log(probabilities[one_hot == 1]).mean())
         for shape in ((16,), (16, 1)):
             loss = sparse(labels.reshape(shape).astype(np.int32), probabilities)
             assert float(loss) == pytest.approx(float(expected), rel=1e-6)
-    assert type(models.loss_for("sparse")) is keras.losses.SparseCategoricalCrossentropy
+    assert type(networks.loss_for("sparse")) is keras.losses.SparseCategoricalCrossentropy
 
 
 def test_a_saved_model_keeps_its_smoothed_loss(images, tmp_path):
     model = build("sparse", 3, filters=2)
-    model.compile(loss=models.loss_for("sparse", 0.1))
+    model.compile(loss=networks.loss_for("sparse", 0.1))
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     labels = np.int32([0, 1, 2, 2, 1])

@@ -12,8 +12,9 @@ from small_runs import fit, run_command
 
 from pizza_steak.errors import UserError
 from trainers import data as run_data
-from trainers import prediction, runs
-from trainers.config import PredictionConfig
+from trainers.configuration import PredictionConfig
+from trainers.finished import prediction
+from trainers.runs import run_directory
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def make_run(folder, small_flags, tmp_path_factory):
     def make(*flags):
         run_dir = tmp_path_factory.mktemp("predicts") / "run"
         argv = [*small_flags, f"--archive={folder}", f"--run_dir={run_dir}", "--epochs=1", *flags]
-        return runs.open_run(str(fit(*argv).run_dir))
+        return run_directory.open_run(str(fit(*argv).run_dir))
 
     return make
 

@@ -61,7 +61,7 @@ Backup._load = load_and_compare
 OVERFLOW = """
 import keras, numpy as np, tensorflow as tf
 from trainers import devices
-from trainers.config import DevicesConfig
+from trainers.configuration import DevicesConfig
 from trainers.replicas import ReplicatedModel
 keras.config.set_dtype_policy("mixed_float16")
 with devices.choose(DevicesConfig(cpu_devices=2)).scope():

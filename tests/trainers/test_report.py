@@ -12,8 +12,9 @@ from PIL import Image
 from small_runs import fit, fit_and_stop, result_of, run_command
 
 from pizza_steak.errors import UserError
-from trainers import plots, reporting, scores
-from trainers.config import PageConfig, ReportConfig
+from trainers.configuration import PageConfig, ReportConfig
+from trainers.pages import plots, run_report
+from trainers.runs import scores
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 NONE = "\N{EN DASH}"
@@ -92,7 +93,7 @@ def runs(trained, tmp_path):
 def report(runs, pattern: str = "*") -> Page:
     """The page about the runs of a folder."""
     output = runs.parent / "report.html"
-    reporting.write(ReportConfig(PageConfig(runs=f"{runs}/{pattern}", output=str(output))))
+    run_report.write(ReportConfig(PageConfig(runs=f"{runs}/{pattern}", output=str(output))))
     return Page(output.read_text(encoding="utf-8"))
 
 
@@ -222,7 +223,7 @@ def test_a_run_of_an_older_version_is_shown_without_what_it_did_not_say(runs):
 
 def test_folders_that_are_no_runs_are_named(trained, tmp_path):
     config = ReportConfig(PageConfig(f"{trained}/*", str(tmp_path / "report.html")))
-    told = reporting.write(config)
+    told = run_report.write(config)
     assert told.splitlines()[-1] == f"left out: {trained}/pictures: no run; it has no run.flags"
     assert f"<li>{trained}/pictures: no run" in (tmp_path / "report.html").read_text()
 
@@ -242,7 +243,7 @@ def test_folders_that_are_no_runs_are_named(trained, tmp_path):
 )
 def test_a_damaged_file_is_named_in_one_line_and_the_other_runs_are_shown(runs, file, content):
     (runs / "plain" / file).write_text(content)
-    entries, left_out = reporting.find(f"{runs}/*")
+    entries, left_out = run_report.find(f"{runs}/*")
     assert [entry.name for entry in entries] == ["stopped", "turned", "wide"]
     (line,) = (line for line in left_out if "pictures" not in line)
     assert str(runs / "plain") in line
@@ -252,10 +253,10 @@ def test_a_damaged_file_is_named_in_one_line_and_the_other_runs_are_shown(runs, 
 
 def test_runs_of_several_folders_are_told_apart(runs):
     shutil.copytree(runs, runs / "more")
-    entries, _ = reporting.find(f"{runs}/[mp]*")
+    entries, _ = run_report.find(f"{runs}/[mp]*")
     assert [entry.name for entry in entries] == ["plain"]
     shutil.move(runs / "plain", runs / "first" / "plain")
-    entries, _ = reporting.find(f"{runs}/*/plain")
+    entries, _ = run_report.find(f"{runs}/*/plain")
     assert [entry.name for entry in entries] == ["first/plain", "more/plain"]
 
 
@@ -296,17 +297,17 @@ def test_the_page_is_replaced_as_a_whole_or_not_at_all(trained, tmp_path):
     output = tmp_path / "folder" / "report.html"
     config = ReportConfig(PageConfig(f"{trained}/*", str(output)))
     with pytest.raises(UserError, match=r"output .*report.html: No such file"):
-        reporting.write(config)
+        run_report.write(config)
     output.mkdir(parents=True)
     with pytest.raises(UserError, match=r"output .*report.html: Is a directory"):
-        reporting.write(config)
+        run_report.write(config)
     assert list(output.parent.iterdir()) == [output]
 
 
 def test_reading_runs_does_not_import_tensorflow(trained, run_python):
     program = (
-        "import sys; from trainers import reporting;"
-        "print(len(reporting.find(sys.argv[1])[0]), 'tensorflow' in sys.modules)"
+        "import sys; from trainers.pages import run_report;"
+        "print(len(run_report.find(sys.argv[1])[0]), 'tensorflow' in sys.modules)"
     )
     assert run_python(program, f"{trained}/*").split() == ["4", "False"]
 

@@ -17,11 +17,11 @@ from PIL import Image
 from small_runs import ROOT, layout, snapshot, train_and_test
 
 from pizza_steak.errors import UserError
-from trainers import config as configs
-from trainers import stages, throughput
-from trainers.config import CHAPTERS_AUGMENTATION, BenchmarkConfig
-from trainers.stages import COLD, END_TO_END, ON_HOST, OURS, PEERS, SERVICE, STEP, WARM
-from trainers.throughput import Measurement
+from pizza_steak.flags import define_flags, fields, from_flags
+from trainers.configuration import CHAPTERS_AUGMENTATION, BenchmarkConfig
+from trainers.throughput import measurement, stages
+from trainers.throughput.measurement import Measurement
+from trainers.throughput.stages import COLD, END_TO_END, ON_HOST, OURS, PEERS, SERVICE, STEP, WARM
 
 # Of 24 images to train on, 4 are cut out to validate on.
 TRAIN, ALL, BATCH_SIZE, PASSES = 20, 36, 7, 2
@@ -34,9 +34,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:Please import:DeprecationWarning
 
 def parse_flags(*argv: str) -> BenchmarkConfig:
     values = flags.FlagValues()
-    configs.define_flags(BenchmarkConfig, values)
+    define_flags(BenchmarkConfig, values)
     values(["benchmark", *SMALL, *argv])
-    return configs.from_flags(BenchmarkConfig, values)
+    return from_flags(BenchmarkConfig, values)
 
 
 def run_command(*argv: str, python: Iterable[str] = ()) -> tuple[int, str, str]:
@@ -185,18 +185,18 @@ def test_a_bad_picture_is_not_counted(make_archive, tmp_path):
 
 def test_the_clock_runs_from_the_first_call(monkeypatch):
     seconds = iter([(5.0, 2.0), (9.0, 3.0)])
-    monkeypatch.setattr(throughput, "_clocks", lambda: next(seconds))
+    monkeypatch.setattr(measurement, "_clocks", lambda: next(seconds))
 
     def stage(setting, done):
         done(32)
         done(32)
         done(8)
 
-    assert throughput.timed(stage, None) == Measurement(40, seconds=4.0, cpu_seconds=1.0)
+    assert measurement.timed(stage, None) == Measurement(40, seconds=4.0, cpu_seconds=1.0)
 
 
 def test_a_stage_with_nothing_to_do_has_no_figures():
-    assert throughput.timed(lambda setting, done: None, None) is None
+    assert measurement.timed(lambda setting, done: None, None) is None
 
 
 def turns(*speeds: float) -> list[Measurement]:
@@ -205,12 +205,12 @@ def turns(*speeds: float) -> list[Measurement]:
 
 def test_ratios_are_of_the_same_turn():
     measured = {END_TO_END: turns(90, 10, 45), STEP: turns(100, 20, 50)}
-    report = throughput.report_of(measured, {}, WARM)
+    report = measurement.report_of(measured, {}, WARM)
     assert report.ratios == {f"{END_TO_END} / {STEP}": pytest.approx(0.9)}
 
 
 def test_a_row_has_median_and_spread():
-    (row,) = throughput.report_of({WARM: turns(40, 10, 20)}, {}, WARM).rows
+    (row,) = measurement.report_of({WARM: turns(40, 10, 20)}, {}, WARM).rows
     assert (row.min, row.images_per_second, row.max) == pytest.approx((10, 20, 40))
     assert row.turns == pytest.approx([40, 10, 20])
     assert (row.repeats, row.cpu_seconds_per_1000) == (3, pytest.approx(10))
@@ -235,13 +235,13 @@ def test_a_row_has_median_and_spread():
     ],
 )
 def test_the_verdict_names_the_slower_side(speeds, source, expected):
-    verdict = throughput.verdict(speeds, source)
+    verdict = measurement.verdict(speeds, source)
     assert [text for text in expected if text not in verdict] == []
 
 
 def test_without_figures_of_both_sides_there_is_no_verdict():
-    assert throughput.verdict({WARM: [900], ON_HOST: [90]}, WARM) is None
-    assert throughput.verdict({STEP: [900], WARM: [90]}, ON_HOST) is None
+    assert measurement.verdict({WARM: [900], ON_HOST: [90]}, WARM) is None
+    assert measurement.verdict({STEP: [900], WARM: [90]}, ON_HOST) is None
 
 
 # -- The command.
@@ -253,7 +253,7 @@ def measured(archive, tmp_path_factory):
     folder = tmp_path_factory.mktemp("measured")
     argv = [f"--archive={archive}", f"--data_dir={folder}/data_dir", "--repeats=2"]
     argv += [f"--json={folder}/figures.json", f"--plot={folder}/figures.png"]
-    return folder, throughput.measure(parse_flags(*argv))
+    return folder, measurement.measure(parse_flags(*argv))
 
 
 def test_every_stage_has_a_row(measured):
@@ -292,14 +292,14 @@ def test_a_dataset_keeps_its_records_and_nothing_else(sample_records):
     data_dir = sample_records.folder.parents[2]
     before = snapshot(data_dir)
     argv = ["--dataset=pizza_steak/sample", f"--data_dir={data_dir}", "--image_size=16,24"]
-    report = throughput.measure(parse_flags(*argv, "--only=archive,decode", "--batch_size=64"))
+    report = measurement.measure(parse_flags(*argv, "--only=archive,decode", "--batch_size=64"))
     assert [row.name for row in report.rows] == ["decode only", COLD, "decoded array made"]
     assert snapshot(data_dir) == before
 
 
 def test_only_takes_parts_of_names(archive):
     argv = [f"--archive={archive}", "--only=records,ImageData"]
-    report = throughput.measure(parse_flags(*argv, "--nopeers"))
+    report = measurement.measure(parse_flags(*argv, "--nopeers"))
     assert [row.name for row in report.rows] == ["archive to records", "records read"]
     assert report.verdict is None
 
@@ -320,7 +320,7 @@ def test_only_takes_parts_of_names(archive):
 )
 def test_bad_input_is_one_line(argv, message, archive):
     with pytest.raises(UserError) as caught:
-        throughput.measure(parse_flags(f"--archive={archive}", *argv))
+        measurement.measure(parse_flags(f"--archive={archive}", *argv))
     assert message in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
 
@@ -335,7 +335,7 @@ def test_help_does_not_wait_for_tensorflow():
     status, stdout, imports = run_command("--help", python=["-X", "importtime"])
     assert status == 0
     assert "tensorflow" not in imports
-    for _, field in configs.fields(BenchmarkConfig):
+    for _, field in fields(BenchmarkConfig):
         assert f"--{field.name}" in stdout or f"--[no]{field.name}" in stdout
 
 

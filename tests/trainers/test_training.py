@@ -31,9 +31,10 @@ from small_runs import (
 )
 
 from pizza_steak.errors import UserError
-from trainers import callbacks, runs, scores
-from trainers.callbacks import Backup, Progress, saved_progress
-from trainers.preemption import PreemptedError
+from trainers.hardware.preemption import PreemptedError
+from trainers.runs import run_directory, scores
+from trainers.training import callbacks
+from trainers.training.callbacks import Backup, Progress, saved_progress
 
 PHOTOGRAPHS = ROOT / "../shared/data/pizza_steak_64px.zip"
 # Of losses: single precision has no more for probabilities near 1.
@@ -177,7 +178,7 @@ def test_overwrite_replaces_the_run(finished, small_flags, tmp_path):
 
 def test_two_runs_started_at_once_have_two_directories(small_flags, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    plans = [runs.plan(parse_flags(*small_flags, f"--seed={seed}")) for seed in (1, 2)]
+    plans = [run_directory.plan(parse_flags(*small_flags, f"--seed={seed}")) for seed in (1, 2)]
     for plan in plans:
         plan.create("", {})
     kept = sorted((plan.path / "run.flags").read_text() for plan in plans)
@@ -439,17 +440,17 @@ def test_resume_of_a_finished_run_gives_its_numbers_and_changes_nothing(
 
 def test_a_run_killed_before_its_flags_were_written_can_be_begun_again(small_flags, tmp_path):
     run_dir = tmp_path / "run"
-    run = runs.plan(parse_flags(*small_flags, f"--run_dir={run_dir}"))
+    run = run_directory.plan(parse_flags(*small_flags, f"--run_dir={run_dir}"))
     run.create("", {})
     (run_dir / "run.flags").rename(run_dir / f".{'0' * 32}.run.flags")
-    again = runs.plan(parse_flags(*small_flags, f"--run_dir={run_dir}"))
+    again = run_directory.plan(parse_flags(*small_flags, f"--run_dir={run_dir}"))
     again.create("", {})
     assert (run_dir / "run.flags").read_text() == run.flags
 
     (run_dir / "run.flags").unlink()
     (run_dir / "thesis.tex").write_text("")
     with pytest.raises(UserError, match="holds files that are no run"):
-        runs.plan(parse_flags(*small_flags, f"--run_dir={run_dir}"))
+        run_directory.plan(parse_flags(*small_flags, f"--run_dir={run_dir}"))
 
 
 # What the flags change.

@@ -20,15 +20,15 @@ import zipfile
 
 from absl import app, flags
 
-from trainers import config as configs
-from tuning.config import SweepConfig
+from pizza_steak.flags import define_flags, from_flags
+from tuning.configuration import SweepConfig
 
 _ALONE = flags.DEFINE_bool("alone", False, "Run Keras Tuner alone, once, in this process.")
 _TURNS = flags.DEFINE_integer("turns", 1, "How often each is run.")
 
 
 def main(argv):
-    config = configs.from_flags(SweepConfig)
+    config = from_flags(SweepConfig)
     if _ALONE.value:
         print(json.dumps(run_alone(config)))
         return
@@ -129,5 +129,5 @@ def run_alone(config: SweepConfig) -> dict:
 
 
 if __name__ == "__main__":
-    configs.define_flags(SweepConfig)
+    define_flags(SweepConfig)
     app.run(main)

@@ -9,9 +9,9 @@ from PIL import Image
 from small_runs import fit, layout, parse_flags, run_command, snapshot
 
 from pizza_steak.errors import UserError
-from trainers import config as configs
-from tuning import range_test
-from tuning.config import LearningRateConfig
+from pizza_steak.flags import fields
+from tuning import learning_rate_finder
+from tuning.configuration import LearningRateConfig
 
 RATES = np.geomspace(1e-5, 1, 200)
 COMMAND = {"command": "learning_rate", "package": "tuning"}
@@ -19,7 +19,7 @@ COMMAND = {"command": "learning_rate", "package": "tuning"}
 
 def run(*argv):
     """The range test of a command line, in this process."""
-    return range_test.run(parse_flags(*argv, config=LearningRateConfig))
+    return learning_rate_finder.run(parse_flags(*argv, config=LearningRateConfig))
 
 
 def falling(around, rates=RATES, noise=0.05, seed=0):
@@ -34,7 +34,7 @@ def falling(around, rates=RATES, noise=0.05, seed=0):
 @pytest.mark.parametrize("around", [1e-4, 1e-3, 1e-2])
 @pytest.mark.parametrize("seed", range(3))
 def test_the_suggestion_is_where_the_loss_falls(around, seed):
-    found = range_test.observe(RATES, falling(around, seed=seed))
+    found = learning_rate_finder.observe(RATES, falling(around, seed=seed))
     assert around / 2 < found.suggestion < around * 3
     assert found.suggestion < RATES[found.least]
 
@@ -42,18 +42,18 @@ def test_the_suggestion_is_where_the_loss_falls(around, seed):
 def test_a_single_lucky_batch_changes_little():
     losses = falling(1e-3)
     losses[150:153] = 0.2
-    assert 5e-4 < range_test.observe(RATES, losses).suggestion < 3e-3
+    assert 5e-4 < learning_rate_finder.observe(RATES, losses).suggestion < 3e-3
 
 
 @pytest.mark.parametrize("steps", [60, 200, 1000])
 def test_the_number_of_steps_changes_little(steps):
     rates = np.geomspace(1e-5, 1, steps)
-    found = range_test.observe(rates, falling(1e-3, rates))
+    found = learning_rate_finder.observe(rates, falling(1e-3, rates))
     assert 5e-4 < found.suggestion < 3e-3
 
 
 def test_a_constant_loss_is_smoothed_to_itself():
-    found = range_test.observe(RATES, np.full(200, 0.7))
+    found = learning_rate_finder.observe(RATES, np.full(200, 0.7))
     np.testing.assert_allclose(found.smoothed, 0.7)
     assert found.suggestion is None
 
@@ -61,22 +61,22 @@ def test_a_constant_loss_is_smoothed_to_itself():
 @pytest.mark.parametrize("end", [math.nan, math.inf, 1e9])
 def test_no_step_is_made_after_the_loss_has_diverged(end):
     rest = itertools.repeat(end)
-    found = range_test.observe(RATES, itertools.chain(falling(1e-3)[:150], rest))
+    found = learning_rate_finder.observe(RATES, itertools.chain(falling(1e-3)[:150], rest))
     assert found.diverged_at == pytest.approx(RATES[150], rel=0.1)
-    assert found.suggestion == range_test.observe(RATES, falling(1e-3)).suggestion
+    assert found.suggestion == learning_rate_finder.observe(RATES, falling(1e-3)).suggestion
     assert np.isfinite(found.losses).all()
     assert f"diverges at {found.diverged_at:.2g}" in found.summary()
 
 
 def test_a_loss_near_0_may_scatter_without_having_diverged():
     losses = np.geomspace(0.7, 1e-6, 200) * np.random.default_rng(0).uniform(0.1, 20, 200)
-    assert range_test.observe(RATES, losses).diverged_at is None
+    assert learning_rate_finder.observe(RATES, losses).diverged_at is None
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_noise_that_does_not_fall_suggests_nothing(seed):
     losses = np.random.default_rng(seed).normal(0.7, 0.05, len(RATES))
-    assert range_test.observe(RATES, losses).suggestion is None
+    assert learning_rate_finder.observe(RATES, losses).suggestion is None
 
 
 @pytest.mark.parametrize(
@@ -88,10 +88,10 @@ def test_noise_that_does_not_fall_suggests_nothing(seed):
     ],
 )
 def test_a_loss_that_never_falls_suggests_nothing(losses, tmp_path):
-    found = range_test.observe(RATES, losses)
+    found = learning_rate_finder.observe(RATES, losses)
     assert found.suggestion is None
     assert "never falls" in found.summary()
-    range_test.draw(found, "nothing", tmp_path / "rate.png")
+    learning_rate_finder.draw(found, "nothing", tmp_path / "rate.png")
 
 
 # A whole test.
@@ -114,7 +114,7 @@ def losses_of(*argv):
     config = parse_flags(*argv, config=LearningRateConfig)
     asked = config.range_test
     rates = np.geomspace(asked.lowest, asked.highest, asked.steps)
-    return np.array([*range_test.train(config, rates)])
+    return np.array([*learning_rate_finder.train(config, rates)])
 
 
 def test_it_suggests_a_rate_and_leaves_nothing_but_a_figure(finished):
@@ -191,9 +191,9 @@ def test_wrong_values_are_named_before_anything_is_read(flags, named):
 def test_help_does_not_wait_for_tensorflow():
     status, stdout, imports = run_command("--help", python=["-X", "importtime"], **COMMAND)
     assert status == 0
-    assert "tuning.config" in imports
+    assert "tuning.configuration" in imports
     assert "tensorflow" not in imports
-    for _, field in configs.fields(LearningRateConfig):
+    for _, field in fields(LearningRateConfig):
         assert f"--{field.name}" in stdout or f"--[no]{field.name}" in stdout
 
 

@@ -5,7 +5,7 @@ from absl import flags
 from small_runs import parse_flags
 
 from tuning import ranges
-from tuning.config import SweepConfig
+from tuning.configuration import SweepConfig
 from tuning.ranges import Range
 
 

@@ -10,9 +10,9 @@ from keras_tuner.engine.trial import Trial, TrialStatus
 from small_runs import parse_flags
 
 from pizza_steak.errors import UserError
-from trainers import config as configs
+from pizza_steak.flags import to_flags
 from trainers import data as run_data
-from tuning.config import SpaceConfig, SweepConfig
+from tuning.configuration import SpaceConfig, SweepConfig
 from tuning.search_space import SearchSpace
 
 NAMES = {field.name for field in dataclasses.fields(SpaceConfig)}
@@ -111,7 +111,7 @@ def test_a_point_is_the_flags_of_a_run(make_space, tmp_path):
     flagfile = tmp_path / "run.flags"
     for hp in points(space, 200):
         config = space.fit_config(hp.values, run_dir="runs/a")
-        flagfile.write_text(configs.to_flags(config))
+        flagfile.write_text(to_flags(config))
         assert parse_flags(f"--flagfile={flagfile}") == config
         found = {**vars(config.model), **vars(config.optimisation)}
         for name in hp.values.keys() & found.keys():

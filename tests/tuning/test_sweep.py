@@ -24,10 +24,10 @@ from small_runs import (
 )
 
 from pizza_steak.errors import UserError
-from trainers import config as configs
+from pizza_steak.flags import fields
 from trainers import data as run_data
-from trainers import runs, scores
-from tuning.config import SweepConfig
+from trainers.runs import run_directory, scores
+from tuning.configuration import SweepConfig
 
 # The second trial of this seed has a learning rate that gives no numbers.
 SPACE = [
@@ -240,7 +240,7 @@ def test_a_chief_killed_in_a_trial_goes_on_with_workers_that_outlived_it(start_s
         return start_sweep(folder, SOUND, "--worker_timeout=15", environment=environment)
 
     def epochs() -> int:
-        return runs.Run(folder / "trials" / "2", "", resumed=True).progress.epochs
+        return run_directory.Run(folder / "trials" / "2", "", resumed=True).progress.epochs
 
     before = epochs()
     worker, chief = start("worker"), start("chief")  # Who comes first does not matter.
@@ -301,7 +301,7 @@ def test_the_table_has_a_row_for_each_trial_and_the_reason_of_one_that_failed(fi
         run = folder / "trials" / row["trial"]
         assert float(row["val_accuracy"]) == max(result_of(run)["history"]["val_accuracy"])
         assert row["epochs"] == str(EPOCHS) == str(len(rows(run)))
-        config = runs.Run(run, "", resumed=True).config
+        config = run_directory.Run(run, "", resumed=True).config
         assert str(config.model.filters) == row["filters"]
         assert str(config.optimisation.learning_rate_schedule) == row["learning_rate_schedule"]
     assert "3 trials (2 completed, 1 failed)" in stdout
@@ -311,10 +311,10 @@ def test_the_table_has_a_row_for_each_trial_and_the_reason_of_one_that_failed(fi
 def test_no_trial_is_tested_and_the_best_is_on_all_that_they_were_trained_on(finished):
     stdout, folder = finished
     for trial in ("0", "2"):
-        data = runs.Run(folder / "trials" / trial, "", resumed=True).config.data
+        data = run_directory.Run(folder / "trials" / trial, "", resumed=True).config.data
         assert (data.train_split, data.validation_split) == (None, None)
         assert not any("test" in name for name in result_of(folder / "trials" / trial))
-    best = runs.open_run(folder / "best")
+    best = run_directory.open_run(folder / "best")
     data = best.config.data
     assert (data.train_split, data.validation_split) == (None, "none")
     assert f"test accuracy {scores.test_accuracy_text(best.result)}" in stdout
@@ -524,10 +524,10 @@ def test_a_wrong_flag_exits_with_status_2_and_help_does_not_wait_for_tensorflow(
     options = {"command": "sweep", "package": "tuning", "python": ["-X", "importtime"]}
     status, stdout, imports = run_command("--help", **options)
     assert status == 0
-    assert "tuning.config" in imports
+    assert "tuning.configuration" in imports
     assert "tensorflow" not in imports
     assert "keras" not in imports
-    for _, field in configs.fields(SweepConfig):
+    for _, field in fields(SweepConfig):
         assert f"--{field.name}" in stdout or f"--[no]{field.name}" in stdout
     stdout, stderr = wrong.communicate()
     (line,) = stderr.splitlines()

@@ -15,9 +15,10 @@ from PIL import Image
 
 from pizza_steak.atomic import output_file
 from pizza_steak.errors import UserError
-from trainers import config as configs
-from trainers import pages, plots, runs, scores
-from trainers.config import FitConfig, ReportConfig
+from pizza_steak.flags import fields
+from trainers.configuration import FitConfig, ReportConfig
+from trainers.pages import layout, plots
+from trainers.runs import run_directory, scores
 
 # What the page shows of every run that has it: a file, a title, whether it is of photographs, and
 # how much larger than the others it has to be shown, for the size of its words.
@@ -95,7 +96,7 @@ class Entry:
     @property
     def best_epoch(self) -> int | None:
         """The epoch, counted from 1, whose model is kept; None before the first."""
-        return runs.kept_epoch(self.history) + 1 if self.epochs else None
+        return run_directory.kept_epoch(self.history) + 1 if self.epochs else None
 
     def kept(self, metric: str) -> float | None:
         """A metric of the model that is kept, where there is one."""
@@ -173,13 +174,13 @@ def render(entries: Sequence[Entry], left_out: Sequence[str]) -> str:
         (title, scale, [(entry, entry.figures[file]) for entry in entries if file in entry.figures])
         for file, title, _, scale in _GALLERIES
     ]
-    return pages.render(
-        pathlib.Path(__file__).with_name("report.html.jinja"),
+    return layout.render(
+        pathlib.Path(__file__).with_name("run_report.html.jinja"),
         entries=entries,
         styles=[plots.line_style(index) for index in range(len(entries))],
         best=_best(entries),
         comparable=len({_validated_on(entry) for entry in entries}) == 1,
-        curves={title: pages.data_uri(svg, "svg+xml") for title, svg in curves.items()},
+        curves={title: layout.data_uri(svg, "svg+xml") for title, svg in curves.items()},
         flags=_differing_flags(entries),
         galleries=galleries,
         left_out=left_out,
@@ -204,7 +205,7 @@ def _validated_on(entry: Entry) -> tuple[Any, ...]:
 def _differing_flags(entries: Sequence[Entry]) -> dict[str, list[str]]:
     """For each flag that not all runs have in common, its values in the order of the runs."""
     differing = {}
-    for concern, field in configs.fields(FitConfig):
+    for concern, field in fields(FitConfig):
         values = [getattr(getattr(entry.config, concern), field.name) for entry in entries]
         if any(value != values[0] for value in values):
             differing[field.name] = [_flag_text(value) for value in values]
@@ -228,7 +229,7 @@ def _read(folder: pathlib.Path, name: str) -> Entry:
     if not (folder / "run.flags").is_file():
         raise UserError(f"{folder}: no run; it has no run.flags")
     with _reading(folder / "run.flags") as file:
-        run = runs.Run(folder, file.read_text(), resumed=True)
+        run = run_directory.Run(folder, file.read_text(), resumed=True)
         config = run.config
     with _reading(folder / "metrics.csv"):
         history = {metric: [row[metric] for row in run.logs] for metric in _TRAINING_METRICS}
@@ -287,4 +288,4 @@ def _embed(file: pathlib.Path, photographs: bool) -> Picture:
             compressed, kind = io.BytesIO(), "webp"
             image.convert("RGB").save(compressed, kind, quality=85)
             content = compressed.getvalue()
-        return Picture(pages.data_uri(content, kind), *image.size)
+        return Picture(layout.data_uri(content, kind), *image.size)

@@ -17,8 +17,11 @@ from matplotlib.figure import Figure
 from pizza_steak import figures
 from pizza_steak.errors import UserError
 from trainers import data as run_data
-from trainers import devices, plots, preprocessing, training
-from tuning.config import LearningRateConfig, RangeTestConfig
+from trainers.hardware import devices
+from trainers.models import preprocessing
+from trainers.pages import plots
+from trainers.training import loop
+from tuning.configuration import LearningRateConfig, RangeTestConfig
 
 # Decades of the learning rate that the smoothed loss remembers: ten steps of the default's forty a
 # decade. That takes off four fifths of the batches' scatter, and shifts the curve by less than a
@@ -223,18 +226,18 @@ def train(config: LearningRateConfig, rates: np.ndarray) -> Iterator[float]:
     pictures = run_data.with_batch_size(config.data, chosen.replicas)
     config = dataclasses.replace(config, optimisation=optimisation, data=pictures)
     seed, batch_size = optimisation.seed, pictures.batch_size
-    training.check(config)
+    loop.check(config)
     data = run_data.load(config.data)
     keras.utils.set_random_seed(seed)
     chosen.set_precision()
     with chosen.scope():
         augmentation = preprocessing.augmentation_of(config.augmentation, seed)
-    model = training.compiled_model(config, data, chosen, augmentation)
+    model = loop.compiled_model(config, data, chosen, augmentation)
     steps_an_epoch = math.ceil(len(data.rows["train"]) / batch_size)
     batches = data.batches(
         "train",
         batch_size,
-        class_weight=training.class_weight(optimisation, data),
+        class_weight=loop.class_weight(optimisation, data),
         seed=seed,
         shuffle=True,
         epochs=math.ceil(len(rates) / steps_an_epoch),

@@ -24,9 +24,11 @@ from absl import logging
 
 from pizza_steak.atomic import output_file
 from pizza_steak.errors import UserError
-from trainers import devices, plots, stages
-from trainers.config import AugmentationConfig, BenchmarkConfig, MeasuringConfig
-from trainers.stages import COLD, END_TO_END, ON_HOST, OURS, PEERS, STEP, WARM
+from trainers.configuration import AugmentationConfig, BenchmarkConfig, MeasuringConfig
+from trainers.hardware import devices
+from trainers.pages import plots
+from trainers.throughput import stages
+from trainers.throughput.stages import COLD, END_TO_END, ON_HOST, OURS, PEERS, STEP, WARM
 
 RATIOS = (
     (COLD, "ImageDataGenerator"),

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from pizza_steak import augmentation, normalization
 from pizza_steak.errors import UserError
-from trainers.config import AugmentationConfig, NormalizationConfig
+from trainers.configuration import AugmentationConfig, NormalizationConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ import tensorflow as tf
 from pizza_steak import input_pipeline
 from pizza_steak.errors import UserError
 from trainers.data import Data
-from trainers.preprocessing import Augmentation
+from trainers.models.preprocessing import Augmentation
 
 _COPIED_AT_ONCE = 256
 

@@ -12,14 +12,15 @@ import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from trainers import preemption
-from trainers.config import DevicesConfig, Numbers
+from pizza_steak.flags import Numbers
+from trainers.configuration import DevicesConfig
+from trainers.hardware import preemption
 
 if TYPE_CHECKING:  # Not when run: --help must not wait for TensorFlow.
     import tensorflow as tf
 
     from pizza_steak.input_pipeline import Shares
-    from trainers.clusters import Cluster
+    from trainers.hardware.clusters import Cluster
 
 _PRECISIONS = ("auto", "float32", "mixed_float16", "mixed_bfloat16", "float64")
 _ASKED = "as asked"

@@ -1,18 +1,17 @@
-"""What a search can be told; as `trainers.config`, which see."""
+"""What a search can be told; as `trainers.configuration`, which see."""
 
 import dataclasses
 import functools
 from typing import Any
 
-from trainers.config import (
+from pizza_steak.flags import flag, same_flag
+from trainers.configuration import (
     AugmentationConfig,
     DataConfig,
     DevicesConfig,
     ModelConfig,
     NormalizationConfig,
     OptimisationConfig,
-    flag,
-    same_flag,
 )
 from tuning import ranges
 

@@ -31,8 +31,9 @@ from pizza_steak.atomic import output_file, remove
 from pizza_steak.errors import UserError
 from pizza_steak.tensorflow_import import stderr_dropped
 from trainers import data as run_data
-from trainers import prediction, runs
-from trainers.config import ArtifactConfig
+from trainers.configuration import ArtifactConfig
+from trainers.finished import prediction
+from trainers.runs import run_directory
 
 # How far a probability may be from the Keras model's.
 TOLERANCE = 1e-4
@@ -238,7 +239,7 @@ _FORMS = {
 }
 
 
-def export(run: runs.Run, config: ArtifactConfig) -> Export:
+def export(run: run_directory.Run, config: ArtifactConfig) -> Export:
     """Exports a finished run's model, and checks the export on pictures of the run's test split.
 
     Raises:
@@ -280,7 +281,7 @@ def _check_free(path: pathlib.Path, overwrite: bool) -> None:
 
 
 def _check_fits(
-    model: keras.Model, format: decoding.Format, classes: Sequence[str], run: runs.Run
+    model: keras.Model, format: decoding.Format, classes: Sequence[str], run: run_directory.Run
 ) -> None:
     shape, columns = model.input_shape[1:], model.output_shape[-1]
     if shape != format.shape or max(columns, 2) != len(classes):

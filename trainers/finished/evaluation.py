@@ -14,8 +14,10 @@ from pizza_steak.archive import read_archive
 from pizza_steak.atomic import output_file, remove
 from pizza_steak.errors import UserError
 from trainers import data as run_data
-from trainers import plots, prediction, runs, scores
-from trainers.config import DataConfig, EvaluateConfig, EvaluationConfig
+from trainers.configuration import DataConfig, EvaluateConfig, EvaluationConfig
+from trainers.finished import prediction
+from trainers.pages import plots
+from trainers.runs import run_directory, scores
 
 _CALIBRATION_BINS = 10
 _MISTAKES_DRAWN = 24
@@ -138,7 +140,7 @@ class Evaluation:
         return "\n".join(["most often", *(f"{count:>6,}  {text}" for count, text in largest)])
 
 
-def evaluate(run: runs.Run, config: EvaluateConfig) -> Evaluation:
+def evaluate(run: run_directory.Run, config: EvaluateConfig) -> Evaluation:
     """Evaluates a finished run's model.
 
     The pictures go the way that they go in training, so that loss and accuracy on the test split
@@ -196,13 +198,15 @@ def evaluate(run: runs.Run, config: EvaluateConfig) -> Evaluation:
     return Evaluation(values, data.pictures.gather(drawn).numpy())
 
 
-def _data_config(run: runs.Run, config: EvaluateConfig) -> DataConfig:
+def _data_config(run: run_directory.Run, config: EvaluateConfig) -> DataConfig:
     """The run's data flags, with what is asked for in their place."""
     asked = {name: value for name, value in vars(config.data).items() if value is not None}
     return dataclasses.replace(run.config.data, **asked)
 
 
-def _split(run: runs.Run, config: EvaluateConfig, data: DataConfig) -> tuple[str, str | None]:
+def _split(
+    run: run_directory.Run, config: EvaluateConfig, data: DataConfig
+) -> tuple[str, str | None]:
     """Returns which of the run's own splits is evaluated, or "test" and a TFDS split string."""
     split, archive = config.evaluation.split, config.data.archive
     if archive is None or _place(archive) == _place(run.config.data.archive or ""):
@@ -215,7 +219,7 @@ def _place(archive: str) -> pathlib.Path:
     return pathlib.Path(archive).expanduser().resolve()
 
 
-def _seen(run: runs.Run, config: EvaluateConfig, digests: np.ndarray) -> dict[str, Any]:
+def _seen(run: run_directory.Run, config: EvaluateConfig, digests: np.ndarray) -> dict[str, Any]:
     """Returns how many of the images the run was trained and validated on; None if not known.
 
     Args:
@@ -243,7 +247,7 @@ def _seen(run: runs.Run, config: EvaluateConfig, digests: np.ndarray) -> dict[st
     return dict(zip(unknown, (trained, validated, validated > 0), strict=True))
 
 
-def _check_classes(run: runs.Run, data: DataConfig) -> None:
+def _check_classes(run: run_directory.Run, data: DataConfig) -> None:
     if not data.archive:
         return
     there = read_archive(data.archive, follow_links=data.follow_links).classes

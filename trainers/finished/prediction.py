@@ -23,8 +23,10 @@ from pizza_steak.archive import list_pictures
 from pizza_steak.atomic import output_file
 from pizza_steak.errors import UserError
 from trainers import data as run_data
-from trainers import devices, models, runs
-from trainers.config import PredictionConfig
+from trainers.configuration import PredictionConfig
+from trainers.hardware import devices
+from trainers.models import networks
+from trainers.runs import run_directory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +118,7 @@ class Predictions:
         return file.getvalue()
 
 
-def predict(run: runs.Run, images: Sequence[str], batch_size: int = 32) -> Predictions:
+def predict(run: run_directory.Run, images: Sequence[str], batch_size: int = 32) -> Predictions:
     """Predicts the classes of pictures, decoded as they were for the run's training.
 
     Args:
@@ -140,7 +142,7 @@ def predict(run: runs.Run, images: Sequence[str], batch_size: int = 32) -> Predi
     return Predictions([source.path for source in sources], classes, probabilities, faults)
 
 
-def load_model(run: runs.Run) -> keras.Model:
+def load_model(run: run_directory.Run) -> keras.Model:
     """The model of a finished run, ready to predict on one device.
 
     Raises:
@@ -172,7 +174,7 @@ def mean_loss(data: run_data.Data, labels: np.ndarray, outputs: np.ndarray) -> f
       labels: int array of shape (N,).
       outputs: The model's, float32 of shape (N, 1) or (N, C).
     """
-    loss = models.loss_for(data.class_mode)
+    loss = networks.loss_for(data.class_mode)
     return float(loss(data.encode(labels).reshape(len(labels), -1), outputs))
 
 

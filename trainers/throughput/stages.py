@@ -21,8 +21,15 @@ import tensorflow as tf
 from pizza_steak import decoded, records
 from pizza_steak.errors import UserError
 from trainers import data as run_data
-from trainers import devices, preprocessing, training
-from trainers.config import CHAPTERS_AUGMENTATION, AugmentationConfig, BenchmarkConfig, DataConfig
+from trainers.configuration import (
+    CHAPTERS_AUGMENTATION,
+    AugmentationConfig,
+    BenchmarkConfig,
+    DataConfig,
+)
+from trainers.hardware import devices
+from trainers.models import preprocessing
+from trainers.training import loop
 
 Done = Callable[[int], None]
 
@@ -89,7 +96,7 @@ def prepare(config: BenchmarkConfig, folder: pathlib.Path, *, peers: bool) -> Se
     config = dataclasses.replace(
         config, data=run_data.with_batch_size(config.data, chosen.replicas)
     )
-    training.check(config)
+    loop.check(config)
     keras.utils.set_random_seed(seed)
     chosen.set_precision()
     with chosen.scope():
@@ -121,7 +128,7 @@ def prepare(config: BenchmarkConfig, folder: pathlib.Path, *, peers: bool) -> Se
             jit_compile=chosen.jit_compile,
             reduce_retracing=True,
         ),
-        model=training.compiled_model(config, data, chosen, asked),
+        model=loop.compiled_model(config, data, chosen, asked),
     )
 
 

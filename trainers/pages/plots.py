@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from pizza_steak import figures
-from trainers import runs
+from trainers.runs import run_directory
 
 # Okabe and Ito's colours, which colour-blind people tell apart.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -28,7 +28,7 @@ def curves(history: Mapping[str, Sequence[float]], path: pathlib.Path) -> None:
       path: The PNG to write.
     """
     epochs = np.arange(1, len(history["loss"]) + 1)
-    kept = runs.kept_epoch(history) + 1
+    kept = run_directory.kept_epoch(history) + 1
     word = "best" if "val_loss" in history else "last"
     figure = Figure(figsize=(10, 4), layout="constrained")
     for axes, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):

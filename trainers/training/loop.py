@@ -13,28 +13,19 @@ import tensorflow as tf
 
 from pizza_steak import input_pipeline
 from pizza_steak.errors import UserError
-from trainers import (
-    callbacks,
-    clusters,
-    descriptions,
-    devices,
-    models,
-    plots,
-    prediction,
-    preemption,
-    preprocessing,
-    replicas,
-    resident,
-    runs,
-    scores,
-)
 from trainers import data as run_data
-from trainers.config import (
+from trainers.configuration import (
     BenchmarkConfig,
     FitConfig,
     OptimisationConfig,
     checkpoint_interval,
 )
+from trainers.finished import prediction
+from trainers.hardware import clusters, devices, preemption
+from trainers.models import networks, preprocessing, trained_model
+from trainers.pages import plots
+from trainers.runs import descriptions, run_directory, scores
+from trainers.training import callbacks, resident
 
 # Flags that may differ between the processes that train together, besides those of the run.
 _BY_PROCESS = (
@@ -63,7 +54,7 @@ class FitResult:
         if self.chief:
             return f"trained with {self.chief}, which has all of it in {self.run_dir}"
         history = values["history"]
-        kept = runs.kept_epoch(history)
+        kept = run_directory.kept_epoch(history)
         metrics = [name for name in ("val_accuracy", "val_loss") if name in history]
         said = ", ".join(f"{name} {history[name][kept]:.4f}" for name in metrics or ["accuracy"])
         return "\n".join(
@@ -120,8 +111,8 @@ def fit(config: FitConfig, cluster: clusters.Cluster | None = None) -> FitResult
     return FitResult(run.path, result, None if chosen.is_chief else cluster.name(0))
 
 
-def _plan(config: FitConfig) -> tuple[runs.Run, dict[str, Any] | None]:
-    run = runs.plan(config)
+def _plan(config: FitConfig) -> tuple[run_directory.Run, dict[str, Any] | None]:
+    run = run_directory.plan(config)
     return run, run.result if run.finished else None
 
 
@@ -158,7 +149,7 @@ class Training:
     """
 
     config: FitConfig
-    run: runs.Run
+    run: run_directory.Run
     chosen: devices.Devices
     data: run_data.Data
     augmentation: preprocessing.Augmentation | None
@@ -167,14 +158,16 @@ class Training:
     clock: callbacks.Clock
 
     @classmethod
-    def prepare(cls, config: FitConfig, run: runs.Run, chosen: devices.Devices) -> "Training":
+    def prepare(
+        cls, config: FitConfig, run: run_directory.Run, chosen: devices.Devices
+    ) -> "Training":
         """Opens the pictures and builds the model; nothing is written but decoded pictures.
 
         Raises:
           UserError: For anything that the user can mend.
         """
         clock = callbacks.Clock()
-        asked = runs.flags_to_repeat(config, without=_BY_PROCESS)
+        asked = run_directory.flags_to_repeat(config, without=_BY_PROCESS)
         pictures = run_data.with_batch_size(config.data, chosen.replicas)
         config = dataclasses.replace(config, data=pictures)
         _check_schedule(config)
@@ -317,7 +310,7 @@ def _check_same_everywhere(chosen: devices.Devices, asked: str, fingerprint: str
         "jit_compile": str(chosen.jit_compile),
     }
     for name, chiefs in chosen.from_chief(lambda: mine).items():
-        if differing := runs.differing_lines(chiefs, mine[name]):
+        if differing := run_directory.differing_lines(chiefs, mine[name]):
             raise UserError(
                 f"{name}: differ from the chief's ({differing}); expected the same command and "
                 "pictures in every process, or --strategy=none for runs of their own"
@@ -347,7 +340,7 @@ def check(config: FitConfig | BenchmarkConfig) -> None:
     Raises:
       UserError: There is no such network or optimizer, or the images are too small for the network.
     """
-    models.fitting_sizes(config.model, run_data.format_of(config.data).shape)
+    networks.fitting_sizes(config.model, run_data.format_of(config.data).shape)
     optimizer_class(config.optimisation.optimizer)
 
 
@@ -365,16 +358,16 @@ def compiled_model(
     ]
     steps = math.ceil(len(data.rows["train"]) / config.data.batch_size)
     with chosen.scope():
-        model = models.build(
+        model = networks.build(
             config.model, data.image_shape, len(data.classes), data.class_mode, first_layers
         )
         one = chosen.strategy == "none"
-        kind = replicas.TrainedModel if one else replicas.ReplicatedModel
+        kind = trained_model.TrainedModel if one else trained_model.ReplicatedModel
         model = kind(model.input, model.output, name=model.name)
-        model.plain_loss = models.loss_for(data.class_mode)
+        model.plain_loss = networks.loss_for(data.class_mode)
         model.compile(
             optimizer=_optimizer(config.optimisation, chosen.replicas, steps),
-            loss=models.loss_for(data.class_mode, config.optimisation.label_smoothing),
+            loss=networks.loss_for(data.class_mode, config.optimisation.label_smoothing),
             metrics=["accuracy"],
             jit_compile=chosen.jit_compile,
         )
@@ -454,7 +447,7 @@ def class_weight(config: OptimisationConfig, data: run_data.Data) -> dict[int, f
     return {c: counts.sum() / (len(counts) * n) for c, n in enumerate(counts) if n}
 
 
-def _draw_augmentation(config: FitConfig, data: run_data.Data, run: runs.Run) -> None:
+def _draw_augmentation(config: FitConfig, data: run_data.Data, run: run_directory.Run) -> None:
     """Draws some training pictures as they are, and as their first epochs vary them."""
     # Made anew: drawing takes numbers from the generators of Keras's layers.
     seed = config.optimisation.seed
@@ -469,7 +462,7 @@ def _draw_augmentation(config: FitConfig, data: run_data.Data, run: runs.Run) ->
 
 
 def _test(
-    data: run_data.Data, model: keras.Model, batch_size: int, run: runs.Run
+    data: run_data.Data, model: keras.Model, batch_size: int, run: run_directory.Run
 ) -> dict[str, Any]:
     """What result.json says of the test split; draws its confusion matrix."""
     outputs = model.predict(data.batches("test", batch_size), verbose=0)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trainers import data as run_data
-from trainers import runs
-from trainers.config import AugmentationConfig
+from trainers.runs import run_directory
+from trainers.configuration import AugmentationConfig
 
 if TYPE_CHECKING:
-    from trainers.training import Training
+    from trainers.training.loop import Training
 
 _NAMED = 6
 _FEW_STEPS = 20
@@ -58,7 +58,7 @@ def plan_table(training: "Training") -> str:
     return "\n".join(f"{name:<12}{text}" for name, text in rows if text)
 
 
-def _start_text(run: runs.Run) -> str:
+def _start_text(run: run_directory.Run) -> str:
     start = run.progress
     return f"from epoch {start.epochs + 1}" + (f", after step {start.step}" if start.step else "")
 

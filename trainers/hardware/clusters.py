@@ -28,8 +28,8 @@ from tensorflow.python.distribute.cluster_resolver import slurm_cluster_resolver
 from tensorflow.python.eager import context
 
 from pizza_steak.errors import UserError
-from trainers import preemption
-from trainers.config import FitConfig
+from trainers.configuration import FitConfig
+from trainers.hardware import preemption
 
 # Seconds: what answers nothing for so long is gone, and how often an `Agreement` is sought.
 _SILENCE, _AGREEING = 30.0, 1.0

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from pizza_steak.atomic import atomic_path
 from pizza_steak.errors import UserError
-from trainers import clusters, preemption
+from trainers.hardware import clusters, preemption
 
 
 class StopOnNaN(keras.callbacks.Callback):

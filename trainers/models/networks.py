@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from pizza_steak.errors import UserError
-from trainers.config import ModelConfig
+from trainers.configuration import ModelConfig
 
 layers = keras.layers
 

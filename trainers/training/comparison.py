@@ -11,8 +11,7 @@ import numpy as np
 
 from pizza_steak.atomic import atomic_path
 from pizza_steak.errors import UserError
-from trainers import plots, scores, training
-from trainers.config import (
+from trainers.configuration import (
     CHAPTERS_AUGMENTATION,
     AugmentationConfig,
     ChapterConfig,
@@ -21,6 +20,9 @@ from trainers.config import (
     ModelConfig,
     RunConfig,
 )
+from trainers.pages import plots
+from trainers.runs import scores
+from trainers.training import loop
 
 # The network of each of the chapter's models, and whether its pictures are augmented.
 CHAPTER = {
@@ -71,7 +73,7 @@ def train_chapter(config: ChapterConfig) -> str:
         print(f"\n{name}: {_described(network, augmented)}", flush=True)
         keras.utils.clear_session()
         run = RunConfig(str(folder / name), resume="auto")
-        results[name] = training.fit(dataclasses.replace(fit_config(config, name), run=run)).values
+        results[name] = loop.fit(dataclasses.replace(fit_config(config, name), run=run)).values
     rows = {name: compare(values, CHAPTER[name][1]) for name, values in results.items()}
     with atomic_path(folder / "comparison.json") as temporary:
         temporary.write_text(json.dumps({"runs": rows, "baselines": BASELINES}, indent=2) + "\n")

@@ -32,12 +32,13 @@ from absl import flags as absl_flags
 from pizza_steak import atomic
 from pizza_steak.atomic import atomic_path, remove
 from pizza_steak.errors import UserError
-from trainers.config import FitConfig, define_flags, from_flags, to_flags
+from pizza_steak.flags import define_flags, from_flags, to_flags
+from trainers.configuration import FitConfig
 
 if TYPE_CHECKING:
     import keras  # Not when run: a run's numbers can be read without TensorFlow.
 
-    from trainers.callbacks import Progress, Saved
+    from trainers.training.callbacks import Progress, Saved
 
 # Flags that do not make a run what it is, and so may be others when it is resumed.
 FREE = ("run_dir", "overwrite", "resume", "checkpoint_every", "cluster_timeout")
@@ -124,13 +125,13 @@ class Run:
     @property
     def progress(self) -> "Progress":
         """How far it had come when it was last saved."""
-        from trainers.callbacks import saved_progress  # Imports Keras.
+        from trainers.training.callbacks import saved_progress  # Imports Keras.
 
         return saved_progress(self.backup)
 
     def saved(self) -> "Saved":
         """What it goes on from."""
-        from trainers.callbacks import Saved  # Imports Keras.
+        from trainers.training.callbacks import Saved  # Imports Keras.
 
         content = self.backup.read_bytes() if self.backup.exists() else b""
         return Saved(self.progress, tuple(self.logs), content)
