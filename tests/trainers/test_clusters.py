@@ -49,7 +49,7 @@ PREEMPTED = 75
 # `trainers.fit`, in which something is changed once TensorFlow is there.
 CHANGED = """
 import runpy
-from trainers import devices
+from trainers.hardware import devices
 def prepare(config, prepare=devices.prepare):
     prepare(config)
     change()
@@ -72,26 +72,26 @@ TWO_DEVICES = """
 """
 PLAN_FOR_EVER = """
     import time
-    from trainers import runs
-    runs.plan = lambda config: (print("at it", flush=True), time.sleep(600))
+    from trainers.runs import run_directory
+    run_directory.plan = lambda config: (print("at it", flush=True), time.sleep(600))
 """
 NO_MEMORY = """
     import time
     from pizza_steak.errors import UserError
-    from trainers import training
+    from trainers.training import loop
     def no_memory(*arguments):
         time.sleep(3)
         raise UserError("no memory; expected more")
-    training.compiled_model = no_memory
+    loop.compiled_model = no_memory
 """
 SIGTERM_AT_THE_START = """
     import signal
-    from trainers.callbacks import StopOnNaN
+    from trainers.training.callbacks import StopOnNaN
     StopOnNaN.on_train_begin = lambda self, logs: signal.raise_signal(signal.SIGTERM)
 """
 SIGTERM_AT_THE_END = """
     import signal
-    from trainers.callbacks import Backup
+    from trainers.training.callbacks import Backup
     Backup.on_train_end = lambda self, logs: signal.raise_signal(signal.SIGTERM)
 """
 

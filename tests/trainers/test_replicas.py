@@ -48,7 +48,7 @@ for flags, stops in json.loads(sys.argv[1]):
 # Each replica goes on with the metrics that it had: their sum alone would be rounded otherwise.
 METRICS = """
 import io, h5py, numpy as np
-from trainers.callbacks import Backup
+from trainers.training.callbacks import Backup
 def load_and_compare(self, load=Backup._load):
     with h5py.File(io.BytesIO(self._saved.content)) as file:
         saved = file[str(len(self._variables()))][()]
@@ -60,9 +60,9 @@ Backup._load = load_and_compare
 # A step that overflows half precision on one of two replicas, the last or the first.
 OVERFLOW = """
 import keras, numpy as np, tensorflow as tf
-from trainers import devices
+from trainers.hardware import devices
 from trainers.configuration import DevicesConfig
-from trainers.replicas import ReplicatedModel
+from trainers.models.trained_model import ReplicatedModel
 keras.config.set_dtype_policy("mixed_float16")
 with devices.choose(DevicesConfig(cpu_devices=2)).scope():
     inputs = keras.Input((2,))
