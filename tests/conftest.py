@@ -123,11 +123,15 @@ def small_flags(archive, tmp_path_factory) -> list[str]:
 
 @pytest.fixture
 def start_python():
-    """`start_python(code, *arguments)`: a `Popen` of it, with pipes; ended with the test."""
+    """`start_python(code, *arguments, fresh=False)`: a `Popen` of it, with pipes.
+
+    Unless it is fresh, it finds TensorFlow imported. It ends with the test.
+    """
     processes = []
 
-    def start(code: str, *arguments) -> subprocess.Popen:
-        process = start_command(*map(str, arguments), code=code, cwd=ROOT, stdin=subprocess.PIPE)
+    def start(code: str, *arguments, **options) -> subprocess.Popen:
+        options |= {"code": code, "cwd": ROOT, "stdin": subprocess.PIPE}
+        process = start_command(*map(str, arguments), **options)
         processes.append(process)
         return process
 
@@ -161,10 +165,10 @@ def run_at_once(start_python) -> Callable[..., list[str]]:
 
 @pytest.fixture
 def run_python(start_python) -> Callable[..., str]:
-    """`run_python(code, *arguments)`: what it prints; fails with its errors where it fails."""
+    """`run_python(code, *arguments, fresh=False)`: its output; fails with its errors."""
 
-    def run(code: str, *arguments) -> str:
-        process = start_python(code, *arguments)
+    def run(code: str, *arguments, **options) -> str:
+        process = start_python(code, *arguments, **options)
         output, errors = process.communicate()
         assert process.returncode == 0, errors
         return output

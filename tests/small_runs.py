@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import warm
 from absl import flags
 from PIL import Image
 
@@ -123,14 +124,24 @@ def start_command(
     package: str = "trainers",
     code: str | None = None,
     environment: Mapping[str, str] | None = None,
+    fresh: bool = False,
     **options: Any,
 ) -> subprocess.Popen:
-    """A process of its own with `python -m <package>.<command>`, or with the code that is given.
+    """Starts `python -m <package>.<command>`, or the code that is given.
 
-    `options` are those of `Popen`.
+    Args:
+      *argv: Arguments of the program.
+      python: Arguments of Python.
+      command: Module of the package.
+      package: Package of the command.
+      code: Code to run in place of a command.
+      environment: Environment variables to add.
+      fresh: Whether Python itself starts. Else the program finds TensorFlow imported.
+      **options: Options of `Popen`.
     """
     program = ["-c", code] if code else ["-m", f"{package}.{command}"]
-    return subprocess.Popen(
+    fresh = fresh or bool(python) or sys.platform != "linux"
+    return (subprocess.Popen if fresh else warm.Popen)(
         [sys.executable, *python, *program, *argv],
         env=os.environ | {"PYTHONPATH": str(ROOT), **(environment or {})},
         stdout=subprocess.PIPE,

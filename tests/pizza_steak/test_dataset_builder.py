@@ -192,13 +192,13 @@ print(hashlib.sha256(b"".join(sorted(dataset.map(lambda e: e["filename"]).as_num
 """
     filenames = sample_records.filenames[sample_records.rows("test")]
     expected = hashlib.sha256("".join(sorted(filenames)).encode()).hexdigest()
-    assert run_python(code, sample_records.folder.parents[2]).split() == [expected]
+    assert run_python(code, sample_records.folder.parents[2], fresh=True).split() == [expected]
 
 
 @pytest.mark.slow
 def test_importing_the_package_does_not_import_tensorflow(run_python):
     code = "import pizza_steak, sys; print('tensorflow' in sys.modules)"
-    assert run_python(code).split() == ["False"]
+    assert run_python(code, fresh=True).split() == ["False"]
 
 
 @pytest.mark.slow

@@ -571,7 +571,8 @@ def test_one_class_is_refused(make_archive, flow):
 
 @pytest.mark.slow
 def test_tensorflow_is_not_imported_with_the_package(run_python):
-    assert run_python("import sys, pizza_steak; print('tensorflow' in sys.modules)") == "False\n"
+    code = "import sys, pizza_steak; print('tensorflow' in sys.modules)"
+    assert run_python(code, fresh=True) == "False\n"
 
 
 def test_a_name_that_the_package_has_not_is_an_attribute_error():

@@ -154,6 +154,7 @@ def test_the_command_prints_the_table(archive, tmp_path):
         "--only=model_2",
         f"--run_dir={tmp_path}/chapter",
         command="chapter",
+        fresh=True,
     )
     assert (status, stderr) == (0, "")
     assert "playground" in stdout

@@ -22,8 +22,8 @@ AUGMENTED = ("--rotation_range=20", "--zoom_range=0.2", "--brightness_range=0.8,
 NOWHERE = "grpc://localhost:1"
 
 
-def start(*flags: str) -> subprocess.Popen:
-    return start_command(*flags, command="data_service")
+def start(*flags: str, **options) -> subprocess.Popen:
+    return start_command(*flags, command="data_service", **options)
 
 
 def stop(processes: Sequence[subprocess.Popen]) -> list[tuple[str, str, int]]:
@@ -40,7 +40,7 @@ def workers():
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     address = f"grpc://localhost:{port}"
-    processes = [start(f"--port={port}", "--workers=0")]
+    processes = [start(f"--port={port}", "--workers=0", fresh=True)]
     processes += [start(f"--dispatcher=localhost:{port}") for _ in range(2)]
     try:
         for process in processes:

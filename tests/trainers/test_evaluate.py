@@ -394,7 +394,7 @@ def test_what_cannot_be_written_is_one_line(evaluated, tmp_path, asked, message)
 @pytest.mark.slow
 def test_the_command_prints_the_numbers_and_nothing_else(untrained, tmp_path):
     argv = [f"--run_dir={untrained}", f"--out_dir={tmp_path}/out"]
-    status, stdout, stderr = run_command(*argv, command="evaluate")
+    status, stdout, stderr = run_command(*argv, command="evaluate", fresh=True)
     assert (status, stderr) == (0, "")
     result = result_of(untrained)
     assert f"accuracy {scores.test_accuracy_text(result)}, loss {result['test_loss']:.4f}" in stdout

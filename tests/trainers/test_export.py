@@ -71,7 +71,10 @@ def exported(run_dir):
     def make(format: str) -> tuple[pathlib.Path, tuple[int, str, str]]:
         if format not in made:
             flags = f"--run_dir={run_dir}", f"--format={format}"
-            made[format] = run_dir / FILES[format], run_command(*flags, command="export")
+            made[format] = (
+                run_dir / FILES[format],
+                run_command(*flags, command="export", fresh=format == "saved_model"),
+            )
         return made[format]
 
     return make
@@ -125,7 +128,7 @@ def test_a_saved_model_needs_neither_keras_nor_this_project(
     exported, files, images, expected, start_python
 ):
     path, _ = exported("saved_model")
-    process = start_python(WITHOUT_KERAS, path)
+    process = start_python(WITHOUT_KERAS, path, fresh=True)
     process.stdin.buffer.write(pickle.dumps({"serving_default": images, "serving_encoded": files}))
     output, errors = process.communicate()
     assert process.returncode == 0, errors

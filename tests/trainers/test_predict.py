@@ -210,7 +210,7 @@ def test_the_standard_output_is_written_once_and_a_file_whole(run, folder):
 def test_the_command_tells_pictures_errors_and_a_status(run, folder, tmp_path):
     (tmp_path / "bad.jpg").write_text("no picture")
     argv = [f"{folder}/test/b/0.jpg", str(tmp_path), f"--run_dir={run.path}"]
-    status, stdout, stderr = run_command(*argv, command="predict")
+    status, stdout, stderr = run_command(*argv, command="predict", fresh=True)
     (line,), (error,) = stdout.splitlines(), stderr.splitlines()
     assert status == 1
     assert line.startswith(f"{folder}/test/b/0.jpg  ")

@@ -309,14 +309,14 @@ def test_reading_runs_does_not_import_tensorflow(trained, run_python):
         "import sys; from trainers.pages import run_report;"
         "print(len(run_report.find(sys.argv[1])[0]), 'tensorflow' in sys.modules)"
     )
-    assert run_python(program, f"{trained}/*").split() == ["4", "False"]
+    assert run_python(program, f"{trained}/*", fresh=True).split() == ["4", "False"]
 
 
 @pytest.mark.slow
 def test_the_command_writes_the_page_and_says_so(trained, tmp_path):
     output = tmp_path / "report.html"
     flags = (f"--runs={trained}/*", f"--output={output}")
-    status, stdout, stderr = run_command(*flags, command="report")
+    status, stdout, stderr = run_command(*flags, command="report", fresh=True)
     assert (status, stderr) == (0, "")
     assert stdout.startswith(f"{output}: 4 runs\nbest: ")
     assert output.read_text().startswith("<!DOCTYPE html>")

@@ -5,16 +5,13 @@ import dataclasses
 import io
 import json
 import statistics
-import subprocess
-import sys
-from collections.abc import Iterable
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from absl import flags
 from PIL import Image
-from small_runs import ROOT, layout, snapshot, train_and_test
+from small_runs import ROOT, layout, run_command, snapshot, train_and_test
 
 from pizza_steak.errors import UserError
 from pizza_steak.flags import define_flags, fields, from_flags
@@ -23,6 +20,7 @@ from trainers.throughput import measurement, stages
 from trainers.throughput.measurement import Measurement
 from trainers.throughput.stages import COLD, END_TO_END, ON_HOST, OURS, PEERS, SERVICE, STEP, WARM
 
+COMMAND = {"command": "benchmark"}
 # Of 24 images to train on, 4 are cut out to validate on.
 TRAIN, ALL, BATCH_SIZE, PASSES = 20, 36, 7, 2
 SMALL = ["--image_size=32", "--filters=2", "--convolutions=1", f"--batch_size={BATCH_SIZE}"]
@@ -37,13 +35,6 @@ def parse_flags(*argv: str) -> BenchmarkConfig:
     define_flags(BenchmarkConfig, values)
     values(["benchmark", *SMALL, *argv])
     return from_flags(BenchmarkConfig, values)
-
-
-def run_command(*argv: str, python: Iterable[str] = ()) -> tuple[int, str, str]:
-    """Exit status, stdout and stderr of `python -m trainers.benchmark`."""
-    command = [sys.executable, *python, "-m", "trainers.benchmark", *argv]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout, done.stderr
 
 
 def counted(stage: stages.Stage, setting: stages.Setting) -> list[int]:
@@ -332,7 +323,7 @@ def test_the_flags_of_a_run_are_understood():
 
 @pytest.mark.slow
 def test_help_does_not_wait_for_tensorflow():
-    status, stdout, imports = run_command("--help", python=["-X", "importtime"])
+    status, stdout, imports = run_command("--help", python=["-X", "importtime"], **COMMAND)
     assert status == 0
     assert "tensorflow" not in imports
     for _, field in fields(BenchmarkConfig):
@@ -342,7 +333,7 @@ def test_help_does_not_wait_for_tensorflow():
 @pytest.mark.slow
 @pytest.mark.parametrize("argument", ["--repeats=0", "--run_dir=run", "food.zip"])
 def test_wrong_flags_exit_with_status_2(argument):
-    status, stdout, stderr = run_command(argument)
+    status, stdout, stderr = run_command(argument, **COMMAND)
     assert (status, stdout) == (2, "")
     (line,) = stderr.splitlines()
     assert line.startswith("error: ")
@@ -352,7 +343,7 @@ def test_wrong_flags_exit_with_status_2(argument):
 def test_held_to_one_core_and_profiled(archive, tmp_path):
     argv = [*SMALL, f"--archive={archive}", "--only=training", "--horizontal_flip", "--threads=1"]
     argv += [f"--profile={tmp_path}/profile", f"--json={tmp_path}/figures.json"]
-    status, stdout, stderr = run_command(*argv)
+    status, stdout, stderr = run_command(*argv, **COMMAND, fresh=True)
     assert (status, stderr) == (0, "")
     assert stdout.startswith("pictures  ")
     assert json.loads((tmp_path / "figures.json").read_text())["cores"] == 1

@@ -206,7 +206,7 @@ def test_a_killed_and_a_preempted_run_go_on_as_if_they_had_not_been(small_flags,
     flags = [*small_flags, "--epochs=20", "--checkpoint_every=2", "--resume=auto"]
     killed, preempted, whole = (tmp_path / name for name in ("killed", "preempted", "whole"))
     processes = {
-        run_dir: start_command(*flags, f"--run_dir={run_dir}")
+        run_dir: start_command(*flags, f"--run_dir={run_dir}", fresh=run_dir == killed)
         for run_dir in (killed, preempted, whole)
     }
     signals = {killed: signal.SIGKILL, preempted: signal.SIGTERM}
@@ -626,7 +626,7 @@ def test_label_smoothing_is_for_training_alone(small_flags, tmp_path, class_mode
     # Keras alone loads the model, with the loss that it was tested by.
     code = "import sys, keras; print(keras.models.load_model(sys.argv[1]).loss.get_config())"
     model = str(result.run_dir / "model.keras")
-    process = start_command(model, code=code, cwd=tmp_path)
+    process = start_command(model, code=code, cwd=tmp_path, fresh=True)
     told, errors = process.communicate()
     assert process.returncode == 0, errors
     assert "'label_smoothing': 0.1" not in told

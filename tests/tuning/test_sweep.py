@@ -89,7 +89,7 @@ def start_sweep(flags):
 def running(start_sweep, tmp_path_factory):
     """A sweep that nothing disturbs, and its folder."""
     folder = tmp_path_factory.mktemp("sweeps") / "undisturbed"
-    return start_sweep(folder), folder
+    return start_sweep(folder, fresh=True), folder
 
 
 @pytest.fixture(scope="module")

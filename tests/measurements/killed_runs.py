@@ -1,7 +1,7 @@
 """Kills runs at random moments until they end, and compares them with one left alone.
 
-python tests/trainers/random_kills.py --kills=30 --terms=10
-python tests/trainers/random_kills.py --kills=30 --terms=10 --processes=2
+python tests/measurements/killed_runs.py --kills=30 --terms=10
+python tests/measurements/killed_runs.py --kills=30 --terms=10 --processes=2
 
 Each kill is a -9, each term a SIGTERM for the command's process, or for one of several that train
 together, at a moment between its start and the time that the run takes if it is left alone. The
