@@ -11,7 +11,7 @@ from typing import Any
 from absl import app, flags
 from absl import logging as absl_logging
 
-from pizza_steak.flags import define_flags, from_flags, help_of
+from trainers.flags import define_flags, from_flags, help_of
 from trainers.hardware import devices, preemption
 
 

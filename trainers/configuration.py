@@ -4,7 +4,7 @@ import dataclasses
 import math
 import re
 
-from pizza_steak.flags import Numbers, flag, same_flag
+from trainers.flags import Numbers, flag, same_flag
 
 
 def _check_address(text: str | None) -> None:

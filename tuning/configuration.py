@@ -4,7 +4,6 @@ import dataclasses
 import functools
 from typing import Any
 
-from pizza_steak.flags import flag, same_flag
 from trainers.configuration import (
     AugmentationConfig,
     DataConfig,
@@ -13,6 +12,7 @@ from trainers.configuration import (
     NormalizationConfig,
     OptimisationConfig,
 )
+from trainers.flags import flag, same_flag
 from tuning import ranges
 
 

@@ -15,8 +15,8 @@ from PIL import Image
 from pizza_steak import inspect, inspection
 from pizza_steak.archive import read_archive
 from pizza_steak.errors import UserError
-from pizza_steak.flags import define_flags, from_flags
 from trainers import configuration as configs
+from trainers.flags import define_flags, from_flags
 
 
 def encoded(image: Image.Image, format: str) -> bytes:

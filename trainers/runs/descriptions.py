@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trainers import data as run_data
-from trainers.runs import run_directory
 from trainers.configuration import AugmentationConfig
+from trainers.runs import run_directory
 
 if TYPE_CHECKING:
     from trainers.training.loop import Training
