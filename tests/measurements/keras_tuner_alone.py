@@ -1,7 +1,7 @@
 """Trials an hour of tuning.sweep and of Keras Tuner alone over ImageDataGenerator.
 
-python tests/measurements/keras_tuner_alone.py --flagfile=sweep.flags --archive=pizza_steak_64px.zip \\
-    --tuner=random --max_trials=6 --max_epochs=10
+python tests/measurements/keras_tuner_alone.py --flagfile=sweep.flags \\
+    --archive=pizza_steak_64px.zip --tuner=random --max_trials=6 --max_epochs=10
 
 Both try the same settings for as many epochs, each in a process of its own, in turns; of the search
 flags only --max_trials counts. The time is that of the trials: from the end of the imports to the

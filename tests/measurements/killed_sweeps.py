@@ -1,7 +1,7 @@
 """Kills a sweep at random moments until it ends, and compares it with one left alone.
 
-python tests/measurements/killed_sweeps.py --kills=20 --archive=pizza_steak_64px.zip --tuner=hyperband \\
-    --max_trials=16 --max_epochs=9 --image_size=32 --blocks=1:2 --filters=8
+python tests/measurements/killed_sweeps.py --kills=20 --archive=pizza_steak_64px.zip \\
+    --tuner=hyperband --max_trials=16 --max_epochs=9 --image_size=32 --blocks=1:2 --filters=8
 
 All flags but --kills, --kills_seed and --most_seconds are those of tuning.sweep. Each kill is a -9
 for the command's process, so many seconds after its start as chance says.
