@@ -17,6 +17,21 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 Layout = Mapping[str, bytes] | Iterable[str]
 
+# Files that take 20 s or more, the slowest first: pytest's workers take whole files, in this order.
+SLOWEST = (
+    "test_clusters",
+    "test_training",
+    "test_sweep",
+    "test_preprocessing",
+    "test_data_service",
+    "test_export",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {name: rank for rank, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
+
 
 def _picture(seed: int, width: int, height: int) -> Image.Image:
     """Coarse noise, enlarged: smooth enough for a JPEG, no two alike."""

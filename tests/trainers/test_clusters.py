@@ -112,6 +112,7 @@ class Processes:
       folder: A place of their own for each to write into what it should not.
       lacking: How many more the others are told of.
       changes: Code for some of them, by their indices.
+      fresh: Whether each of them imports TensorFlow itself.
     """
 
     def __init__(
@@ -120,6 +121,7 @@ class Processes:
         folder: pathlib.Path,
         lacking: int = 0,
         changes: Mapping[int, str] | None = None,
+        fresh: bool = False,
     ):
         self.addresses = [f"localhost:{port}" for port in free_ports(len(flags) + lacking)]
         self.folders = [folder / f"process {index}" for index in range(len(flags))]
@@ -136,6 +138,7 @@ class Processes:
                     code=CHANGED.format(change) if (change := (changes or {}).get(index)) else None,
                     environment={"TF_CONFIG": json.dumps(told), "TF_CPP_MIN_LOG_LEVEL": "3"},
                     cwd=cwd,
+                    fresh=fresh,
                 )
             )
 
@@ -226,15 +229,32 @@ def test_processes_have_the_numbers_of_one(start, tmp_path, flags, more, changes
     assert not any(any(folder.iterdir()) for folder in together.folders)
 
 
-def test_three_that_were_preempted_have_the_numbers_of_one(start, tmp_path):
+@pytest.fixture(scope="module")
+def preempted(small_flags, uneven, tmp_path_factory):
+    """Flags, and the folder of a run of three that was preempted, and of one that was not."""
+    folder = tmp_path_factory.mktemp("preempted")
     flags = ("--epochs=2", *IN_FLOAT64, "--resume=auto")
-    preempted = start(3, *flags, changes={2: SIGTERM_AT_THE_START})
-    assert [status for status, _ in preempted.ends()] == [PREEMPTED] * 3
-    assert saved_progress(tmp_path / "run" / "backup" / "latest.h5") == Progress(step=1)
-    together = start(3, *flags)
-    alone = start.alone(*flags, f"--run_dir={tmp_path}/alone")
-    assert together.ends() == [(0, "")] * 3
-    assert_same_numbers(tmp_path / "run", alone, 1e-12)
+    given = [*small_flags, f"--archive={uneven}", *flags]
+    told = {0: SIGTERM_AT_THE_START}
+    three = Processes([[*given, f"--run_dir={folder}/run"]] * 3, folder, changes=told)
+    assert [status for status, _ in three.ends()] == [PREEMPTED] * 3
+    assert saved_progress(folder / "run" / "backup" / "latest.h5") == Progress(step=1)
+    fit(*given, f"--run_dir={folder}/alone")
+    return flags, folder
+
+
+def test_three_that_were_preempted_have_the_numbers_of_one(start, preempted, tmp_path):
+    flags, folder = preempted
+    shutil.copytree(folder / "run", tmp_path / "run")
+    assert start(3, *flags).ends() == [(0, "")] * 3
+    assert_same_numbers(tmp_path / "run", folder / "alone", 1e-12)
+
+
+def test_a_run_of_several_goes_on_alone(start, preempted, tmp_path):
+    flags, folder = preempted
+    run_dir = shutil.copytree(folder / "run", tmp_path / "run")
+    assert start.alone(*flags, f"--run_dir={run_dir}") == run_dir
+    assert_same_numbers(run_dir, folder / "alone", 1e-12)
 
 
 @pytest.fixture(scope="module")
@@ -286,7 +306,8 @@ def test_sigterm_after_the_last_step_preempts_all(start, tmp_path):
 
 
 def test_sigterm_before_training_ends_a_process_that_waits(start):
-    processes = start(2, changes={0: PLAN_FOR_EVER})
+    # The import makes threads, none of which may get the signal.
+    processes = start(2, changes={0: PLAN_FOR_EVER}, fresh=True)
     assert processes[0].stdout.readline() == "at it\n"
     for process in (processes[1], processes[0]):
         process.send_signal(signal.SIGTERM)
@@ -294,7 +315,7 @@ def test_sigterm_before_training_ends_a_process_that_waits(start):
 
 
 def test_sigterm_is_not_lost_while_a_process_waits_for_others(start):
-    waiting = start(1, "--cluster_timeout=6", lacking=1)
+    waiting = start(1, "--cluster_timeout=6", lacking=1, fresh=True)
     wait_until(lambda: listens(waiting.addresses[0]), waiting[0])
     waiting[0].send_signal(signal.SIGTERM)
     assert [status for status, _ in waiting.ends(60)] == [-signal.SIGTERM]
@@ -311,16 +332,6 @@ def test_unequal_devices_are_refused(start, tmp_path):
         (1, f"error: {message}"),
     ]
     assert not (tmp_path / "run").exists()
-
-
-def test_a_run_of_several_goes_on_alone(start, tmp_path):
-    flags = ("--batch_size=8", "--epochs=5", "--checkpoint_every=1", "--resume=auto")
-    processes = start(2, *flags)
-    wait_for_rows(tmp_path / "run", 1, processes[0])
-    processes[0].send_signal(signal.SIGTERM)
-    assert [status for status, _ in processes.ends(60)] == [PREEMPTED] * 2
-    assert start.alone(*flags, f"--run_dir={tmp_path}/run") == tmp_path / "run"
-    assert_same_numbers(tmp_path / "run", start.alone(*flags, f"--run_dir={tmp_path}/alone"))
 
 
 def test_a_finished_run_is_told_to_all(start, left_alone, tmp_path):
