@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from small_runs import ROOT, SIZE, layout, start_command, train_and_test
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # As every command has it.
 
 Layout = Mapping[str, bytes] | Iterable[str]
 
