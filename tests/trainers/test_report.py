@@ -190,6 +190,17 @@ def test_a_run_that_is_not_finished_is_shown_as_far_as_it_has_come(trained):
     assert row["Test accuracy"] == page.row("throughput", "stopped")["CPU seconds"] == NONE
 
 
+def test_a_run_that_has_not_learned_is_named(runs):
+    for name, bounds in (("plain", [0.4, 0.6]), ("wide", [0.6, 0.8])):
+        file = runs / name / "result.json"
+        values = {"largest_class": "dark", "largest_class_share": 0.5}
+        values["test_accuracy_interval"] = bounds
+        file.write_text(json.dumps(json.loads(file.read_text()) | values))
+    text = report(runs).text
+    assert "plain has not learned: always answering &#39;dark&#39; is right for 0.500" in text
+    assert "wide has not learned" not in text
+
+
 def test_a_run_without_an_epoch_has_a_row(runs):
     (runs / "stopped" / "metrics.csv").unlink()
     row = report(runs).row("results", "stopped")

@@ -68,9 +68,10 @@ class Entry:
         number for its metrics.
       devices: What it was computed with.
       validated_on: Tells the images that it was validated on from others.
-      numbers: By the names of `_NUMBERS`; None while the run is not finished, as the next four.
+      numbers: By the names of `_NUMBERS`; None while the run is not finished, as the next five.
       test_accuracy: With its interval, for people.
       chosen_on_test: Whether it was tested on images that chose the best epoch.
+      not_learned: Why it is no better than one answer for all images; None if it is better.
       timed_epochs: How many epochs its seconds are of: those since it was last resumed.
       classes: Their names.
       figures: Those of `_GALLERIES` that there are, by file name.
@@ -84,6 +85,7 @@ class Entry:
     numbers: dict[str, float] | None
     test_accuracy: str | None
     chosen_on_test: bool | None
+    not_learned: str | None
     timed_epochs: int | None
     classes: list[str] | None
     figures: dict[str, Picture]
@@ -243,13 +245,15 @@ def _read(folder: pathlib.Path, name: str) -> Entry:
             validated_on = splits["validation"]["fingerprint"] if "validation" in splits else ""
         else:  # A run of an older version.
             validated_on = f"{environment['fingerprint']} {config.data.validation_split}"
-    numbers = test_accuracy = chosen_on_test = timed_epochs = classes = None
+    numbers = test_accuracy = chosen_on_test = not_learned = timed_epochs = classes = None
     with _reading(folder / "result.json"):
         if run.finished:
             result = run.result
             numbers = {number: float(result[number]) for number in _NUMBERS}
             test_accuracy = scores.test_accuracy_text(result)
             chosen_on_test = bool(result.get("test_pictures_chose_the_model"))
+            if bounds := result.get("test_accuracy_interval"):  # Older versions wrote none.
+                not_learned = "".join(scores.not_learned(result, bounds)) or None
             timed_epochs = len(result["epoch_end_seconds"])
             classes = [str(label) for label in result["classes"]]
     figures = {}
@@ -266,6 +270,7 @@ def _read(folder: pathlib.Path, name: str) -> Entry:
         numbers,
         test_accuracy,
         chosen_on_test,
+        not_learned,
         timed_epochs,
         classes,
         figures,
