@@ -229,32 +229,15 @@ def test_processes_have_the_numbers_of_one(start, tmp_path, flags, more, changes
     assert not any(any(folder.iterdir()) for folder in together.folders)
 
 
-@pytest.fixture(scope="module")
-def preempted(small_flags, uneven, tmp_path_factory):
-    """Flags, and the folder of a run of three that was preempted, and of one that was not."""
-    folder = tmp_path_factory.mktemp("preempted")
+def test_three_that_were_preempted_have_the_numbers_of_one(start, tmp_path):
     flags = ("--epochs=2", *IN_FLOAT64, "--resume=auto")
-    given = [*small_flags, f"--archive={uneven}", *flags]
-    told = {0: SIGTERM_AT_THE_START}
-    three = Processes([[*given, f"--run_dir={folder}/run"]] * 3, folder, changes=told)
-    assert [status for status, _ in three.ends()] == [PREEMPTED] * 3
-    assert saved_progress(folder / "run" / "backup" / "latest.h5") == Progress(step=1)
-    fit(*given, f"--run_dir={folder}/alone")
-    return flags, folder
-
-
-def test_three_that_were_preempted_have_the_numbers_of_one(start, preempted, tmp_path):
-    flags, folder = preempted
-    shutil.copytree(folder / "run", tmp_path / "run")
-    assert start(3, *flags).ends() == [(0, "")] * 3
-    assert_same_numbers(tmp_path / "run", folder / "alone", 1e-12)
-
-
-def test_a_run_of_several_goes_on_alone(start, preempted, tmp_path):
-    flags, folder = preempted
-    run_dir = shutil.copytree(folder / "run", tmp_path / "run")
-    assert start.alone(*flags, f"--run_dir={run_dir}") == run_dir
-    assert_same_numbers(run_dir, folder / "alone", 1e-12)
+    preempted = start(3, *flags, changes={2: SIGTERM_AT_THE_START})
+    assert [status for status, _ in preempted.ends()] == [PREEMPTED] * 3
+    assert saved_progress(tmp_path / "run" / "backup" / "latest.h5") == Progress(step=1)
+    together = start(3, *flags)
+    alone = start.alone(*flags, f"--run_dir={tmp_path}/alone")
+    assert together.ends() == [(0, "")] * 3
+    assert_same_numbers(tmp_path / "run", alone, 1e-12)
 
 
 @pytest.fixture(scope="module")
@@ -332,6 +315,16 @@ def test_unequal_devices_are_refused(start, tmp_path):
         (1, f"error: {message}"),
     ]
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_several_goes_on_alone(start, tmp_path):
+    flags = ("--batch_size=8", "--epochs=5", "--checkpoint_every=1", "--resume=auto")
+    processes = start(2, *flags)
+    wait_for_rows(tmp_path / "run", 1, processes[0])
+    processes[0].send_signal(signal.SIGTERM)
+    assert [status for status, _ in processes.ends(60)] == [PREEMPTED] * 2
+    assert start.alone(*flags, f"--run_dir={tmp_path}/run") == tmp_path / "run"
+    assert_same_numbers(tmp_path / "run", start.alone(*flags, f"--run_dir={tmp_path}/alone"))
 
 
 def test_a_finished_run_is_told_to_all(start, left_alone, tmp_path):
