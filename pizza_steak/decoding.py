@@ -294,7 +294,7 @@ def _decode_jpeg(encoded: bytes, format: Format) -> tuple[np.ndarray, Placement,
         scale = next((scale for scale in scales if scale_fits(scale, placed)), 1)
         height, width = -(-stored_height // scale), -(-stored_width // scale)
         pixels = simplejpeg.decode_jpeg(encoded, min_height=height, min_width=width)
-    except ValueError:
+    except ValueError:  # simplejpeg is stricter than Pillow.
         return None
     if pixels.shape != (height, width, 3):
         return None

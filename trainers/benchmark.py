@@ -23,9 +23,8 @@ from trainers.configuration import BenchmarkConfig
 
 
 def main(config: BenchmarkConfig) -> None:
-    from trainers.throughput import (
-        measurement,  # Imports TensorFlow, which --help must not wait for.
-    )
+    # Imports TensorFlow, which --help must not wait for.
+    from trainers.throughput import measurement
 
     print(measurement.measure(config).summary())
 

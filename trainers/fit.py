@@ -17,8 +17,9 @@ from trainers.configuration import FitConfig
 
 
 def main(config: FitConfig) -> None:
-    from trainers.hardware import clusters  # TensorFlow, which --help must not wait for.
-    from trainers.training import loop  # TensorFlow, which --help must not wait for.
+    # They import TensorFlow, which --help must not wait for.
+    from trainers.hardware import clusters
+    from trainers.training import loop
 
     print(loop.fit(config, clusters.from_environment(config)).summary())
 
