@@ -178,7 +178,7 @@ def test_of_many_classes_the_summary_has_the_most_frequent_confusions():
     names = [f"class_{number}" for number in range(101)]
     values = {"by_class": dict.fromkeys(names), "confusion_matrix": matrix, "pictures": 912}
     _, line = evaluation.Evaluation(values, np.empty(0))._confusions().splitlines()
-    assert line.split() == ["3", "class_7", "taken", "for", "class_5"]
+    assert line.split() == ["3", "true", "class_7,", "predicted", "class_5"]
 
 
 # What it is of.

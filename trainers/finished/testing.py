@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainers import data as run_data
-from trainers.finished import prediction
+from trainers.finished import loading
 from trainers.models import networks
 from trainers.runs import scores
 
@@ -57,7 +57,7 @@ def test(model: keras.Model, data: run_data.Data, purpose: str, batch_size: int)
     """Predicts the images of a split, and compares with their labels."""
     outputs = model.predict(data.batches(purpose, batch_size), verbose=0)
     labels = data.labels(purpose)
-    probabilities = prediction.class_probabilities(outputs)
+    probabilities = loading.class_probabilities(outputs)
     return Tested(labels, probabilities, _mean_loss(labels, outputs))
 
 

@@ -15,7 +15,7 @@ from pizza_steak.errors import UserError
 from trainers import data as run_data
 from trainers import setup
 from trainers.configuration import DataConfig, FitConfig, OptimisationConfig, checkpoint_interval
-from trainers.finished import prediction, testing
+from trainers.finished import loading, testing
 from trainers.hardware import clusters, devices, preemption
 from trainers.models import preprocessing
 from trainers.pages import plots
@@ -120,7 +120,7 @@ def _finish(training: "Training") -> dict[str, Any]:
     run, config, data = training.run, training.ready.config, training.ready.data
     if training.ready.augmentation:
         _draw_augmentation(config, data, run)
-    tested = testing.test(prediction.load_model(run), data, "test", config.data.batch_size)
+    tested = testing.test(loading.load_model(run), data, "test", config.data.batch_size)
     plots.confusion_matrix(tested.confusion_matrix, data.classes, run.path / "confusion_matrix.png")
     result = training.result(
         test_images=len(tested.labels),
