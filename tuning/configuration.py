@@ -13,7 +13,7 @@ from trainers.configuration import (
     OptimisationConfig,
 )
 from trainers.flags import flag, same_flag
-from tuning import ranges
+from tuning.space import ranges
 
 
 @dataclasses.dataclass(frozen=True)

@@ -65,7 +65,7 @@ def run_alone(config: SweepConfig) -> dict:
     import tensorflow as tf
 
     from trainers import data as run_data
-    from tuning.search_space import SearchSpace
+    from tuning.space.search_space import SearchSpace
 
     space = SearchSpace(config, run_data.load(config.data))
     size = (config.data.image_size, config.data.image_size)

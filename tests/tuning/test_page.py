@@ -8,9 +8,9 @@ import re
 
 import pytest
 
-from tuning import importance, page, parallel, plots
-from tuning.ranges import Range
-from tuning.table import Row
+from tuning.pages import importance, page, parallel, plots
+from tuning.pages.table import Row
+from tuning.space.ranges import Range
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 RANGES = {

@@ -14,7 +14,7 @@ from pizza_steak.errors import UserError
 from trainers import data as run_data
 from trainers.flags import to_flags
 from tuning.configuration import SpaceConfig, SweepConfig
-from tuning.search_space import SearchSpace
+from tuning.space.search_space import SearchSpace
 
 NAMES = {field.name for field in dataclasses.fields(SpaceConfig)}
 CONVOLUTIONAL = {

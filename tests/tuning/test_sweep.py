@@ -221,7 +221,7 @@ def test_workers_and_trials_are_killed_and_ctrl_c_ends_it_in_order(start_sweep, 
     os.killpg(process.pid, signal.SIGINT)
     stdout, stderr = process.communicate()
     assert (process.returncode, stderr) == (128 + signal.SIGINT, "interrupted\n")
-    assert f"(trial {taken.name}); the same command goes on" in stdout
+    assert f"(trial {taken.name}); run the same command to resume" in stdout
     assert (folder / "sweep.html").exists()
     status = {row["trial"]: row["status"] for row in table(folder)}
     assert status == {taken.name: "completed", failing.name: "failed", "2": "running"}
@@ -336,18 +336,22 @@ def test_best_flags_repeat_the_best_run(finished, tmp_path):
 
 @pytest.mark.slow
 def test_the_same_again_trains_nothing_and_says_the_same(finished, flags):
-    from tuning import search
+    from tuning.search import oracles, running, winner
+    from tuning.search.plan import Plan
+    from tuning.search.progress import Progress
 
     stdout, folder = finished
     parts = [modified(folder / part) for part in ("trials", "best", "oracle")]
     before = table(folder), (folder / "best.flags").read_text()
-    sweep = search.Sweep.plan(parse_flags(*flags, f"--sweep_dir={folder}", config=SweepConfig))
-    sweep.start()
-    oracle = sweep.go_on(remote=False)
-    sweep.run_trials(oracle, distributed=False)
-    winner = sweep.train_best(oracle)
-    sweep.write(oracle, winner)
-    assert stdout.endswith(f"{sweep.summary(oracle, winner)}\n")
+    plan = Plan.make(parse_flags(*flags, f"--sweep_dir={folder}", config=SweepConfig))
+    plan.folder.start()
+    oracle = oracles.make(plan.config, plan.space, remote=False)
+    plan.folder.open_oracle(oracle)
+    progress = Progress(plan, oracle)
+    running.run_trials(plan, oracle, distributed=False)
+    best = winner.train(progress)
+    progress.write(best)
+    assert stdout.endswith(f"{progress.summary(best)}\n")
     assert [modified(folder / part) for part in ("trials", "best", "oracle")] == parts
     assert (table(folder), (folder / "best.flags").read_text()) == before
 
@@ -358,69 +362,69 @@ def test_the_same_again_trains_nothing_and_says_the_same(finished, flags):
 @pytest.mark.slow
 @pytest.mark.parametrize("changed", ["--filters=2,4", "--tuner=grid", "--archive={other}"])
 def test_another_sweep_in_the_same_folder_is_refused(finished, flags, make_archive, changed):
-    from tuning import search
+    from tuning.search.plan import Plan
 
     _, folder = finished
     before = snapshot(folder)
     other = make_archive(layout(train_and_test("dark", "middle")), name="shades")
     changed = changed.format(other=other)
     argv = [*flags, f"--sweep_dir={folder}", changed]
-    sweep = search.Sweep.plan(parse_flags(*argv, config=SweepConfig))
+    plan = Plan.make(parse_flags(*argv, config=SweepConfig))
     with pytest.raises(UserError, match="was started with other flags") as caught:
-        sweep.start()
+        plan.folder.start()
     assert changed in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
     assert snapshot(folder) == before
 
 
 def test_other_pictures_under_the_same_name_are_refused(small_flags, make_archive, tmp_path):
-    from tuning import search
+    from tuning.search.plan import Plan
 
     files = layout(train_and_test("dark", "light"))
     archive = make_archive(files, as_zip=False)
     argv = [*small_flags[1:3], f"--archive={archive}", f"--sweep_dir={tmp_path}/sweep"]
     config = parse_flags(*argv, config=SweepConfig)
-    search.Sweep.plan(config).start()
-    search.Sweep.plan(config).start()
+    Plan.make(config).folder.start()
+    Plan.make(config).folder.start()
     before = snapshot(tmp_path)
     (archive / "train/dark/00.png").write_bytes(files["train/dark/01.png"])
     with pytest.raises(UserError):
-        search.Sweep.plan(config).start()
+        Plan.make(config).folder.start()
     assert snapshot(tmp_path) == before
 
 
 @pytest.mark.parametrize("more", [[], ["--overwrite"]])
 def test_a_folder_of_other_files_is_refused(small_flags, tmp_path, more):
-    from tuning import search
+    from tuning.search.plan import Plan
 
     (tmp_path / "best").mkdir()
     (tmp_path / "thesis.tex").write_text("")
     before = snapshot(tmp_path)
     argv = [*small_flags[:3], f"--sweep_dir={tmp_path}", *more]
-    with pytest.raises(UserError, match="holds files that are no search"):
-        search.Sweep.plan(parse_flags(*argv, config=SweepConfig)).start()
+    with pytest.raises(UserError, match="has files that do not belong to a search"):
+        Plan.make(parse_flags(*argv, config=SweepConfig)).folder.start()
     assert snapshot(tmp_path) == before
 
 
 def test_what_a_sweep_killed_at_its_beginning_left_can_be_begun_again(small_flags, tmp_path):
-    from tuning import search
+    from tuning.search.plan import Plan
 
     (tmp_path / f".{'0' * 32}.sweep.flags").write_text("--half")
     (tmp_path / "oracle").mkdir()  # By a worker that came before its chief.
     argv = [*small_flags[:3], f"--sweep_dir={tmp_path}"]
-    search.Sweep.plan(parse_flags(*argv, config=SweepConfig)).start()
+    Plan.make(parse_flags(*argv, config=SweepConfig)).folder.start()
     assert (tmp_path / "sweep.flags").exists()
 
 
 def test_two_searches_are_not_at_work_in_one_folder(small_flags, tmp_path):
-    from tuning import search
+    from tuning.search.plan import Plan
 
     argv = [*small_flags[:3], f"--sweep_dir={tmp_path}/sweep"]
-    sweep = search.Sweep.plan(parse_flags(*argv, config=SweepConfig))
+    plan = Plan.make(parse_flags(*argv, config=SweepConfig))
     with (
-        sweep.alone(),
-        pytest.raises(UserError, match="another search is at work there"),
-        sweep.alone(),
+        plan.folder.lock(),
+        pytest.raises(UserError, match="another search is running there"),
+        plan.folder.lock(),
     ):
         pass
 
@@ -434,11 +438,11 @@ def test_two_searches_are_not_at_work_in_one_folder(small_flags, tmp_path):
     ],
 )
 def test_what_a_sweep_cannot_do_with_is_told_before_it_begins(small_flags, tmp_path, flag, said):
-    from tuning import search
+    from tuning.search.plan import Plan
 
     argv = [*small_flags[:3], f"--sweep_dir={tmp_path}/sweep", flag]
     with pytest.raises(UserError, match=said):
-        search.Sweep.plan(parse_flags(*argv, config=SweepConfig))
+        Plan.make(parse_flags(*argv, config=SweepConfig))
     assert snapshot(tmp_path) == {}
 
 
@@ -467,12 +471,13 @@ TEST = {"test/dark": 6, "test/light": 6}
 def test_the_best_is_tested_on_what_no_trial_has_seen(
     small_flags, make_archive, tmp_path, counts, asked
 ):
-    from tuning import search
+    from tuning.search import final_data
+    from tuning.search.plan import Plan
 
     argv = [*small_flags[:3], f"--archive={make_archive(layout(counts))}", *asked]
     config = parse_flags(*argv, config=SweepConfig)
-    trials = search.Sweep.plan(config).space.data
-    best = run_data.load(search._all_training_images(config, trials))
+    trials = Plan.make(config).space.data
+    best = run_data.load(final_data.data_flags(config, trials))
     seen = {*trials.rows["train"], *trials.rows["validation"]}
     assert sorted(trials.rows["test"]) == sorted(best.rows["test"])
     assert not seen & {*best.rows["test"]}
@@ -493,18 +498,18 @@ def test_the_best_is_tested_on_what_no_trial_has_seen(
 def test_splits_that_leave_no_fair_test_are_told_before_a_search_begins(
     small_flags, make_archive, tmp_path, counts, asked
 ):
-    from tuning import search
+    from tuning.search.plan import Plan
 
     archive = make_archive(layout(counts))
     argv = [*small_flags[:3], f"--archive={archive}", f"--sweep_dir={tmp_path}/sweep", *asked]
     with pytest.raises(UserError, match="pass all three as split strings, or none") as caught:
-        search.Sweep.plan(parse_flags(*argv, config=SweepConfig))
+        Plan.make(parse_flags(*argv, config=SweepConfig))
     assert "\n" not in str(caught.value)
     assert snapshot(tmp_path) == {}
 
 
 def test_half_of_an_environment_of_workers_is_told(monkeypatch):
-    from tuning import distribution
+    from tuning.search import distribution
 
     assert distribution.role() is None
     monkeypatch.setenv("KERASTUNER_TUNER_ID", "worker-3")

@@ -1,4 +1,4 @@
-"""How much of the trials' results each setting explains, by a random forest."""
+"""The importance of settings: how much of the trials' results a random forest explains by each."""
 
 import dataclasses
 import math
@@ -10,26 +10,26 @@ from sklearn.ensemble import RandomForestRegressor
 from sklearn.inspection import permutation_importance
 from sklearn.metrics import r2_score
 
-from tuning.ranges import Range
-from tuning.table import Row
+from tuning.pages.table import Row
+from tuning.space.ranges import Range
 
 LEAST_TRIALS = 10
-_EPOCHS = object()  # As no setting is called.
+_EPOCHS = object()  # A column that no setting's name can equal.
 _TREES = 200
 _REPEATS = 10
 
 
 @dataclasses.dataclass(frozen=True)
 class Importance:
-    """What a forest has found.
+    """The importance of each setting.
 
     Attributes:
-      r_squared: Share of the variance of the results' ranks that it predicts of trials that it has
-        not seen (out of bag); 0 or less is no better than their mean.
-      settings: For each setting how much of `r_squared` is lost where its values are shuffled, the
-        greatest first; about 0 is none.
-      epochs: The same for the epochs of training, where the forest has been told them.
-      trials: How many it has been told of.
+      r_squared: The share of the variance of the ranks that the forest predicts for trials it has
+        not seen (out of bag); 0 or less is no better than predicting the mean.
+      settings: How much of `r_squared` is lost when the values of a setting are shuffled, the
+        greatest first; about 0 is unimportant.
+      epochs: The same for the epochs of training, if the forest has them as an input.
+      trials: The number of trials that the forest has learned from.
     """
 
     r_squared: float
@@ -39,30 +39,30 @@ class Importance:
 
 
 def measure(rows: Sequence[Row], ranges: Mapping[str, Range]) -> Importance | None:
-    """Permutation importance (Breiman, "Random Forests", 2001) of the settings that are searched.
+    """Returns the permutation importance (Breiman, "Random Forests", 2001) of searched settings.
 
-    A random forest learns to predict the result of a trial from its settings. Each tree is drawn
-    from some of the trials; it is judged by the others, for of what it has learned by heart any
-    setting, even noise, would seem important. It predicts ranks, so that one loss that diverged
-    does not outweigh all others, and a loss and an accuracy are treated alike.
+    A random forest learns to predict the result of a trial from its settings. Each tree learns from
+    some of the trials and is judged by the others: on trials that it has learned, even noise would
+    seem important. The forest predicts ranks, so that one diverged loss does not outweigh all other
+    results, and losses and accuracies are treated alike.
 
-    Numbers stand for themselves (to a tree a logarithm makes no difference), other values for their
-    place in the range. A setting that means nothing to a trial is a missing value, which each split
-    sends to the side that it fits better. Of trials with the same settings only the one that was
-    trained longest counts: else the forest would be judged by what it has seen. Where there are
-    such, as of hyperband, which decides how long a trial is trained, the forest is told the epochs,
-    too. Else they are what came of the settings, by early stopping, and it is not.
+    A number is its own input (for a tree, its logarithm would be the same); any other value is its
+    index in the range. A setting that a trial does not use is a missing value, which each split
+    sends to the side that fits better. Of several trials with the same settings only the longest
+    counts: otherwise the forest would be judged by trials that it has seen. If there are such
+    trials, as with hyperband, which decides how long a trial trains, the epochs are an input too.
+    Otherwise the epochs are a result of the settings, by early stopping, and not an input.
 
-    It does not say which value is best, nor what is important outside of the ranges. Settings that
-    go together, as the units of layers and their number, share their importance.
+    The importance does not say which value is best, nor what is important outside the ranges.
+    Settings that belong together, such as the number of layers and their units, share it.
 
     Args:
-      rows: Those that are not completed are left out.
-      ranges: By the settings' names; those of one value are not searched.
+      rows: The trials; those that are not completed are left out.
+      ranges: The ranges by the settings' names; a setting with one value is not searched.
 
     Returns:
-      None for fewer than `LEAST_TRIALS` completed trials of different settings, or if there is
-      nothing to explain.
+      None if there are fewer than `LEAST_TRIALS` completed trials of different settings, or if all
+      results are equal.
     """
     searched = {name: values for name, values in ranges.items() if len(values.values) != 1}
     scored = sorted(completed(rows), key=lambda row: row.epochs)
@@ -82,7 +82,7 @@ def measure(rows: Sequence[Row], ranges: Mapping[str, Range]) -> Importance | No
     unseen = [np.setdiff1d(np.arange(len(kept)), drawn) for drawn in forest.estimators_samples_]
 
     def out_of_bag(forest, encoded, ranks):
-        """R2 of predictions of each trial by the trees that were drawn without it."""
+        """Returns R2 of the predictions for each trial by the trees that have not seen it."""
         total, trees = np.zeros(len(ranks)), np.zeros(len(ranks))
         encoded = encoded.astype(np.float32)
         for tree, others in zip(forest.estimators_, unseen, strict=True):
@@ -103,7 +103,7 @@ def measure(rows: Sequence[Row], ranges: Mapping[str, Range]) -> Importance | No
 
 
 def completed(rows: Sequence[Row]) -> list[Row]:
-    """The trials that have come to a result."""
+    """Returns the completed trials with a finite result."""
     return [
         row
         for row in rows

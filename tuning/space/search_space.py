@@ -20,7 +20,7 @@ from trainers.configuration import (
 )
 from trainers.models import networks
 from tuning.configuration import SpaceConfig, SweepConfig
-from tuning.ranges import Range
+from tuning.space.ranges import Range
 
 _AUGMENTATIONS = {
     "none": AugmentationConfig(),
