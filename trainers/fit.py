@@ -2,14 +2,14 @@
 
 python -m trainers.fit --flagfile=tinyvgg.flags --archive=~/pizza_steak.zip
 
-SIGTERM, which Slurm, Kubernetes and spot machines send before they take the machine, ends training
-after the step that it comes in: all is saved, and the exit status is 75. For job scripts, the same
-command starts the run and goes on with it:
+Slurm, Kubernetes and spot machines send SIGTERM before they take a machine away. It ends training
+after the current step: a checkpoint is saved, and the exit status is 75. In job scripts, the same
+command starts and resumes the run:
 
 python -m trainers.fit --flagfile=tinyvgg.flags --run_dir=runs/pizza --resume=auto
 
-Several processes that TF_CONFIG or Slurm tells of each other, each with this command, train one
-model together; the first of them writes the run directory.
+With TF_CONFIG or Slurm, several processes that run this command train one model together; the first
+of them writes the run directory.
 """
 
 from trainers import command
@@ -17,8 +17,9 @@ from trainers.configuration import FitConfig
 
 
 def main(config: FitConfig) -> None:
-    from trainers.hardware import clusters  # TensorFlow, which --help must not wait for.
-    from trainers.training import loop  # TensorFlow, which --help must not wait for.
+    # Both import TensorFlow, for which --help must not wait.
+    from trainers.hardware import clusters
+    from trainers.training import loop
 
     print(loop.fit(config, clusters.from_environment(config)).summary())
 

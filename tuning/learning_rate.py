@@ -11,7 +11,8 @@ from tuning.configuration import LearningRateConfig
 
 
 def main(config: LearningRateConfig) -> None:
-    from tuning import learning_rate_finder  # Imports TensorFlow, slowly.
+    # Imports TensorFlow, for which --help must not wait.
+    from tuning import learning_rate_finder
 
     print(learning_rate_finder.run(config).summary())
 

@@ -8,7 +8,8 @@ from tuning.configuration import SweepConfig
 
 
 def main(config: SweepConfig) -> None:
-    from tuning.search import loop  # Imports TensorFlow, which is slow, so --help comes first.
+    # Imports TensorFlow, for which --help must not wait.
+    from tuning.search import loop
 
     print(loop.search(config))
 

@@ -324,8 +324,8 @@ def test_sigterm_is_not_lost_while_a_process_waits_for_others(start):
 def test_unequal_devices_are_refused(start, tmp_path):
     processes = start(2, changes={0: TWO_DEVICES})
     message = (
-        "devices 1 CPU: differ from the chief's, 2 CPU; expected as many of one kind in every "
-        "process (--devices)\n"
+        "devices 1 CPU: the chief has 2 CPU; expected as many of the same kind in every process "
+        "(--devices)\n"
     )
     assert processes.ends(60) == [
         (1, f"error: worker 1 ({processes.addresses[1]}) has ended: {message}"),

@@ -420,7 +420,7 @@ def test_the_command_prints_the_numbers_and_nothing_else(untrained, tmp_path):
     assert (status, stderr) == (0, "")
     result = result_of(untrained)
     assert f"accuracy {scores.test_accuracy_text(result)}, loss {result['test_loss']:.4f}" in stdout
-    assert f"figures in {tmp_path}/out" in stdout
+    assert f"figures saved to {tmp_path}/out" in stdout
 
 
 @pytest.mark.slow
