@@ -25,9 +25,15 @@ class DataConfig:
         "pizza_steak/photos",
         "pizza_steak/photos (needs a download) or pizza_steak/sample (rendered, needs no network).",
     )
-    archive: str | None = flag(None, "Zip file or folder of class folders, in place of --dataset.")
+    archive: str | None = flag(
+        None,
+        "Zip file or folder of class folders, in place of --dataset.",
+        per_process=True,
+    )
     data_dir: str | None = flag(
-        None, "Folder for records and decoded images; by default ~/tensorflow_datasets."
+        None,
+        "Folder for records and decoded images; by default ~/tensorflow_datasets.",
+        per_process=True,
     )
     train_split: str | None = flag(
         None,
@@ -98,6 +104,7 @@ class DataConfig:
         "Where to keep decoded images: on disk for all later runs, in the memory of this run, or "
         "nowhere; by default on disk, and nowhere with --data_service.",
         ("disk", "memory", "none"),
+        per_process=True,
     )
     data_on_device: bool = flag(
         False,
@@ -109,6 +116,8 @@ class DataConfig:
         "Address grpc://host:port of a tf.data service that decodes and augments the images; "
         "python -m trainers.data_service prints it.",
         check=_check_address,
+        identity=False,
+        per_process=True,
     )
     on_bad_image: str = flag(
         "fail",
@@ -312,6 +321,7 @@ class DevicesConfig:
         "Number of devices, the first ones are used, or indices such as 0,2; by default all GPUs, "
         "or without a GPU all of --cpu_devices.",
         minimum=0,
+        per_process=True,
     )
     cpu_devices: int | None = flag(
         None,
@@ -351,6 +361,8 @@ class ClusterConfig:
         "Seconds to wait for the other processes at the start, and at most for one that has died "
         "or is silent; then the run ends and names that process.",
         minimum=1.0,
+        identity=False,
+        per_process=True,
     )
 
 
@@ -372,19 +384,27 @@ def checkpoint_interval(text: str) -> tuple[float, float]:
 class RunConfig:
     """What the run writes, and where."""
 
-    run_dir: str | None = flag(None, "Folder of the run; by default runs/<model>-<time>.")
-    overwrite: bool = flag(False, "Replace the run in --run_dir.")
+    run_dir: str | None = flag(
+        None,
+        "Folder of the run; by default runs/<model>-<time>.",
+        identity=False,
+        per_process=True,
+    )
+    overwrite: bool = flag(False, "Replace the run in --run_dir.", identity=False, per_process=True)
     resume: bool | str = flag(
         False,
         "Resume the run in --run_dir from its last checkpoint; auto: resume if there is a run, "
         "else start one.",
         ("auto",),
+        identity=False,
+        per_process=True,
     )
     checkpoint_every: str = flag(
         "epoch",
         "When to save the checkpoint that --resume continues from: after every epoch, or also "
         "within epochs, after this many steps (500) or seconds (60s).",
         check=checkpoint_interval,
+        identity=False,
     )
     tensorboard: bool = flag(True, "Write logs for TensorBoard.")
 

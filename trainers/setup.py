@@ -74,6 +74,8 @@ def prepare(
     networks.fitting_sizes(config.model, run_data.format_of(config.data).shape)
     optimizers.optimizer_class(config.optimisation.optimizer)
     data = load(config.data)
+    # A backup finds variables by their paths, in which Keras numbers the layers of the process.
+    keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(config.optimisation.seed)
     chosen.set_precision()
     with chosen.scope():

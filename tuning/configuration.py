@@ -124,7 +124,9 @@ class SearchConfig:
     """How to search, and where to write the results."""
 
     sweep_dir: str = flag(
-        "runs/sweep", "Folder of the search; an existing search with the same flags is resumed."
+        "runs/sweep",
+        "Folder of the search; an existing search with the same flags is resumed.",
+        identity=False,
     )
     tuner: str = flag(
         "random",
@@ -143,22 +145,31 @@ class SearchConfig:
         None,
         "Most trials; by default 30, or with hyperband and grid all that there are.",
         minimum=1,
+        identity=False,
     )
     time_budget: float | None = flag(
-        None, "Seconds of search after which no trial starts.", minimum=0.0
+        None, "Seconds of search after which no trial starts.", minimum=0.0, identity=False
     )
-    workers: int = flag(1, "Number of processes on this machine that run trials.", minimum=1)
+    workers: int = flag(
+        1, "Number of processes on this machine that run trials.", minimum=1, identity=False
+    )
     worker_timeout: float = flag(
-        60.0, "Seconds of silence after which a worker's trial goes to another worker.", minimum=1
+        60.0,
+        "Seconds of silence after which a worker's trial goes to another worker.",
+        minimum=1,
+        identity=False,
     )
     final_epochs: int | None = flag(
         None,
         "Epochs of the final training of the best model; by default --max_epochs, or with early "
         "stopping the best epoch of its trial.",
         minimum=1,
+        identity=False,
     )
-    tensorboard: bool = flag(True, "Write settings and results for TensorBoard's HParams.")
-    overwrite: bool = flag(False, "Replace the search in --sweep_dir.")
+    tensorboard: bool = flag(
+        True, "Write settings and results for TensorBoard's HParams.", identity=False
+    )
+    overwrite: bool = flag(False, "Replace the search in --sweep_dir.", identity=False)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -240,7 +240,7 @@ def test_a_chief_killed_in_a_trial_goes_on_with_workers_that_outlived_it(start_s
         return start_sweep(folder, SOUND, "--worker_timeout=15", environment=environment)
 
     def epochs() -> int:
-        return run_directory.Run(folder / "trials" / "2", "", resumed=True).progress.epochs
+        return run_directory.Run(folder / "trials" / "2").progress.epochs
 
     before = epochs()
     worker, chief = start("worker"), start("chief")  # Who comes first does not matter.
@@ -301,7 +301,7 @@ def test_the_table_has_a_row_for_each_trial_and_the_reason_of_one_that_failed(fi
         run = folder / "trials" / row["trial"]
         assert float(row["val_accuracy"]) == max(result_of(run)["history"]["val_accuracy"])
         assert row["epochs"] == str(EPOCHS) == str(len(rows(run)))
-        config = run_directory.Run(run, "", resumed=True).config
+        config = run_directory.Run(run).config
         assert str(config.model.filters) == row["filters"]
         assert str(config.optimisation.learning_rate_schedule) == row["learning_rate_schedule"]
     assert "3 trials (2 completed, 1 failed)" in stdout
@@ -311,7 +311,7 @@ def test_the_table_has_a_row_for_each_trial_and_the_reason_of_one_that_failed(fi
 def test_no_trial_is_tested_and_the_best_is_on_all_that_they_were_trained_on(finished):
     stdout, folder = finished
     for trial in ("0", "2"):
-        data = run_directory.Run(folder / "trials" / trial, "", resumed=True).config.data
+        data = run_directory.Run(folder / "trials" / trial).config.data
         assert (data.train_split, data.validation_split) == (None, None)
         assert not any("test" in name for name in result_of(folder / "trials" / trial))
     best = run_directory.open_run(folder / "best")
@@ -391,6 +391,41 @@ def test_other_pictures_under_the_same_name_are_refused(small_flags, make_archiv
     with pytest.raises(UserError):
         Plan.make(config).folder.start()
     assert snapshot(tmp_path) == before
+
+
+@pytest.fixture
+def started(small_flags, tmp_path):
+    """`started(*flags)`: starts a search of one trial, or goes on with it; its sweep.flags."""
+    from tuning.search.plan import Plan
+
+    def start(*flags: str) -> pathlib.Path:
+        argv = [*small_flags[:3], f"--sweep_dir={tmp_path}/sweep", "--max_trials=1", *flags]
+        Plan.make(parse_flags(*argv, config=SweepConfig)).folder.start()
+        return tmp_path / "sweep" / "sweep.flags"
+
+    return start
+
+
+def test_a_search_goes_on_with_other_flags_that_are_not_its_identity(started):
+    before = started().read_text()
+    others = ["--max_trials=9", "--time_budget=9", "--workers=2", "--worker_timeout=9"]
+    others += ["--final_epochs=9", "--notensorboard", "--data_service=grpc://localhost:5050"]
+    assert started(*others).read_text() == before
+
+
+def test_a_search_goes_on_whatever_the_comments_and_new_flags_are(started):
+    *lines, fingerprint = started().read_text().splitlines()
+    old = ["# Reworded." if line.startswith("#") else line for line in lines]
+    old.remove("--augment_on=host")
+    flags = started()
+    flags.write_text("\n".join([*old, fingerprint]))
+    started()
+    with pytest.raises(UserError, match=r"\(--augment_on=host, now --augment_on=device\)"):
+        started("--augment_on=device")
+
+    flags.write_text("\n".join([*old, "--flux_capacitor=1", fingerprint]))
+    with pytest.raises(UserError, match=f"{flags}: --flux_capacitor is not a flag of this version"):
+        started()
 
 
 @pytest.mark.parametrize("more", [[], ["--overwrite"]])

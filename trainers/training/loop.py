@@ -19,14 +19,9 @@ from trainers.finished import loading, testing
 from trainers.hardware import clusters, devices, preemption
 from trainers.models import preprocessing
 from trainers.pages import plots
-from trainers.runs import descriptions, run_directory, scores
+from trainers.runs import descriptions, identity, scores
+from trainers.runs.run_directory import Run, kept_epoch, plan
 from trainers.training import callbacks, resident
-
-# Flags that may differ between the processes that train together, besides those of the run.
-_BY_PROCESS = (
-    *("run_dir", "overwrite", "resume", "cluster_timeout"),
-    *("archive", "data_dir", "decoded_cache", "devices"),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +44,7 @@ class FitResult:
         if self.chief:
             return f"trained with {self.chief}, which saved the results to {self.run_dir}"
         history = values["history"]
-        kept = run_directory.kept_epoch(history)
+        kept = kept_epoch(history)
         metrics = [name for name in ("val_accuracy", "val_loss") if name in history]
         said = ", ".join(f"{name} {history[name][kept]:.4f}" for name in metrics or ["accuracy"])
         return "\n".join(
@@ -105,8 +100,8 @@ def fit(config: FitConfig, cluster: clusters.Cluster | None = None) -> FitResult
     return FitResult(run.path, result, None if chosen.is_chief else cluster.name(0))
 
 
-def _plan(config: FitConfig) -> tuple[run_directory.Run, dict[str, Any] | None]:
-    run = run_directory.plan(config)
+def _plan(config: FitConfig) -> tuple[Run, dict[str, Any] | None]:
+    run = plan(config)
     return run, run.result if run.finished else None
 
 
@@ -147,27 +142,24 @@ class Training:
     """
 
     ready: setup.Setup
-    run: run_directory.Run
+    run: Run
     moved: resident.Resident | None
     clock: callbacks.Clock
 
     @classmethod
-    def prepare(
-        cls, config: FitConfig, run: run_directory.Run, chosen: devices.Devices
-    ) -> "Training":
+    def prepare(cls, config: FitConfig, run: Run, chosen: devices.Devices) -> "Training":
         """Loads the images and builds the model; writes decoded images only.
 
         Raises:
           UserError: The user has to change something.
         """
         clock = callbacks.Clock()
-        asked = run_directory.flags_to_repeat(config, without=_BY_PROCESS)
         _check_schedule(config)
 
         def load(data_config: DataConfig) -> run_data.Data:
             data = run_data.load(data_config)
             fingerprint = data.records.fingerprint
-            _check_same_everywhere(chosen, asked, fingerprint)
+            _check_same_everywhere(chosen, config, fingerprint)
             chosen.from_chief(lambda: run.check_same_batches(fingerprint, data_config.batch_size))
             return data
 
@@ -279,23 +271,28 @@ class Training:
         }
 
 
-def _check_same_everywhere(chosen: devices.Devices, asked: str, fingerprint: str) -> None:
+def _check_same_everywhere(chosen: devices.Devices, config: FitConfig, fingerprint: str) -> None:
     """Checks that this process trains as the chief does.
 
     Raises:
-      UserError: Its flags or pictures are others, or what it computes in is.
+      UserError: Its flags, its images, its precision or its use of XLA are others.
     """
-    mine = {
-        "flags": asked,
-        "pictures (their fingerprint)": fingerprint,
+    own = {
+        "images (their fingerprint)": fingerprint,
         "precision": chosen.precision,
-        "jit_compile": str(chosen.jit_compile),
+        "jit_compile": chosen.jit_compile,
     }
-    for name, chiefs in chosen.from_chief(lambda: mine).items():
-        if differing := run_directory.differing_lines(chiefs, mine[name]):
+    chiefs_config, chiefs = chosen.from_chief(lambda: (config, own))
+    differing = {"flags": identity.differences_from_chief(chiefs_config, config)} | {
+        name: f"{chiefs[name]}, here {value}"
+        for name, value in own.items()
+        if value != chiefs[name]
+    }
+    for name, values in differing.items():
+        if values:
             raise UserError(
-                f"{name}: differ from the chief's ({differing}); expected the same command and "
-                "pictures in every process, or --strategy=none for runs of their own"
+                f"{name}: differ from the chief's ({values}); expected the same command and "
+                "images in every process, or --strategy=none for separate runs"
             )
 
 
@@ -341,7 +338,7 @@ def _logging_callbacks(training: Training) -> list[keras.callbacks.Callback]:
     return made
 
 
-def _draw_augmentation(config: FitConfig, data: run_data.Data, run: run_directory.Run) -> None:
+def _draw_augmentation(config: FitConfig, data: run_data.Data, run: Run) -> None:
     """Draws some training images, original and as augmented in the first epochs."""
     # New layers: drawing advances the random generators of Keras's layers.
     seed = config.optimisation.seed

@@ -18,21 +18,10 @@ import filelock
 
 from pizza_steak import atomic
 from pizza_steak.errors import UserError
-from trainers.runs import run_directory
+from trainers.runs import identity
 from tuning.configuration import SweepConfig
 from tuning.search import oracles
 
-# Flags that may change when a search is resumed.
-_FREE = (
-    "sweep_dir",
-    "max_trials",
-    "time_budget",
-    "workers",
-    "worker_timeout",
-    "final_epochs",
-    "tensorboard",
-    "overwrite",
-)
 # The flags come last: until all parts are removed, the folder still counts as a search.
 _PARTS = ("oracle", "trials", "trials.csv", "best.flags", "best", "sweep.html", "sweep.flags")
 
@@ -80,17 +69,20 @@ class Folder:
         Raises:
           UserError: The folder holds another search, or other files.
         """
-        flags = run_directory.flags_to_repeat(self.config, without=_FREE)
-        flags += f"# Of pictures with the fingerprint\n# {self.fingerprint}\n"
         there = self.path / "sweep.flags"
         if self.config.search.overwrite and there.exists():
             for part in _PARTS:
                 atomic.remove(self.path / part)
         if there.exists():
-            if changed := run_directory.differing_lines(there.read_text(), flags):
+            if changed := identity.changes(identity.read(SweepConfig, there), self.config):
                 raise UserError(
-                    f"sweep_dir {self.path}: was started with other flags (differing: "
-                    f"{changed}); pass --overwrite to replace that search, or another --sweep_dir"
+                    f"sweep_dir {self.path}: was started with other flags ({changed}); pass "
+                    "--overwrite to replace that search, or another --sweep_dir"
+                )
+            if there.read_text().splitlines()[-1] != f"# {self.fingerprint}":
+                raise UserError(
+                    f"sweep_dir {self.path}: the images have changed since the search was started; "
+                    "pass --overwrite to replace that search, or another --sweep_dir"
                 )
             return
         if not atomic.holds_only(self.path, _PARTS):
@@ -100,7 +92,10 @@ class Folder:
             )
         self.path.mkdir(parents=True, exist_ok=True)
         with atomic.atomic_path(there) as temporary:
-            temporary.write_text(flags)
+            temporary.write_text(
+                f"{identity.to_flagfile(self.config)}"
+                f"# The fingerprint of the images:\n# {self.fingerprint}\n"
+            )
 
     def open_oracle(self, oracle: oracles.Durable) -> None:
         """Lets an oracle keep its state in the folder, and restores the state that is there.
