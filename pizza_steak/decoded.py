@@ -1,11 +1,13 @@
 """Pictures decoded: once into an array that is memory-mapped, or each time they are asked for."""
 
 import dataclasses
+import functools
 import json
 import math
 import os
 import pathlib
 import shutil
+import types
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -22,6 +24,8 @@ from pizza_steak.records import Records
 
 CACHES = ("disk", "memory", "none")
 _RECORDS_READ_AT_ONCE = 64
+# TensorFlow's tensors start at multiples of so many bytes, as does the data of a .npy file.
+_ALIGNMENT = 64
 # How many batches to make at once is known here. tf.data's autotuner would delay the end of an
 # iteration by up to several seconds: it sleeps for twice as long each time, and is waited for.
 WITHOUT_AUTOTUNE = tf.data.Options()
@@ -45,16 +49,30 @@ class Pictures(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class DecodedPictures:
-    """Pictures in an array of shape (N, height, width, channels), uint8; zeros where one is bad."""
+    """Images in an array of shape (N, height, width, channels), uint8; bad images are zeros."""
 
     array: np.ndarray
     bad: Mapping[int, str]
-    parallel_calls: int = 2  # A gather is bound by memory: more would only hold more batches.
+    parallel_calls: int = 2  # Memory bounds a gather: more calls would only hold more batches.
 
     def gather(self, rows: tf.Tensor) -> tf.Tensor:
-        # In NumPy, because TensorFlow would copy a captured array of any size into its graph.
-        images = tf.numpy_function(self.array.__getitem__, [rows], tf.uint8, stateful=False)
+        # A graph holds a reference to a captured dataset, but a copy of a captured tensor.
+        array = self._dataset.get_single_element()
+        with tf.device("CPU"):  # A GPU would first copy the whole array to its memory.
+            images = tf.gather(array, rows)
         return tf.ensure_shape(images, (*rows.shape, *self.array.shape[1:]))
+
+    @functools.cached_property
+    def _dataset(self) -> tf.data.Dataset:
+        """A dataset whose one element is the array, without a copy if the array is aligned."""
+        with tf.init_scope(), tf.device("CPU"):
+            if self.array.ctypes.data % _ALIGNMENT:
+                return tf.data.Dataset.from_tensors(tf.constant(self.array))
+            # NumPy exports no read-only array to TensorFlow 2.21, which only reads what it gathers.
+            interface = self.array.__array_interface__ | {"data": (self.array.ctypes.data, False)}
+            owner = types.SimpleNamespace(__array_interface__=interface, array=self.array)
+            tensor = tf.experimental.dlpack.from_dlpack(np.asarray(owner).__dlpack__())
+            return tf.data.Dataset.from_tensors(tensor)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +142,7 @@ def decode(
         logging.warning("no room on the disk for the decoded array: decoding as pictures are used")
         cache = "none"
     if cache == "memory":
-        array = np.zeros((len(records.labels), *format.shape), np.uint8)
+        array = _aligned_zeros((len(records.labels), *format.shape))
         bad = _decode_all(records, format, array.__setitem__)
         pictures = DecodedPictures(array, bad)
     elif cache == "none" and not os.access(records.folder, os.W_OK):
@@ -144,6 +162,13 @@ def decode(
     for name, reason in failures:
         logging.warning("left out, because it cannot be decoded: %s (%s)", name, reason)
     return pictures
+
+
+def _aligned_zeros(shape: tuple[int, ...]) -> np.ndarray:
+    size = math.prod(shape)
+    buffer = np.zeros(size + _ALIGNMENT, np.uint8)
+    start = -buffer.ctypes.data % _ALIGNMENT
+    return buffer[start : start + size].reshape(shape)
 
 
 def _fits(records: Records, format: Format) -> bool:

@@ -12,6 +12,7 @@ import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from pizza_steak.errors import UserError
 from trainers.configuration import DevicesConfig
 from trainers.flags import Numbers
 from trainers.hardware import preemption
@@ -161,8 +162,6 @@ def choose(config: DevicesConfig, cluster: "Cluster | None" = None) -> Devices:
     """
     import tensorflow as tf
 
-    from pizza_steak.errors import UserError
-
     if config.precision not in _PRECISIONS:
         raise UserError(
             f"precision {config.precision!r}: unknown; expected one of {', '.join(_PRECISIONS)}"
@@ -219,8 +218,6 @@ def _split_cpu(count: int) -> None:
     """Makes so many devices of the CPU, and takes GPUs out of sight, which would be preferred."""
     import tensorflow as tf
 
-    from pizza_steak.errors import UserError
-
     cpu = tf.config.list_physical_devices("CPU")[0]
     try:
         tf.config.set_visible_devices([], "GPU")
@@ -236,8 +233,6 @@ def _split_cpu(count: int) -> None:
 
 def _indices(asked: Numbers | None, kind: str, count: int) -> list[int]:
     """Which of `count` devices of a kind are asked for."""
-    from pizza_steak.errors import UserError
-
     if asked is None:
         return list(range(count))
     indices = asked if isinstance(asked, tuple) else range(asked) if asked == int(asked) else ()
@@ -284,8 +279,6 @@ def _cpu_has_bfloat16() -> bool:
 
 def _jit_compile(config: DevicesConfig, kind: str, replicas: int) -> tuple[bool, str]:
     """Whether XLA compiles the training step, and why."""
-    from pizza_steak.errors import UserError
-
     # On CPU devices it ends in an error, on GPUs it has been seen to hang (keras issue 20763).
     several = "XLA cannot compile a step of several replicas"
     if config.jit_compile == "auto":
