@@ -15,6 +15,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from pizza_steak.configuration import TransformConfig
+
 FILL_MODES = ("constant", "nearest", "reflect", "wrap")
 INTERPOLATIONS = ("bilinear", "nearest")
 
@@ -432,58 +434,48 @@ class RandomIntensity(_SeededLayer):
 
 
 def augmentation_layers(
-    *,
-    rotation_range: float = 0.0,
-    width_shift_range: float | Sequence[float] = 0.0,
-    height_shift_range: float | Sequence[float] = 0.0,
-    brightness_range: Sequence[float] | None = None,
-    shear_range: float = 0.0,
-    zoom_range: float | Sequence[float] = 0.0,
-    channel_shift_range: float = 0.0,
-    fill_mode: str = "nearest",
-    cval: float = 0.0,
-    horizontal_flip: bool = False,
-    vertical_flip: bool = False,
-    interpolation_order: int = 1,
-    seed: int | None = None,
+    config: TransformConfig, seed: int | None = None
 ) -> list[RandomAffine | RandomIntensity]:
-    """The layers that the arguments of ImageDataGenerator stand for, in its order.
+    """Returns the layers that do what ImageDataGenerator does with these arguments, in its order.
 
     Args:
-      interpolation_order: 0 for the nearest pixel, 1 for bilinear.
+      config: The arguments.
       seed: Integer, seeds the generators of the layers; None for random ones.
-      The others are those of `RandomAffine` and `RandomIntensity`.
 
     Returns:
-      Of these the ones that change anything.
+      Only the layers that change images.
 
     Raises:
-      ValueError: As theirs, or interpolation_order is another number.
+      ValueError: The layers refuse an argument, or interpolation_order is neither 0 nor 1.
     """
     affine = {
-        "rotation_range": rotation_range,
-        "width_shift_range": width_shift_range,
-        "height_shift_range": height_shift_range,
-        "shear_range": shear_range,
-        "zoom_range": zoom_range,
-        "horizontal_flip": horizontal_flip,
-        "vertical_flip": vertical_flip,
+        "rotation_range": config.rotation_range,
+        "width_shift_range": config.width_shift_range,
+        "height_shift_range": config.height_shift_range,
+        "shear_range": config.shear_range,
+        "zoom_range": config.zoom_range,
+        "horizontal_flip": config.horizontal_flip,
+        "vertical_flip": config.vertical_flip,
     }
-    if interpolation_order not in (0, 1):
+    if config.interpolation_order not in (0, 1):
         raise ValueError(
-            f"interpolation_order={interpolation_order}: expected 0 (nearest) or 1 (bilinear)"
+            f"interpolation_order={config.interpolation_order}: expected 0 (nearest) or 1 "
+            "(bilinear)"
         )
     layers = [
         RandomAffine(
             **affine,
-            fill_mode=fill_mode,
-            cval=cval,
-            interpolation="bilinear" if interpolation_order else "nearest",
+            fill_mode=config.fill_mode,
+            cval=config.cval,
+            interpolation="bilinear" if config.interpolation_order else "nearest",
             seed=seed,
         ),
         RandomIntensity(
-            brightness_range, channel_shift_range, seed=None if seed is None else seed + 1
+            config.brightness_range,
+            config.channel_shift_range,
+            seed=None if seed is None else seed + 1,
         ),
     ]
-    wanted = any(map(np.any, affine.values())), brightness_range is not None or channel_shift_range
+    changes_intensity = config.brightness_range is not None or config.channel_shift_range
+    wanted = any(map(np.any, affine.values())), changes_intensity
     return list(itertools.compress(layers, wanted))

@@ -1,4 +1,4 @@
-"""Figures of pictures, and how any figure is written."""
+"""Draws and writes figures of images."""
 
 import os
 import warnings

@@ -16,6 +16,7 @@ from PIL import Image
 
 from pizza_steak import augmentation, decoded, decoding, input_pipeline, normalization, records
 from pizza_steak.archive import Archive, Picture, read_archive
+from pizza_steak.configuration import TransformConfig
 from pizza_steak.errors import UserError
 
 # Pillow's names for methods of TensorFlow's.
@@ -180,18 +181,20 @@ def flow_from_directory(
     if data_format == "channels_first":
         image_shape = image_shape[-1:] + image_shape[:-1]
     augmenting = augmentation.augmentation_layers(
-        rotation_range=rotation_range,
-        width_shift_range=width_shift_range,
-        height_shift_range=height_shift_range,
-        brightness_range=brightness_range,
-        shear_range=shear_range,
-        zoom_range=zoom_range,
-        channel_shift_range=channel_shift_range,
-        fill_mode=fill_mode,
-        cval=cval,
-        horizontal_flip=horizontal_flip,
-        vertical_flip=vertical_flip,
-        interpolation_order=interpolation_order,
+        TransformConfig(
+            rotation_range=rotation_range,
+            width_shift_range=width_shift_range,
+            height_shift_range=height_shift_range,
+            brightness_range=brightness_range,
+            shear_range=shear_range,
+            zoom_range=zoom_range,
+            channel_shift_range=channel_shift_range,
+            fill_mode=fill_mode,
+            cval=cval,
+            horizontal_flip=horizontal_flip,
+            vertical_flip=vertical_flip,
+            interpolation_order=interpolation_order,
+        )
     )
     if augmenting and subset == "validation":
         raise UserError(

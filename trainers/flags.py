@@ -1,9 +1,10 @@
-"""Flags from dataclasses and back: one frozen dataclass per concern, one field per flag.
+"""Converts dataclasses to absl flags and back: one frozen dataclass a concern, one field a flag.
 
-Each field stands once, with its default and its help; `define_flags` makes an absl flag of it and
-`from_flags` reads it back. Nothing here imports TensorFlow, so that --help answers at once.
+A configuration is a dataclass whose fields are concerns, such as `FitConfig`. Each flag is defined
+once, with its default and its help. Nothing here imports TensorFlow: --help must be fast.
 """
 
+import collections
 import csv
 import dataclasses
 import io
@@ -13,7 +14,7 @@ from typing import Any
 
 from absl import flags
 
-# Flags of a number, or of several after commas.
+# The type of a flag that takes one number, or several separated by commas.
 Numbers = float | int | tuple[float, ...]
 
 
@@ -25,39 +26,56 @@ def flag(
     minimum: float | None = None,
     maximum: float | None = None,
     check: Callable[[str], Any] | None = None,
+    one_of: str | None = None,
+    repeated: bool = False,
 ) -> Any:
-    """A field that is a flag; `check` raises a ValueError for a text that is none of its values.
+    """Returns a dataclass field that is a flag.
 
-    `choices` are all that a text may be, or what else than a switch a `bool | str`.
+    Args:
+      default: Its default value.
+      help: Its help.
+      choices: The allowed values; of a `bool | str` the words allowed beside true and false.
+      minimum: The smallest allowed number.
+      maximum: The largest allowed number.
+      check: Raises a ValueError if the value is wrong.
+      one_of: Name of a group of flags. Exactly one flag of the group must be given.
+      repeated: Whether the flag may be repeated; its value is the tuple of all values.
     """
-    metadata = {"help": help, "choices": choices, "limits": (minimum, maximum), "check": check}
+    metadata = {
+        "help": help,
+        "choices": choices,
+        "limits": (minimum, maximum),
+        "check": check,
+        "one_of": one_of,
+        "repeated": repeated,
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def same_flag(concern: type, name: str, **changes: Any) -> Any:
-    """A field that is the flag of another concern, but for what is given, such as its default."""
+    """Returns a field with the flag of another concern, with changes such as another default."""
     field = concern.__dataclass_fields__[name]
     metadata = {**field.metadata, **changes}
     return dataclasses.field(default=metadata.pop("default", field.default), metadata=metadata)
 
 
 def fields(config: type) -> Iterator[tuple[str, dataclasses.Field]]:
-    """The (concern, field) pairs of a configuration made of concerns, such as `FitConfig`."""
+    """Yields the (concern name, field) pairs of a configuration."""
     for concern in dataclasses.fields(config):
         for field in dataclasses.fields(concern.type):
             yield concern.name, field
 
 
 class _Numbers(flags.ArgumentParser):
-    """Reads `0.2` as a number and `0.8,1.2` as a tuple; a number without a point is an int."""
+    """Parses `0.2` as a number and `0.8,1.2` as a tuple; a number without a point is an int."""
 
-    syntactic_help = "a number, or several after commas"
+    syntactic_help = "a number, or several separated by commas"
 
     def __init__(self, lower_bound: float | None):
         self._lower_bound = lower_bound
 
     def parse(self, argument: Any) -> Any:
-        if not isinstance(argument, str):  # A default.
+        if not isinstance(argument, str):  # The default.
             return argument
         values = tuple(self._parse_number(text) for text in argument.split(","))
         return values if len(values) > 1 else values[0]
@@ -66,14 +84,14 @@ class _Numbers(flags.ArgumentParser):
         try:
             value = int(text)
         except ValueError:
-            value = float(text)  # absl tells the flag and the ValueError's own words.
+            value = float(text)  # absl reports the flag and this error's message.
         if self._lower_bound is not None and not value >= self._lower_bound:
-            raise ValueError(f"{text}: expected no number below {self._lower_bound:g}")
+            raise ValueError(f"{text}: expected at least {self._lower_bound:g}")
         return value
 
 
 class _Switch(flags.BooleanParser):
-    """Reads a switch, such as `--resume`, that may also be set to a word, as `--resume=auto`."""
+    """Parses a switch, such as `--resume`, that also takes a word, such as `--resume=auto`."""
 
     def __init__(self, words: Sequence[str]):
         super().__init__()
@@ -84,14 +102,19 @@ class _Switch(flags.BooleanParser):
 
 
 def define_flags(config: type, flag_values: flags.FlagValues = flags.FLAGS) -> None:
-    """Defines a flag for each field of a configuration made of concerns."""
+    """Defines an absl flag for each field of the concerns of a configuration."""
+    groups = collections.defaultdict(list)
     for concern in dataclasses.fields(config):
         for field in dataclasses.fields(concern.type):
             _define_flag(field, flag_values, _heading(concern))
+            groups[field.metadata["one_of"]].append(field.name)
+    groups.pop(None, None)
+    for names in groups.values():
+        flags.mark_flags_as_mutual_exclusive(names, required=True, flag_values=flag_values)
 
 
 def help_of(config: type, flag_values: flags.FlagValues = flags.FLAGS) -> str:
-    """What --help says of the flags of a configuration, concern by concern."""
+    """Returns the help of all flags of a configuration, concern by concern."""
     concerns = dataclasses.fields(config)
     return "\n\n".join(flag_values.module_help(_heading(concern)).strip() for concern in concerns)
 
@@ -117,6 +140,8 @@ def _define_flag(field: dataclasses.Field, flag_values: flags.FlagValues, headin
         flags.DEFINE_integer(field.name, field.default, **limits, **common)
     elif kinds == {float}:
         flags.DEFINE_float(field.name, field.default, **limits, **common)
+    elif field.metadata["repeated"]:
+        flags.DEFINE_multi_string(field.name, field.default, **common)
     elif typing.get_origin(*kinds) is tuple:
         flags.DEFINE_list(field.name, field.default, **common)
     else:
@@ -137,7 +162,7 @@ def _validator(check: Callable[[str], Any]) -> Callable[[str], bool]:
 
 
 def from_flags(config: type, flag_values: flags.FlagValues = flags.FLAGS) -> Any:
-    """The configuration that the parsed flags say."""
+    """Returns the configuration with the values of the parsed flags."""
     values = {concern.name: {} for concern in dataclasses.fields(config)}
     for concern, field in fields(config):
         value = flag_values[field.name].value
@@ -146,7 +171,7 @@ def from_flags(config: type, flag_values: flags.FlagValues = flags.FLAGS) -> Any
 
 
 def to_flags(config: Any, without: Container[str] = ()) -> str:
-    """A flagfile that says the same as `config`, without flags that are None or in `without`."""
+    """Returns a flagfile that sets the values of `config`, except None and flags in `without`."""
     lines = []
     for concern in dataclasses.fields(config):
         values = getattr(config, concern.name)

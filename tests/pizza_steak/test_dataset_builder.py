@@ -213,3 +213,17 @@ def test_tfds_builds_it_from_the_command_line(tmp_path):
         capture_output=True,
     )
     assert tfds.builder("pizza_steak/sample", data_dir=tmp_path).info.splits["train"].num_examples
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import pizza_steak, tensorflow_datasets as tfds",
+        "import tensorflow_datasets as tfds, pizza_steak",
+        "import pizza_steak.records, tensorflow_datasets as tfds",
+    ],
+)
+def test_importing_the_package_registers_the_dataset(run_python, imports):
+    program = f"{imports}; print(tfds.builder('pizza_steak/sample').info.full_name)"
+    assert run_python(program).strip() == "pizza_steak/sample/1.0.0"

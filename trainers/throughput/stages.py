@@ -286,7 +286,6 @@ def _image_data_generator_augmented(setting: Setting, done: Done) -> None:
     """The augmentation of `Setting.ranges`, but for what it has no argument for."""
     known = inspect.signature(tf.keras.preprocessing.image.ImageDataGenerator).parameters
     ranges = {name: value for name, value in vars(setting.ranges).items() if name in known}
-    ranges["interpolation_order"] = int(setting.ranges.interpolation_order)
     _image_data_generator(setting, done, **ranges)
 
 
