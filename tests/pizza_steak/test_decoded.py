@@ -136,7 +136,7 @@ def test_all_bad_pictures_are_named_in_one_line(spoilt, cache):
             decode(spoilt, 12, cache=cache)
         message = str(raised.value)
         assert "\n" not in message
-        assert "3 pictures" in message and "--on_bad_image=skip" in message
+        assert "3 images" in message and "--on_bad_image=skip" in message
         assert all(filename in message for filename in BAD)
         assert {filename for filename, _ in raised.value.failures} == BAD
 

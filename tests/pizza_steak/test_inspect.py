@@ -19,7 +19,6 @@ from pizza_steak.archive import read_archive
 from pizza_steak.configuration import InspectConfig, TransformConfig
 from pizza_steak.errors import UserError
 from trainers import configuration as configs
-from trainers.flags import define_flags, from_flags
 
 PACKAGE = pathlib.Path(inspection.__file__).parent
 

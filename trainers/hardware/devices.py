@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pizza_steak.errors import UserError
+from pizza_steak.flags import Numbers
 from trainers.configuration import DevicesConfig
-from trainers.flags import Numbers
 from trainers.hardware import preemption
 
 if TYPE_CHECKING:  # Not when run: --help must not wait for TensorFlow.

@@ -32,8 +32,8 @@ from absl import flags as absl_flags
 from pizza_steak import atomic
 from pizza_steak.atomic import atomic_path, remove
 from pizza_steak.errors import UserError
+from pizza_steak.flags import define_flags, from_flags, to_flags
 from trainers.configuration import FitConfig
-from trainers.flags import define_flags, from_flags, to_flags
 
 if TYPE_CHECKING:
     import keras  # Not when run: a run's numbers can be read without TensorFlow.
