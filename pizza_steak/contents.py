@@ -1,7 +1,7 @@
-"""What identifies an archive: the names and bytes of its images, not where or when it was written.
+"""Identifies an archive by the names and bytes of its images, not by its place or time.
 
-A zip lists the CRC-32 of every image. A folder does not, so its files are read once; a cache keeps
-their checksums.
+A zip lists the CRC-32 of every image. The files of a folder are read once, and a cache keeps their
+checksums.
 """
 
 import concurrent.futures
@@ -31,14 +31,14 @@ def fingerprint(archive: Archive, cache: pathlib.Path) -> str:
 
     Args:
       archive: The listing.
-      cache: A folder for the checksums of files. It may be missing, damaged or read-only: then
-        files are read again.
+      cache: Folder for the checksums of files. If it is missing, damaged or read-only, files are
+        read again.
 
     Returns:
       64 hexadecimal digits.
 
     Raises:
-      ArchiveError: A file cannot be read, or changes meanwhile.
+      ArchiveError: A file cannot be read, or changes while it is read.
     """
     pictures = [(split, p) for split, pictures in archive.splits.items() for p in pictures]
     if archive.path.is_dir():
@@ -87,7 +87,7 @@ def _checksums(
 
 
 def _recall(file: pathlib.Path) -> dict[str, list[int]]:
-    """Returns size, times and CRC-32 of each file by member, as far as they are remembered."""
+    """Returns the cached size, times and CRC-32 of each file, by member."""
     try:
         files = json.loads(file.read_bytes())["files"]
         return {member: list(map(int, entry)) for member, entry in files.items()}

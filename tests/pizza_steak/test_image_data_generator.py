@@ -523,7 +523,10 @@ def test_broken_pictures_are_named_or_left_out(make_archive, flow, jpeg):
         ({"dtype": "float31"}, "dtype='float31': expected a number type"),
         ({"dtype": "string"}, "dtype='string': expected a number type"),
         ({"zca_whitening": True}, "expected at most 12,288"),
-        ({"preprocessing_function": np.mean}, r"returned shape \(\) for an image of \(256, 256, 3\)"),
+        (
+            {"preprocessing_function": np.mean},
+            r"returned shape \(\) for an image of \(256, 256, 3\)",
+        ),
         ({"decoded_cache": "ram"}, "decoded_cache='ram': expected one of 'disk'"),
         ({"on_bad_image": "pass"}, "on_bad_image='pass': expected one of 'fail', 'skip'"),
         ({"interpolation_order": 3}, "interpolation_order=3: expected 0"),
