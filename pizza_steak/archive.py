@@ -108,38 +108,38 @@ class Archive:
             the file that was listed.
         """
         if self.path.is_dir():
-            for picture in self.splits[split]:
-                yield picture, self.read_file(picture)
+            for image in self.splits[split]:
+                yield image, self.read_file(image)
             return
         with _open_zip(self.path) as zip_file:
-            for picture in self.splits[split]:
+            for image in self.splits[split]:
                 try:
-                    yield picture, zip_file.read(picture.member)
+                    yield image, zip_file.read(image.member)
                 except _DAMAGED as error:
-                    raise self._damaged(picture, error) from error
+                    raise self._damaged(image, error) from error
 
-    def read_file(self, picture: Picture) -> bytes:
+    def read_file(self, image: Picture) -> bytes:
         """Returns the bytes of one image of a folder.
 
         Raises:
           ArchiveError: The file cannot be read, or is not the one that was listed.
         """
-        path = self.path / picture.member
+        path = self.path / image.member
         try:
             encoded = path.read_bytes()
             stamp = _stamp(path.stat())
         except OSError as error:
-            raise self._damaged(picture, error) from error
-        if stamp != picture.stamp:
+            raise self._damaged(image, error) from error
+        if stamp != image.stamp:
             raise ArchiveError(
-                f"archive {self.path}: {picture.member} changed while the archive was read; run "
+                f"archive {self.path}: {image.member} changed while the archive was read; run "
                 "the command again when the folder is complete"
             )
         return encoded
 
-    def _damaged(self, picture: Picture, error: Exception) -> ArchiveError:
+    def _damaged(self, image: Picture, error: Exception) -> ArchiveError:
         return ArchiveError(
-            f"archive {self.path}: {picture.member} cannot be read ({error}); "
+            f"archive {self.path}: {image.member} cannot be read ({error}); "
             "fetch or pack the archive again"
         )
 
@@ -157,18 +157,18 @@ def read_archive(path: str | os.PathLike[str], *, follow_links: bool = False) ->
     """
     path = pathlib.Path(path).expanduser()
     left_out: collections.Counter[str] = collections.Counter()
-    pictures = {}
+    images = {}
     for name, member, stamp in _members(path, follow_links):
         kind = _kind_left_out(name)
         if kind is None:
-            pictures[name] = member, stamp
+            images[name] = member, stamp
         else:
             left_out[kind] += 1
 
-    pictures = dict(sorted(pictures.items()))
-    root, has_splits = _layout(path, pictures)
+    images = dict(sorted(images.items()))
+    root, has_splits = _layout(path, images)
     splits = collections.defaultdict(list)
-    for name, (member, stamp) in pictures.items():
+    for name, (member, stamp) in images.items():
         filename = name.removeprefix(root)
         placed = _place(filename.split("/"), has_splits) if name.startswith(root) else None
         if placed is None:
@@ -179,7 +179,7 @@ def read_archive(path: str | os.PathLike[str], *, follow_links: bool = False) ->
 
     classes = _common_classes(path, splits, left_out)
     for split in splits.values():
-        split.sort(key=lambda picture: (picture.label, picture.filename))
+        split.sort(key=lambda image: (image.label, image.filename))
     return Archive(
         path=path,
         classes=classes,
@@ -420,7 +420,7 @@ def _common_classes(
     path: pathlib.Path, splits: Mapping[str, list[Picture]], left_out: Mapping[str, int]
 ) -> tuple[str, ...]:
     """Returns the sorted classes, the same in every split, at least two."""
-    by_split = {split: {p.label for p in pictures} for split, pictures in splits.items()}
+    by_split = {split: {p.label for p in images} for split, images in splits.items()}
     classes = sorted(set().union(*by_split.values()))
     found = ", ".join(f"{count} {kind}" for kind, count in left_out.items())
     others = f" (left out: {found})" if found else ""

@@ -146,11 +146,11 @@ def _fold(x: tf.Tensor, size: tf.Tensor, fill_mode: str) -> tf.Tensor:
 
 
 class _SeededLayer(keras.layers.Layer):
-    """A layer that changes each picture by numbers of its own.
+    """A layer that changes each image by its own random numbers.
 
-    As a layer it augments while it trains and returns its input otherwise, and its numbers come
-    from its own generator; in an input pipeline `augment` draws them from seeds, so that an
-    example's pixels do not depend on its batch.
+    As a layer it draws them from its own generator, and augments only in training. In an input
+    pipeline, `augment` draws them from seeds, so that the pixels of an example do not depend on its
+    batch.
     """
 
     _DRAWS: int
@@ -162,18 +162,18 @@ class _SeededLayer(keras.layers.Layer):
         self._seed_generator = keras.random.SeedGenerator(seed)
 
     def apply(self, images: tf.Tensor, uniforms: tf.Tensor) -> tf.Tensor:
-        """Augments pictures of shape (B, H, W, C) by uniform numbers, a row each."""
+        """Augments images of shape (B, H, W, C) by uniform numbers, one row for each image."""
         raise NotImplementedError
 
     def augment(self, images: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
-        """Augments each picture by its own seed, in training or not.
+        """Augments each image by its own seed, in training or not.
 
         Args:
           images: Shape (B, H, W, C).
-          seeds: Integers of shape (B, 2), such as `input_pipeline.example_seeds` gives.
+          seeds: Integers of shape (B, 2), such as `input_pipeline.example_seeds` returns.
 
         Returns:
-          The shape and dtype of `images`.
+          Images of the same shape and dtype.
         """
         return self.apply(tf.convert_to_tensor(images), self.draw(seeds))
 

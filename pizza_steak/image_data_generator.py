@@ -142,21 +142,21 @@ def flow_from_directory(
         image_dataset_from_directory.
       exif: "apply" turns images upright by their EXIF orientation; "ignore" leaves them as stored,
         as ImageDataGenerator does.
-      data_dir: Where records and decoded pictures are kept; by default `~/tensorflow_datasets`.
+      data_dir: Folder of records and decoded images; by default `~/tensorflow_datasets`.
       decoded_cache: "disk", "memory" or "none"; see `decoded.decode`.
-      on_bad_image: "fail", or "skip" to leave out, with a warning, what cannot be decoded.
+      on_bad_image: "fail", or "skip" to leave out images that cannot be decoded, with a warning.
 
     Returns:
-      Dataset of (images, labels), or of images: both of `dtype`, images of shape (B, *image_shape),
-      labels of (B, classes) or (B,). Its length is the steps of an epoch. It has the attributes of
-      a DirectoryIterator: `class_indices`, `num_classes`, `samples`, `n`, `filenames`, `filepaths`,
-      `classes` and `labels` (the index of each file's class, int32), `batch_size`, `target_size`,
-      `image_shape`; what is made of it, such as by `map`, has not.
+      Dataset of (images, labels), or of images, of dtype `dtype`. Images have shape
+      (B, *image_shape), labels (B, classes) or (B,). Its length is the number of steps per epoch.
+      It has the attributes of a DirectoryIterator: `class_indices`, `num_classes`, `samples`, `n`,
+      `filenames`, `filepaths`, `classes` and `labels` (the index of each file's class, int32),
+      `batch_size`, `target_size`, `image_shape`. Datasets made from it, such as by `map`, do not.
 
     Raises:
-      UserError: An argument, the directory or a picture is not what it must be; one line, where a
-        flag that is named stands for the argument of that name.
-      ValueError: So with a range of the augmentation.
+      UserError: An argument, the directory or an image is wrong. The message is one line; a flag in
+        it means the argument of that name.
+      ValueError: An argument of the augmentation is wrong.
     """
     _check_choice("color_mode", color_mode, decoding.CHANNELS)
     _check_choice("class_mode", class_mode, ("categorical", "binary", "sparse", "input", None))
@@ -220,7 +220,7 @@ def flow_from_directory(
         raise UserError(f"directory {directory}: no images for subset={subset!r}")
 
     example = pictures.gather(tf.constant(rows[:1])).numpy()
-    preprocess = _by_picture(preprocessing_function, example, data_format)
+    preprocess = _by_image(preprocessing_function, example, data_format)
     normalizing = normalization.normalization_layers(
         input_pipeline.batches(pictures, measured_rows, None, batch_size).map(preprocess),
         rescale=rescale or None,
@@ -328,7 +328,7 @@ def _list_files(
     class_indices = _class_indices(classes, archive.classes)
     prepared = records.prepare(archive=archive.path, data_dir=data_dir, follow_links=follow_links)
     names = prepared.filenames.tolist()
-    members = {picture.filename: picture.member for picture in _pictures(archive)}
+    members = {image.filename: image.member for image in _pictures(archive)}
     rows_by_class: list[list[int]] = [[] for _ in class_indices]
     labels = np.zeros(len(names), np.int32)
     # The order of os.walk: a folder's own files come before those of its subfolders.
@@ -356,9 +356,9 @@ def _located(directory: str | os.PathLike[str], follow_links: bool) -> tuple[Arc
     archive = read_archive(root, follow_links=follow_links)
     pictures = list(_pictures(archive))
     tops = {
-        picture.filename.split("/")[0] + "/"
-        for picture in pictures
-        if not picture.filename.startswith(f"{picture.label}/")
+        image.filename.split("/")[0] + "/"
+        for image in pictures
+        if not image.filename.startswith(f"{image.label}/")
     } or {""}
     # A folder around everything is part of the path in a folder, but not in a zip.
     around = pictures[0].member.removesuffix(pictures[0].filename) if root.is_dir() else ""
@@ -393,7 +393,7 @@ def _cut(
     return part(0, validation_split) if subset == "validation" else training, training
 
 
-def _by_picture(
+def _by_image(
     function: Callable[[np.ndarray], np.ndarray] | None, example: np.ndarray, data_format: str
 ) -> Callable[[tf.Tensor], tf.Tensor]:
     """Turns a preprocessing_function into one for batches, channels last, float32 to float32.

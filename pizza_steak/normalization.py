@@ -46,7 +46,7 @@ class SamplewiseNormalization(keras.layers.Layer):
 
 
 def normalization_layers(
-    pictures: tf.data.Dataset,
+    images: tf.data.Dataset,
     *,
     rescale: float | None = 1 / 255,
     samplewise_center: bool = False,
@@ -64,7 +64,7 @@ def normalization_layers(
     rescaled and normalised samplewise.
 
     Args:
-      pictures: One pass over the training images, to measure statistics: batches of shape
+      images: One pass over the training images, to measure statistics: batches of shape
         (B, H, W, C), values 0 to 255. It is read only if statistics are needed.
       rescale: Factor of the pixels; with None the layers take only floats.
       samplewise_center: Subtract each image's mean.
@@ -81,7 +81,7 @@ def normalization_layers(
     Raises:
       UserError: The images are too large for ZCA whitening.
     """
-    shape = pictures.element_spec.shape
+    shape = images.element_spec.shape
     # Built now: a layer that is built while a dataset is traced can only be used in that trace.
     made: list[keras.layers.Layer] = []
 
@@ -95,28 +95,28 @@ def normalization_layers(
         add(SamplewiseNormalization(scale=samplewise_std_normalization, dtype="float32"))
     if featurewise_center or featurewise_std_normalization or zca_whitening:
         measured = keras.layers.Normalization(dtype="float32")
-        measured.adapt(_through(made, pictures))
+        measured.adapt(_through(made, images))
         mean, variance = (np.ravel(value) for value in (measured.mean, measured.variance))
         if zca_whitening or not featurewise_std_normalization:
             variance = np.ones_like(variance)
         add(keras.layers.Normalization(mean=mean, variance=variance, dtype="float32"))
     if zca_whitening:
-        made += _zca_layers(_through(made, pictures), shape[1:], zca_epsilon)
+        made += _zca_layers(_through(made, images), shape[1:], zca_epsilon)
     return made
 
 
-def _through(layers: list[keras.layers.Layer], pictures: tf.data.Dataset) -> tf.data.Dataset:
+def _through(layers: list[keras.layers.Layer], images: tf.data.Dataset) -> tf.data.Dataset:
     def call(images):
         images = tf.cast(images, tf.float32)
         for layer in layers:
             images = layer(images)
         return images
 
-    return pictures.map(call)
+    return images.map(call)
 
 
 def _zca_layers(
-    pictures: tf.data.Dataset, shape: tuple[int, int, int], epsilon: float
+    images: tf.data.Dataset, shape: tuple[int, int, int], epsilon: float
 ) -> list[keras.layers.Layer]:
     values = int(np.prod(shape))
     if values > _MOST_ZCA_VALUES:
@@ -125,7 +125,7 @@ def _zca_layers(
             f"zca_whitening: its matrix for {height} x {width} images of {channels} channels has "
             f"{values:,} rows; expected at most {_MOST_ZCA_VALUES:,}; pass a smaller --image_size"
         )
-    flat = np.concatenate([np.reshape(batch, (-1, values)) for batch in pictures])
+    flat = np.concatenate([np.reshape(batch, (-1, values)) for batch in images])
     vectors, singular, _ = np.linalg.svd(flat.T, full_matrices=False)
     matrix = (vectors * (np.sqrt(len(flat)) / (singular + epsilon))) @ vectors.T
     whiten = keras.layers.Dense(

@@ -85,8 +85,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(archive, split) for split in archive.splits}
 
     def _generate_examples(self, archive: Archive, split: str) -> Iterator[tuple[str, dict]]:
-        for picture, encoded in archive.read(split):
-            yield picture.filename, _example(picture.filename, picture.label, encoded)
+        for image, encoded in archive.read(split):
+            yield image.filename, _example(image.filename, image.label, encoded)
 
     def _generate_samples(self, split: str) -> Iterator[tuple[str, dict]]:
         for filename, label, encoded in sample.pictures(split):
