@@ -128,7 +128,9 @@ def _define_flag(field: dataclasses.Field, flag_values: flags.FlagValues, headin
     common = {"help": field.metadata["help"], "flag_values": flag_values, "module_name": heading}
     limits = dict(zip(("lower_bound", "upper_bound"), field.metadata["limits"], strict=True))
     choices = field.metadata["choices"]
-    if kinds == {bool, str}:
+    if field.metadata["repeated"]:
+        flags.DEFINE_multi_string(field.name, field.default, **common)
+    elif kinds == {bool, str}:
         flags.DEFINE(_Switch(choices), field.name, field.default, boolean=True, **common)
     elif choices:
         flags.DEFINE_enum(field.name, field.default, choices, **common)
@@ -140,8 +142,6 @@ def _define_flag(field: dataclasses.Field, flag_values: flags.FlagValues, headin
         flags.DEFINE_integer(field.name, field.default, **limits, **common)
     elif kinds == {float}:
         flags.DEFINE_float(field.name, field.default, **limits, **common)
-    elif field.metadata["repeated"]:
-        flags.DEFINE_multi_string(field.name, field.default, **common)
     elif typing.get_origin(*kinds) is tuple:
         flags.DEFINE_list(field.name, field.default, **common)
     else:
@@ -182,6 +182,8 @@ def to_flags(config: Any, without: Container[str] = ()) -> str:
                 continue
             if isinstance(value, bool):
                 lines.append(f"--{'' if value else 'no'}{field.name}")
+            elif field.metadata["repeated"]:
+                lines += [f"--{field.name}={one}" for one in value]
             elif isinstance(value, tuple):
                 row = io.StringIO()
                 csv.writer(row, lineterminator="").writerow(value)
