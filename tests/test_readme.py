@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from pizza_steak import inspect, prepared
+from pizza_steak import configuration as pizza_steak_config
 from trainers import configuration as trainers_config
 from tuning import configuration as tuning_config
 
@@ -16,12 +16,10 @@ README = (ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else 
 
 FLAGS = {
     field.name
-    for concern in (vars(trainers_config) | vars(tuning_config)).values()
+    for concern in (vars(pizza_steak_config) | vars(trainers_config) | vars(tuning_config)).values()
     if dataclasses.is_dataclass(concern)
     for field in dataclasses.fields(concern)
 }
-for parser in (inspect.parser(), prepared.parser()):
-    FLAGS |= {*re.findall(r"--([a-z_]+)", parser.format_help())}
 
 
 def test_the_test_command_is_that_of_continuous_integration():

@@ -4,7 +4,8 @@ import dataclasses
 import math
 import re
 
-from trainers.flags import Numbers, flag, same_flag
+from pizza_steak.configuration import TransformConfig
+from pizza_steak.flags import Numbers, flag, same_flag
 
 
 def _check_address(text: str | None) -> None:
@@ -127,40 +128,9 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class AugmentationConfig:
-    """How training pictures are varied, each anew in every epoch."""
+class AugmentationConfig(TransformConfig):
+    """How to augment training images, differently in every epoch."""
 
-    rotation_range: float = flag(0.0, "Degrees to turn by, to either side.", minimum=0.0)
-    width_shift_range: Numbers = flag(
-        0.0,
-        "As --height_shift_range, of the width; as there it shifts up and down.",
-        minimum=0.0,
-    )
-    height_shift_range: Numbers = flag(
-        0.0,
-        "Fraction of the height (below 1), or pixels, to shift by to either side; of several "
-        "numbers one is drawn. As in ImageDataGenerator it shifts sideways (keras issue 17398).",
-        minimum=0.0,
-    )
-    shear_range: float = flag(0.0, "Degrees to shear by, to either side.", minimum=0.0)
-    zoom_range: Numbers = flag(
-        0.0, "z for factors from 1 - z to 1 + z, or the smallest and the largest.", minimum=0.0
-    )
-    horizontal_flip: bool = flag(False, "Mirror half of the pictures left to right.")
-    vertical_flip: bool = flag(False, "Mirror half of the pictures top to bottom.")
-    fill_mode: str = flag(
-        "nearest", "What lies beyond the edges.", ("constant", "nearest", "reflect", "wrap")
-    )
-    cval: float = flag(0.0, "The value beyond the edges with --fill_mode=constant, 0 to 255.")
-    interpolation_order: str = flag(
-        "1", "How pictures are resampled: 1 is bilinear, 0 nearest.", ("0", "1")
-    )
-    brightness_range: Numbers | None = flag(
-        None, "The smallest and the largest factor of the pixels, such as 0.8,1.2.", minimum=0.0
-    )
-    channel_shift_range: float = flag(
-        0.0, "Added to all channels, at most, to either side; of 255.", minimum=0.0
-    )
     contrast_factor: float | None = flag(
         None, "Factor of Keras's RandomContrast, in the model.", minimum=0.0
     )
@@ -169,13 +139,13 @@ class AugmentationConfig:
     )
     hue_factor: float | None = flag(None, "Factor of Keras's RandomHue, in the model.", minimum=0.0)
     rand_augment: int | None = flag(
-        None, "Operations a picture of Keras's RandAugment, in the model; slow.", minimum=1
+        None, "Operations per image of Keras's RandAugment, in the model; slow.", minimum=1
     )
     augment_on: str = flag(
         "host",
-        "Where it runs, but for Keras's own layers: in the input pipeline, beside the training "
-        "step (with --data_on_device: on the device, by the same numbers), or on the device, as "
-        "the model's first layers.",
+        "Where to augment: on the host, in the input pipeline (with --data_on_device on the "
+        "device, with the same random numbers), or on the device, as the model's first layers. "
+        "Keras's own layers are always in the model.",
         ("host", "device"),
     )
 

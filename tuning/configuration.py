@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from typing import Any
 
+from pizza_steak.flags import flag, same_flag
 from trainers.configuration import (
     AugmentationConfig,
     DataConfig,
@@ -12,7 +13,6 @@ from trainers.configuration import (
     NormalizationConfig,
     OptimisationConfig,
 )
-from trainers.flags import flag, same_flag
 from tuning.space import ranges
 
 

@@ -20,7 +20,7 @@ import zipfile
 
 from absl import app, flags
 
-from trainers.flags import define_flags, from_flags
+from pizza_steak.flags import define_flags, from_flags
 from tuning.configuration import SweepConfig
 
 _ALONE = flags.DEFINE_bool("alone", False, "Run Keras Tuner alone, once, in this process.")

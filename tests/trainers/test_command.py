@@ -6,8 +6,8 @@ import pytest
 from small_runs import fit, layout, parse_flags, run_command, snapshot, train_and_test
 
 from pizza_steak.errors import UserError
+from pizza_steak.flags import fields
 from trainers import configuration as configs
-from trainers.flags import fields
 from trainers.runs import run_directory
 
 

@@ -9,6 +9,7 @@ from absl import flags
 from small_runs import ROOT, parse_flags
 
 from pizza_steak import decoded, decoding
+from pizza_steak.flags import define_flags, fields, to_flags
 from trainers import configuration as configs
 from trainers.configuration import (
     DataConfig,
@@ -18,7 +19,6 @@ from trainers.configuration import (
     OptimisationConfig,
     RunConfig,
 )
-from trainers.flags import define_flags, fields, to_flags
 
 FIELDS = {field.name: field for _, field in fields(FitConfig)}
 

@@ -14,8 +14,8 @@ from PIL import Image
 from small_runs import ROOT, layout, run_command, snapshot, train_and_test
 
 from pizza_steak.errors import UserError
+from pizza_steak.flags import define_flags, fields, from_flags
 from trainers.configuration import CHAPTERS_AUGMENTATION, BenchmarkConfig
-from trainers.flags import define_flags, fields, from_flags
 from trainers.throughput import measurement, stages
 from trainers.throughput.measurement import Measurement
 from trainers.throughput.stages import COLD, END_TO_END, ON_HOST, OURS, PEERS, SERVICE, STEP, WARM

@@ -11,8 +11,8 @@ from keras_tuner.engine.trial import Trial, TrialStatus
 from small_runs import parse_flags
 
 from pizza_steak.errors import UserError
+from pizza_steak.flags import to_flags
 from trainers import data as run_data
-from trainers.flags import to_flags
 from tuning.configuration import SpaceConfig, SweepConfig
 from tuning.space.search_space import SearchSpace
 

@@ -24,8 +24,8 @@ from small_runs import (
 )
 
 from pizza_steak.errors import UserError
+from pizza_steak.flags import fields
 from trainers import data as run_data
-from trainers.flags import fields
 from trainers.runs import run_directory, scores
 from tuning.configuration import SweepConfig
 

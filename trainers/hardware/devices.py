@@ -12,8 +12,9 @@ import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from pizza_steak.errors import UserError
+from pizza_steak.flags import Numbers
 from trainers.configuration import DevicesConfig
-from trainers.flags import Numbers
 from trainers.hardware import preemption
 
 if TYPE_CHECKING:  # --help must not wait for TensorFlow.
@@ -173,8 +174,6 @@ def choose(config: DevicesConfig, cluster: "Cluster | None" = None) -> Devices:
     """
     import tensorflow as tf
 
-    from pizza_steak.errors import UserError
-
     if config.precision not in _PRECISIONS:
         raise UserError(
             f"precision {config.precision!r}: unknown; expected one of {', '.join(_PRECISIONS)}"
@@ -231,8 +230,6 @@ def _split_cpu(count: int) -> None:
     """Splits the CPU into devices, and hides the GPUs, which TensorFlow would prefer."""
     import tensorflow as tf
 
-    from pizza_steak.errors import UserError
-
     cpu = tf.config.list_physical_devices("CPU")[0]
     try:
         tf.config.set_visible_devices([], "GPU")
@@ -248,8 +245,6 @@ def _split_cpu(count: int) -> None:
 
 def _indices(asked: Numbers | None, kind: str, count: int) -> list[int]:
     """Returns which of `count` devices of a kind the flag asks for."""
-    from pizza_steak.errors import UserError
-
     if asked is None:
         return list(range(count))
     indices = asked if isinstance(asked, tuple) else range(asked) if asked == int(asked) else ()
@@ -296,8 +291,6 @@ def _cpu_has_bfloat16() -> bool:
 
 def _jit_compile(config: DevicesConfig, kind: str, replicas: int) -> tuple[bool | str, str]:
     """Returns Keras's argument `jit_compile`, and why."""
-    from pizza_steak.errors import UserError
-
     if config.jit_compile == "auto":
         # Keras's auto takes XLA for a CPU too if the machine has a GPU, as with --cpu_devices.
         return (False, "slower on a CPU") if kind == "CPU" else ("auto", "Keras's choice")

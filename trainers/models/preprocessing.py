@@ -68,31 +68,13 @@ def augmentation_of(config: AugmentationConfig, seed: int) -> Augmentation | Non
     Raises:
       UserError: A range is wrong.
     """
-    arguments = {
-        name: getattr(config, name)
-        for name in (
-            "rotation_range",
-            "width_shift_range",
-            "height_shift_range",
-            "brightness_range",
-            "shear_range",
-            "zoom_range",
-            "channel_shift_range",
-            "fill_mode",
-            "cval",
-            "horizontal_flip",
-            "vertical_flip",
-        )
-    }
     jitter = {
         name: getattr(config, name)
         for name in ("contrast_factor", "saturation_factor", "hue_factor")
     }
     stateful = []
     try:
-        seeded = augmentation.augmentation_layers(
-            **arguments, interpolation_order=int(config.interpolation_order), seed=seed
-        )
+        seeded = augmentation.augmentation_layers(config, seed)
         if any(factor is not None for factor in jitter.values()):
             stateful.append(keras.layers.RandomColorJitter(**jitter, seed=seed + 2))
         if config.rand_augment is not None:

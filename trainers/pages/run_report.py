@@ -15,8 +15,8 @@ from PIL import Image
 
 from pizza_steak.atomic import output_file
 from pizza_steak.errors import UserError
+from pizza_steak.flags import fields
 from trainers.configuration import FitConfig, ReportConfig
-from trainers.flags import fields
 from trainers.pages import layout, plots
 from trainers.runs import run_directory, scores
 

@@ -279,7 +279,6 @@ def _image_data_generator_augmented(setting: Setting, done: Done) -> None:
     """Augments as `Setting.ranges` says, as far as ImageDataGenerator has arguments for it."""
     known = inspect.signature(tf.keras.preprocessing.image.ImageDataGenerator).parameters
     ranges = {name: value for name, value in vars(setting.ranges).items() if name in known}
-    ranges["interpolation_order"] = int(setting.ranges.interpolation_order)
     _image_data_generator(setting, done, **ranges)
 
 

@@ -84,9 +84,9 @@ def parse(
             raise ValueError(f"{text}: expected each value once")
     for value in values:
         if minimum is not None and value < minimum:
-            raise ValueError(f"{text}: expected {minimum:g} or more")
+            raise ValueError(f"{text}: expected at least {minimum:g}")
         if maximum is not None and value > maximum:
-            raise ValueError(f"{text}: expected {maximum:g} or less")
+            raise ValueError(f"{text}: expected at most {maximum:g}")
     return found
 
 

@@ -1,9 +1,10 @@
-"""Flags from dataclasses and back: one frozen dataclass per concern, one field per flag.
+"""Converts dataclasses to absl flags and back: one frozen dataclass a concern, one field a flag.
 
-Each field stands once, with its default and its help. `define_flags` makes an absl flag of it, and
-`from_flags` reads the flag. This module does not import TensorFlow, so that --help is fast.
+A configuration is a dataclass whose fields are concerns, such as `FitConfig`. Each flag is defined
+once, with its default and its help. Nothing here imports TensorFlow: --help must be fast.
 """
 
+import collections
 import csv
 import dataclasses
 import io
@@ -13,7 +14,7 @@ from typing import Any
 
 from absl import flags
 
-# The type of a flag that is one number, or several separated by commas.
+# The type of a flag that takes one number, or several separated by commas.
 Numbers = float | int | tuple[float, ...]
 
 
@@ -27,19 +28,23 @@ def flag(
     check: Callable[[str], Any] | None = None,
     identity: bool = True,
     per_process: bool = False,
+    one_of: str | None = None,
+    repeated: bool = False,
 ) -> Any:
     """Returns a dataclass field that is a flag.
 
     Args:
-      default: The value if the flag is not given.
-      help: What --help prints.
-      choices: All values of a text; for a `bool | str`, the words that are allowed besides a bool.
-      minimum: The least number that is allowed.
-      maximum: The greatest number that is allowed.
-      check: Raises a ValueError for a text that is not a valid value.
+      default: Its default value.
+      help: Its help.
+      choices: The allowed values; of a `bool | str` the words allowed beside true and false.
+      minimum: The smallest allowed number.
+      maximum: The largest allowed number.
+      check: Raises a ValueError if the value is wrong.
       identity: Whether a run is resumed only with the value that it was started with. The flagfile
         of a run holds these flags and no others.
       per_process: Whether each process of a cluster may have a value of its own.
+      one_of: Name of a group of flags. Exactly one flag of the group must be given.
+      repeated: Whether the flag may be repeated; its value is the tuple of all values.
     """
     metadata = {
         "help": help,
@@ -48,19 +53,21 @@ def flag(
         "check": check,
         "identity": identity,
         "per_process": per_process,
+        "one_of": one_of,
+        "repeated": repeated,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def same_flag(concern: type, name: str, **changes: Any) -> Any:
-    """Returns the flag of another concern as a field, with changes such as another default."""
+    """Returns a field with the flag of another concern, with changes such as another default."""
     field = concern.__dataclass_fields__[name]
     metadata = {**field.metadata, **changes}
     return dataclasses.field(default=metadata.pop("default", field.default), metadata=metadata)
 
 
 def fields(config: type) -> Iterator[tuple[str, dataclasses.Field]]:
-    """Yields the name of the concern and the field of each flag of a class such as `FitConfig`."""
+    """Yields the (concern name, field) pairs of a configuration."""
     for concern in dataclasses.fields(config):
         for field in dataclasses.fields(concern.type):
             yield concern.name, field
@@ -75,7 +82,7 @@ class _Numbers(flags.ArgumentParser):
         self._lower_bound = lower_bound
 
     def parse(self, argument: Any) -> Any:
-        if not isinstance(argument, str):  # absl parses defaults too.
+        if not isinstance(argument, str):  # The default.
             return argument
         values = tuple(self._parse_number(text) for text in argument.split(","))
         return values if len(values) > 1 else values[0]
@@ -84,14 +91,14 @@ class _Numbers(flags.ArgumentParser):
         try:
             value = int(text)
         except ValueError:
-            value = float(text)  # absl prints the flag and this error's text.
+            value = float(text)  # absl reports the flag and this error's message.
         if self._lower_bound is not None and not value >= self._lower_bound:
-            raise ValueError(f"{text}: expected {self._lower_bound:g} or more")
+            raise ValueError(f"{text}: expected at least {self._lower_bound:g}")
         return value
 
 
 class _Switch(flags.BooleanParser):
-    """Parses a switch such as `--resume` that can also be a word, as in `--resume=auto`."""
+    """Parses a switch, such as `--resume`, that also takes a word, such as `--resume=auto`."""
 
     def __init__(self, words: Sequence[str]):
         super().__init__()
@@ -102,14 +109,19 @@ class _Switch(flags.BooleanParser):
 
 
 def define_flags(config: type, flag_values: flags.FlagValues = flags.FLAGS) -> None:
-    """Defines a flag for each field of a configuration made of concerns."""
+    """Defines an absl flag for each field of the concerns of a configuration."""
+    groups = collections.defaultdict(list)
     for concern in dataclasses.fields(config):
         for field in dataclasses.fields(concern.type):
             _define_flag(field, flag_values, _heading(concern))
+            groups[field.metadata["one_of"]].append(field.name)
+    groups.pop(None, None)
+    for names in groups.values():
+        flags.mark_flags_as_mutual_exclusive(names, required=True, flag_values=flag_values)
 
 
 def help_of(config: type, flag_values: flags.FlagValues = flags.FLAGS) -> str:
-    """Returns what --help prints about the flags of a configuration, concern by concern."""
+    """Returns the help of all flags of a configuration, concern by concern."""
     concerns = dataclasses.fields(config)
     return "\n\n".join(flag_values.module_help(_heading(concern)).strip() for concern in concerns)
 
@@ -123,7 +135,9 @@ def _define_flag(field: dataclasses.Field, flag_values: flags.FlagValues, headin
     common = {"help": field.metadata["help"], "flag_values": flag_values, "module_name": heading}
     limits = dict(zip(("lower_bound", "upper_bound"), field.metadata["limits"], strict=True))
     choices = field.metadata["choices"]
-    if kinds == {bool, str}:
+    if field.metadata["repeated"]:
+        flags.DEFINE_multi_string(field.name, field.default, **common)
+    elif kinds == {bool, str}:
         flags.DEFINE(_Switch(choices), field.name, field.default, boolean=True, **common)
     elif choices:
         flags.DEFINE_enum(field.name, field.default, choices, **common)
@@ -155,7 +169,7 @@ def _validator(check: Callable[[str], Any]) -> Callable[[str], bool]:
 
 
 def from_flags(config: type, flag_values: flags.FlagValues = flags.FLAGS) -> Any:
-    """Returns the configuration that the parsed flags give."""
+    """Returns the configuration with the values of the parsed flags."""
     values = {concern.name: {} for concern in dataclasses.fields(config)}
     for concern, field in fields(config):
         value = flag_values[field.name].value
@@ -164,15 +178,17 @@ def from_flags(config: type, flag_values: flags.FlagValues = flags.FLAGS) -> Any
 
 
 def to_flags(config: Any, without: Container[str] = ()) -> str:
-    """Returns a flagfile that gives `config`, without the flags that are None or in `without`."""
+    """Returns a flagfile that sets the values of `config`, except None and flags in `without`."""
     lines = []
     for concern in dataclasses.fields(config):
         values = getattr(config, concern.name)
         lines.append(f"# {type(values).__doc__}")
         for field in dataclasses.fields(values):
             value = getattr(values, field.name)
-            if field.name not in without and value is not None:
-                lines.append(as_argument(field.name, value))
+            if field.name in without or value is None:
+                continue
+            repeated = value if field.metadata["repeated"] else [value]
+            lines += [as_argument(field.name, one) for one in repeated]
         lines.append("")
     return "\n".join(lines)
 
