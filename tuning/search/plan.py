@@ -6,8 +6,8 @@ from keras_tuner.engine.trial import Trial
 
 from pizza_steak.errors import UserError
 from trainers import data as run_data
+from trainers.models import optimizers
 from trainers.runs import descriptions
-from trainers.training import loop
 from tuning.configuration import SweepConfig
 from tuning.search import final_data, oracles
 from tuning.search.folder import Folder
@@ -40,7 +40,7 @@ class Plan:
         if config.data.validation_split == "none":
             raise UserError("validation_split 'none': models are chosen by their validation")
         for name in ranges.parse(config.space.optimizer, str).values:
-            loop.optimizer_class(name)
+            optimizers.optimizer_class(name)
         data = run_data.load(config.data)
         final_data.check_same_test(config, data)
         return cls(config, Folder(config, data.records.fingerprint), SearchSpace(config, data))
