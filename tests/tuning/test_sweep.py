@@ -409,7 +409,7 @@ def started(small_flags, tmp_path):
 def test_a_search_goes_on_with_other_flags_that_are_not_its_identity(started):
     before = started().read_text()
     others = ["--max_trials=9", "--time_budget=9", "--workers=2", "--worker_timeout=9"]
-    others += ["--final_epochs=9", "--notensorboard", "--data_service=grpc://localhost:5050"]
+    others += ["--final_epochs=9", "--notensorboard"]
     assert started(*others).read_text() == before
 
 
