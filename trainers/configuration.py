@@ -87,11 +87,6 @@ class DataConfig:
     exif: str = flag(
         "apply", "Turn images upright by their EXIF orientation, or ignore it.", ("apply", "ignore")
     )
-    class_mode: str | None = flag(
-        None,
-        "Form of the labels; by default binary for two classes, else sparse.",
-        ("binary", "categorical", "sparse", "none"),
-    )
     batch_size: int | None = flag(
         None, "Pictures a step, of all devices together; by default 32.", minimum=1
     )

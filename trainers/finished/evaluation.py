@@ -15,7 +15,7 @@ from pizza_steak.atomic import output_file, remove
 from pizza_steak.errors import UserError
 from trainers import data as run_data
 from trainers.configuration import DataConfig, EvaluateConfig, EvaluationConfig
-from trainers.finished import prediction
+from trainers.finished import prediction, testing
 from trainers.pages import plots
 from trainers.runs import run_directory, scores
 
@@ -155,34 +155,35 @@ def evaluate(run: run_directory.Run, config: EvaluateConfig) -> Evaluation:
     model, data = prediction.load_model(run), run_data.load(data_config, split)
     if purpose not in data.rows:
         raise UserError(f"--split={purpose}: {run.path} was trained without one")
-    outputs = model.predict(data.batches(purpose, data_config.batch_size), verbose=0)
-    probabilities, labels = prediction.class_probabilities(outputs), data.labels(purpose)
-    predicted, confidence = probabilities.argmax(axis=-1), probabilities.max(axis=-1)
-    options = {"labels": list(range(len(data.classes)))}
-    matrix = metrics.confusion_matrix(labels, predicted, **options)
+    tested = testing.test(model, data, purpose, data_config.batch_size)
+    labels, predicted = tested.labels, tested.predicted
     rows = metrics.classification_report(
-        labels, predicted, zero_division=0, output_dict=True, **options
+        labels,
+        predicted,
+        labels=list(range(len(data.classes))),
+        zero_division=0,
+        output_dict=True,
     )
-    bins = calibration_bins(confidence, predicted == labels)
-    wrong = np.flatnonzero(predicted != labels)
+    confidence = tested.probabilities.max(axis=-1)
+    bins = calibration_bins(confidence, tested.correct)
+    wrong = np.flatnonzero(~tested.correct)
     mistakes = wrong[np.argsort(-confidence[wrong], kind="stable")]
     files = data.records.filenames[data.rows[purpose]]
-    accuracy = metrics.accuracy_score(labels, predicted)
     values = {
         "run": str(run.path),
         "dataset": data.records.builder.info.full_name,
         "split": data.splits[purpose],
         "pictures": len(labels),
-        "loss": prediction.mean_loss(data, labels, outputs),
-        "accuracy": accuracy,
-        "accuracy_interval": scores.interval(round(accuracy * len(labels)), len(labels)),
+        "loss": tested.loss,
+        "accuracy": tested.accuracy,
+        "accuracy_interval": tested.accuracy_interval,
         **scores.largest_class(labels, data.classes),
         **_seen(run, config, data.records.digests[data.rows[purpose]]),
-        "roc_auc": roc_auc(labels, probabilities),
+        "roc_auc": roc_auc(labels, tested.probabilities),
         "expected_calibration_error": expected_calibration_error(bins),
         "by_class": {name: rows[str(label)] for label, name in enumerate(data.classes)},
         "macro_average": rows["macro avg"],
-        "confusion_matrix": matrix.tolist(),
+        "confusion_matrix": tested.confusion_matrix.tolist(),
         "calibration": bins,
         "mistakes": [
             {

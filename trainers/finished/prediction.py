@@ -25,7 +25,6 @@ from pizza_steak.errors import UserError
 from trainers import data as run_data
 from trainers.configuration import PredictionConfig
 from trainers.hardware import devices
-from trainers.models import networks
 from trainers.runs import run_directory
 
 
@@ -164,18 +163,6 @@ def class_probabilities(outputs: np.ndarray) -> np.ndarray:
       float32 of shape (N, C).
     """
     return np.concatenate([1 - outputs, outputs], axis=1) if outputs.shape[1] == 1 else outputs
-
-
-def mean_loss(data: run_data.Data, labels: np.ndarray, outputs: np.ndarray) -> float:
-    """The loss of a model over N pictures: cross-entropy with their labels as they are.
-
-    Args:
-      data: Whose class mode the model has.
-      labels: int array of shape (N,).
-      outputs: The model's, float32 of shape (N, 1) or (N, C).
-    """
-    loss = networks.loss_for(data.class_mode)
-    return float(loss(data.encode(labels).reshape(len(labels), -1), outputs))
 
 
 def _batches(
