@@ -78,11 +78,11 @@ PLAN_FOR_EVER = """
 NO_MEMORY = """
     import time
     from pizza_steak.errors import UserError
-    from trainers.training import loop
+    from trainers import setup
     def no_memory(*arguments):
         time.sleep(3)
         raise UserError("no memory; expected more")
-    loop.compiled_model = no_memory
+    setup._compiled_model = no_memory
 """
 SIGTERM_AT_THE_START = """
     import signal

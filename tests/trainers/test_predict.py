@@ -55,7 +55,7 @@ def run(make_run):
     "flags",
     [
         ["--aspect_ratio=crop", "--color_mode=grayscale", "--interpolation=nearest"],
-        ["--aspect_ratio=pad", "--image_size=20,30", "--class_mode=categorical"],
+        ["--aspect_ratio=pad", "--image_size=20,30"],
     ],
 )
 def test_files_get_the_predictions_of_the_decoded_array_to_the_last_bit(make_run, folder, flags):
@@ -64,7 +64,7 @@ def test_files_get_the_predictions_of_the_decoded_array_to_the_last_bit(make_run
     rows = data.rows["test"]
     images = data.pictures.gather(rows).numpy()
     outputs = prediction.load_model(run).predict(images, batch_size=4, verbose=0)
-    expected = outputs if len(outputs[0]) == 2 else np.concatenate([1 - outputs, outputs], axis=1)
+    expected = np.concatenate([1 - outputs, outputs], axis=1)
 
     files = [str(folder / name) for name in data.records.filenames[rows]]
     predictions = prediction.predict(run, files, batch_size=4)

@@ -96,7 +96,8 @@ class Run:
         path, values = self.path / "run.flags", absl_flags.FlagValues()
         define_flags(FitConfig, values)
         try:
-            values(["fit", f"--flagfile={path}"])
+            # Runs of older versions may have --class_mode; their models show it by their outputs.
+            values(["fit", "--undefok=class_mode", f"--flagfile={path}"])
         except absl_flags.Error as error:
             raise UserError(f"run_dir {self.path}: run.flags cannot be read ({error})") from error
         return from_flags(FitConfig, values)
