@@ -101,9 +101,7 @@ def prepare(config: BenchmarkConfig, folder: pathlib.Path, *, peers: bool) -> Se
     augmentation = asked or preprocessing.augmentation_of(CHAPTERS_AUGMENTATION, seed)
     batch_size, count = config.data.batch_size, len(data.rows["train"])
     if count <= batch_size:
-        raise UserError(
-            f"batch_size {batch_size}: expected less than the number of training images, {count}"
-        )
+        raise UserError(f"batch_size {batch_size}: expected less than all {count} training images")
     most = max(config.measuring.pictures, 2 * batch_size)
     few = dataclasses.replace(data, rows={"train": data.rows["train"][:most]})
     if peers:
