@@ -26,10 +26,14 @@ class DataConfig:
         "pizza_steak/photos (downloaded) or pizza_steak/sample (rendered, needs no network).",
     )
     archive: str | None = flag(
-        None, "Zip file or folder of class folders to use in place of --dataset."
+        None,
+        "Zip file or folder of class folders to use in place of --dataset.",
+        per_process=True,
     )
     data_dir: str | None = flag(
-        None, "Where records and decoded pictures are kept; by default ~/tensorflow_datasets."
+        None,
+        "Where records and decoded pictures are kept; by default ~/tensorflow_datasets.",
+        per_process=True,
     )
     train_split: str | None = flag(
         None,
@@ -103,6 +107,7 @@ class DataConfig:
         "Where decoded pictures are kept: on the disk for every later run, in this run's memory, "
         "or nowhere; by default on the disk, and nowhere with --data_service.",
         ("disk", "memory", "none"),
+        per_process=True,
     )
     data_on_device: bool = flag(
         False,
@@ -114,6 +119,8 @@ class DataConfig:
         "Address grpc://host:port that python -m trainers.data_service prints: pictures are "
         "decoded and augmented there.",
         check=_check_address,
+        identity=False,
+        per_process=True,
     )
     on_bad_image: str = flag(
         "fail",
@@ -301,6 +308,7 @@ class DevicesConfig:
         "How many devices, the first ones, or their indices, such as 0,2; by default all GPUs, or "
         "without a GPU all of --cpu_devices.",
         minimum=0,
+        per_process=True,
     )
     cpu_devices: int | None = flag(
         None,
@@ -340,6 +348,8 @@ class ClusterConfig:
         "Seconds that each waits for the others to come, and at most for one that has died or "
         "fallen silent, before it ends and says which.",
         minimum=1.0,
+        identity=False,
+        per_process=True,
     )
 
 
@@ -362,20 +372,28 @@ class RunConfig:
     """What it leaves behind."""
 
     run_dir: str | None = flag(
-        None, "Folder for all that the run leaves; by default runs/<model>-<time>."
+        None,
+        "Folder for all that the run leaves; by default runs/<model>-<time>.",
+        identity=False,
+        per_process=True,
     )
-    overwrite: bool = flag(False, "Replace the run in --run_dir.")
+    overwrite: bool = flag(
+        False, "Replace the run in --run_dir.", identity=False, per_process=True
+    )
     resume: bool | str = flag(
         False,
         "Go on with the run in --run_dir where it was last saved; auto: if there is one, and else "
         "start it.",
         ("auto",),
+        identity=False,
+        per_process=True,
     )
     checkpoint_every: str = flag(
         "epoch",
         "When the state is saved that --resume goes on from: after every epoch, or within epochs "
         "too, every so many steps (500) or seconds (60s).",
         check=checkpoint_interval,
+        identity=False,
     )
     tensorboard: bool = flag(True, "Write curves for TensorBoard.")
 

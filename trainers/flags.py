@@ -1,7 +1,7 @@
 """Flags from dataclasses and back: one frozen dataclass per concern, one field per flag.
 
-Each field stands once, with its default and its help; `define_flags` makes an absl flag of it and
-`from_flags` reads it back. Nothing here imports TensorFlow, so that --help answers at once.
+Each field stands once, with its default and its help. `define_flags` makes an absl flag of it, and
+`from_flags` reads the flag. This module does not import TensorFlow, so that --help is fast.
 """
 
 import csv
@@ -13,7 +13,7 @@ from typing import Any
 
 from absl import flags
 
-# Flags of a number, or of several after commas.
+# The type of a flag that is one number, or several separated by commas.
 Numbers = float | int | tuple[float, ...]
 
 
@@ -25,39 +25,57 @@ def flag(
     minimum: float | None = None,
     maximum: float | None = None,
     check: Callable[[str], Any] | None = None,
+    identity: bool = True,
+    per_process: bool = False,
 ) -> Any:
-    """A field that is a flag; `check` raises a ValueError for a text that is none of its values.
+    """Returns a dataclass field that is a flag.
 
-    `choices` are all that a text may be, or what else than a switch a `bool | str`.
+    Args:
+      default: The value if the flag is not given.
+      help: What --help prints.
+      choices: All values of a text; for a `bool | str`, the words that are allowed besides a bool.
+      minimum: The least number that is allowed.
+      maximum: The greatest number that is allowed.
+      check: Raises a ValueError for a text that is not a valid value.
+      identity: Whether a run is resumed only with the value that it was started with. The flagfile
+        of a run holds these flags and no others.
+      per_process: Whether each process of a cluster may have a value of its own.
     """
-    metadata = {"help": help, "choices": choices, "limits": (minimum, maximum), "check": check}
+    metadata = {
+        "help": help,
+        "choices": choices,
+        "limits": (minimum, maximum),
+        "check": check,
+        "identity": identity,
+        "per_process": per_process,
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def same_flag(concern: type, name: str, **changes: Any) -> Any:
-    """A field that is the flag of another concern, but for what is given, such as its default."""
+    """Returns the flag of another concern as a field, with changes such as another default."""
     field = concern.__dataclass_fields__[name]
     metadata = {**field.metadata, **changes}
     return dataclasses.field(default=metadata.pop("default", field.default), metadata=metadata)
 
 
 def fields(config: type) -> Iterator[tuple[str, dataclasses.Field]]:
-    """The (concern, field) pairs of a configuration made of concerns, such as `FitConfig`."""
+    """Yields the name of the concern and the field of each flag of a class such as `FitConfig`."""
     for concern in dataclasses.fields(config):
         for field in dataclasses.fields(concern.type):
             yield concern.name, field
 
 
 class _Numbers(flags.ArgumentParser):
-    """Reads `0.2` as a number and `0.8,1.2` as a tuple; a number without a point is an int."""
+    """Parses `0.2` as a number and `0.8,1.2` as a tuple; a number without a point is an int."""
 
-    syntactic_help = "a number, or several after commas"
+    syntactic_help = "a number, or several separated by commas"
 
     def __init__(self, lower_bound: float | None):
         self._lower_bound = lower_bound
 
     def parse(self, argument: Any) -> Any:
-        if not isinstance(argument, str):  # A default.
+        if not isinstance(argument, str):  # absl parses defaults too.
             return argument
         values = tuple(self._parse_number(text) for text in argument.split(","))
         return values if len(values) > 1 else values[0]
@@ -66,14 +84,14 @@ class _Numbers(flags.ArgumentParser):
         try:
             value = int(text)
         except ValueError:
-            value = float(text)  # absl tells the flag and the ValueError's own words.
+            value = float(text)  # absl prints the flag and this error's text.
         if self._lower_bound is not None and not value >= self._lower_bound:
-            raise ValueError(f"{text}: expected no number below {self._lower_bound:g}")
+            raise ValueError(f"{text}: expected {self._lower_bound:g} or more")
         return value
 
 
 class _Switch(flags.BooleanParser):
-    """Reads a switch, such as `--resume`, that may also be set to a word, as `--resume=auto`."""
+    """Parses a switch such as `--resume` that can also be a word, as in `--resume=auto`."""
 
     def __init__(self, words: Sequence[str]):
         super().__init__()
@@ -91,7 +109,7 @@ def define_flags(config: type, flag_values: flags.FlagValues = flags.FLAGS) -> N
 
 
 def help_of(config: type, flag_values: flags.FlagValues = flags.FLAGS) -> str:
-    """What --help says of the flags of a configuration, concern by concern."""
+    """Returns what --help prints about the flags of a configuration, concern by concern."""
     concerns = dataclasses.fields(config)
     return "\n\n".join(flag_values.module_help(_heading(concern)).strip() for concern in concerns)
 
@@ -137,7 +155,7 @@ def _validator(check: Callable[[str], Any]) -> Callable[[str], bool]:
 
 
 def from_flags(config: type, flag_values: flags.FlagValues = flags.FLAGS) -> Any:
-    """The configuration that the parsed flags say."""
+    """Returns the configuration that the parsed flags give."""
     values = {concern.name: {} for concern in dataclasses.fields(config)}
     for concern, field in fields(config):
         value = flag_values[field.name].value
@@ -146,22 +164,27 @@ def from_flags(config: type, flag_values: flags.FlagValues = flags.FLAGS) -> Any
 
 
 def to_flags(config: Any, without: Container[str] = ()) -> str:
-    """A flagfile that says the same as `config`, without flags that are None or in `without`."""
+    """Returns a flagfile that gives `config`, without the flags that are None or in `without`."""
     lines = []
     for concern in dataclasses.fields(config):
         values = getattr(config, concern.name)
         lines.append(f"# {type(values).__doc__}")
         for field in dataclasses.fields(values):
             value = getattr(values, field.name)
-            if field.name in without:
-                continue
-            if isinstance(value, bool):
-                lines.append(f"--{'' if value else 'no'}{field.name}")
-            elif isinstance(value, tuple):
-                row = io.StringIO()
-                csv.writer(row, lineterminator="").writerow(value)
-                lines.append(f"--{field.name}={row.getvalue()}")
-            elif value is not None:
-                lines.append(f"--{field.name}={value}")
+            if field.name not in without and value is not None:
+                lines.append(as_argument(field.name, value))
         lines.append("")
     return "\n".join(lines)
+
+
+def as_argument(name: str, value: Any) -> str:
+    """Returns a flag as it is typed, such as "--seed=1"; "no --seed" for None."""
+    if value is None:
+        return f"no --{name}"
+    if isinstance(value, bool):
+        return f"--{'' if value else 'no'}{name}"
+    if isinstance(value, tuple):
+        row = io.StringIO()
+        csv.writer(row, lineterminator="").writerow(value)
+        value = row.getvalue()
+    return f"--{name}={value}"

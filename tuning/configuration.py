@@ -104,7 +104,9 @@ class SearchConfig:
     """How it is searched, and what that leaves behind."""
 
     sweep_dir: str = flag(
-        "runs/sweep", "Folder for all of it; a search that is there goes on with the same flags."
+        "runs/sweep",
+        "Folder for all of it; a search that is there goes on with the same flags.",
+        identity=False,
     )
     tuner: str = flag(
         "random",
@@ -121,22 +123,31 @@ class SearchConfig:
         None,
         "Trials, at most; by default 30, or all that there are with hyperband and grid.",
         minimum=1,
+        identity=False,
     )
     time_budget: float | None = flag(
-        None, "Seconds of searching after which no trial is begun.", minimum=0.0
+        None, "Seconds of searching after which no trial is begun.", minimum=0.0, identity=False
     )
-    workers: int = flag(1, "Processes on this machine that run trials.", minimum=1)
+    workers: int = flag(
+        1, "Processes on this machine that run trials.", minimum=1, identity=False
+    )
     worker_timeout: float = flag(
-        60.0, "Seconds without a word from a worker after which another gets its trial.", minimum=1
+        60.0,
+        "Seconds without a word from a worker after which another gets its trial.",
+        minimum=1,
+        identity=False,
     )
     final_epochs: int | None = flag(
         None,
         "Epochs of the best model, on all training pictures; by default --max_epochs, or with "
         "early stopping those after which the trial was best.",
         minimum=1,
+        identity=False,
     )
-    tensorboard: bool = flag(True, "Write settings and results for TensorBoard's HParams.")
-    overwrite: bool = flag(False, "Replace the search in --sweep_dir.")
+    tensorboard: bool = flag(
+        True, "Write settings and results for TensorBoard's HParams.", identity=False
+    )
+    overwrite: bool = flag(False, "Replace the search in --sweep_dir.", identity=False)
 
 
 @dataclasses.dataclass(frozen=True)
