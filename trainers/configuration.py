@@ -377,9 +377,7 @@ class RunConfig:
         identity=False,
         per_process=True,
     )
-    overwrite: bool = flag(
-        False, "Replace the run in --run_dir.", identity=False, per_process=True
-    )
+    overwrite: bool = flag(False, "Replace the run in --run_dir.", identity=False, per_process=True)
     resume: bool | str = flag(
         False,
         "Go on with the run in --run_dir where it was last saved; auto: if there is one, and else "

@@ -128,9 +128,7 @@ class SearchConfig:
     time_budget: float | None = flag(
         None, "Seconds of searching after which no trial is begun.", minimum=0.0, identity=False
     )
-    workers: int = flag(
-        1, "Processes on this machine that run trials.", minimum=1, identity=False
-    )
+    workers: int = flag(1, "Processes on this machine that run trials.", minimum=1, identity=False)
     worker_timeout: float = flag(
         60.0,
         "Seconds without a word from a worker after which another gets its trial.",

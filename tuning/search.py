@@ -31,23 +31,13 @@ from pizza_steak.errors import UserError
 from pizza_steak.tensorflow_import import stderr_dropped
 from trainers import data as run_data
 from trainers.configuration import DataConfig, FitConfig, RunConfig
-from trainers.runs import descriptions, run_directory, scores
+from trainers.runs import descriptions, identity, scores
+from trainers.runs.run_directory import Run, kept_epoch, open_run
 from trainers.training import loop
 from tuning import distribution, oracles, page, processes, ranges, table, trials
 from tuning.configuration import SweepConfig
 from tuning.search_space import SearchSpace
 
-# Flags that a search may go on with others of.
-_FREE = (
-    "sweep_dir",
-    "max_trials",
-    "time_budget",
-    "workers",
-    "worker_timeout",
-    "final_epochs",
-    "tensorboard",
-    "overwrite",
-)
 # The flags last: what is removed in this order is a search until all of it is gone.
 _PARTS = ("oracle", "trials", "trials.csv", "best.flags", "best", "sweep.html", "sweep.flags")
 _DEFAULT_TRIALS = 30
@@ -93,7 +83,7 @@ class Sweep:
     Attributes:
       config: The flags.
       folder: Where it is.
-      flags: The text of its sweep.flags.
+      flags: The text of its sweep.flags; the last line is the fingerprint of the images.
       space: What is searched.
       ended: Rows of the table that stay as they are, by trial.
     """
@@ -117,8 +107,8 @@ class Sweep:
             loop.optimizer_class(name)
         data = run_data.load(config.data)
         _check_same_test(data, run_data.load(_all_training_images(config, data)))
-        flags = run_directory.flags_to_repeat(config, without=_FREE)
-        flags += f"# Of pictures with the fingerprint\n# {data.records.fingerprint}\n"
+        flags = identity.to_flagfile(config)
+        flags += f"# The fingerprint of the images:\n# {data.records.fingerprint}\n"
         folder = pathlib.Path(config.search.sweep_dir).expanduser().absolute()
         return cls(config, folder, flags, SearchSpace(config, data))
 
@@ -149,10 +139,15 @@ class Sweep:
             for part in _PARTS:
                 atomic.remove(self.folder / part)
         if there.exists():
-            if changed := run_directory.differing_lines(there.read_text(), self.flags):
+            if changed := identity.changes(identity.read(SweepConfig, there), self.config):
                 raise UserError(
-                    f"sweep_dir {self.folder}: was started with other flags (differing: "
-                    f"{changed}); pass --overwrite to replace that search, or another --sweep_dir"
+                    f"sweep_dir {self.folder}: was started with other flags ({changed}); pass "
+                    "--overwrite to replace that search, or another --sweep_dir"
+                )
+            if there.read_text().splitlines()[-1] != self.flags.splitlines()[-1]:
+                raise UserError(
+                    f"sweep_dir {self.folder}: the images have changed since the search was "
+                    "started; pass --overwrite to replace that search, or another --sweep_dir"
                 )
             return
         if not atomic.holds_only(self.folder, _PARTS):
@@ -454,22 +449,19 @@ class Sweep:
         if not (best := _best_trial(oracle)):
             return None
         config = self._best_config(best)
-        flags = run_directory.flags_to_repeat(config, without=run_directory.FREE)
+        flags = identity.to_flagfile(config)
         with atomic.atomic_path(self.folder / "best.flags") as temporary:
             temporary.write_text(f"# Trial {best.trial_id}: {self.so_far(oracle)}\n{flags}")
-        there = self.folder / "best" / "run.flags"
-        same = there.exists() and there.read_text() == flags
-        run = RunConfig(
-            str(self.folder / "best"),
-            resume=same,
-            overwrite=not same,
-            tensorboard=self.config.search.tensorboard,
-        )
+        there = Run(self.folder / "best")
+        run = RunConfig(str(there.path), tensorboard=self.config.search.tensorboard)
+        config = dataclasses.replace(config, run=run)
+        same = (there.path / "run.flags").exists() and not identity.changes(there.config, config)
+        run = dataclasses.replace(run, resume=same, overwrite=not same)
         try:
             processes.run(trials.fit, dataclasses.replace(config, run=run))
         except processes.ProcessError as error:
             raise UserError(f"best.flags: {error}") from error
-        result = run_directory.open_run(run.run_dir).result
+        result = open_run(run.run_dir).result
         if self.space.data.shared("test", "validation"):
             result["test_pictures_chose_the_model"] = True
         return page.Winner(best.trial_id, flags, result)
@@ -479,7 +471,7 @@ class Sweep:
         epochs = self.config.search.final_epochs or self.config.trial.max_epochs
         if not self.config.search.final_epochs and config.optimisation.early_stopping_patience:
             history = self.executions(best)[0].run.result["history"]
-            epochs = run_directory.kept_epoch(history) + 1
+            epochs = kept_epoch(history) + 1
         optimisation = dataclasses.replace(
             config.optimisation, epochs=epochs, early_stopping_patience=None
         )
@@ -573,7 +565,7 @@ def _check_same_test(trials: run_data.Data, best: run_data.Data) -> None:
         )
 
 
-def _starts_without_an_epoch(run: run_directory.Run) -> int:
+def _starts_without_an_epoch(run: Run) -> int:
     """Counts one more start of a run; from 1 again where an epoch has ended since the last."""
     path = run.path.with_name(f".{run.path.name}.starts")
     epochs, before = run.progress.epochs, [0, 0]

@@ -47,7 +47,7 @@ class Execution:
     @property
     def run(self) -> run_directory.Run:
         """Its run, as far as it has come."""
-        return run_directory.Run(pathlib.Path(self.config.run.run_dir), "", resumed=True)
+        return run_directory.Run(pathlib.Path(self.config.run.run_dir))
 
     @property
     def failure(self) -> str | None:
@@ -106,7 +106,7 @@ def _train(execution: Execution) -> None:
 
 def _go_on_from(earlier: pathlib.Path, run: run_directory.Run) -> None:
     """Takes over the epochs of another run; the backup last, which makes them count."""
-    before = run_directory.Run(earlier, "", resumed=True)
+    before = run_directory.Run(earlier)
     shutil.copy(before.path / "metrics.csv", run.path / "metrics.csv")
     run.backup.parent.mkdir(exist_ok=True)
     with atomic.atomic_path(run.backup) as temporary:

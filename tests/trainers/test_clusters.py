@@ -367,7 +367,10 @@ def test_a_cluster_that_does_not_form_ends_in_time(start, tmp_path):
     "own, reason",
     [
         (["--archive=missing.zip"], "archive missing.zip: .*"),
-        (["--batch_size=4"], r"flags: differ from the chief's \(--batch_size=4 --batch_size=8\).*"),
+        (
+            ["--batch_size=4"],
+            r"flags: differ from the chief's \(--batch_size=8, here --batch_size=4\).*",
+        ),
     ],
 )
 def test_what_one_fails_at_is_told_by_all(start, tmp_path, own, reason):

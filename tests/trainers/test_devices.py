@@ -190,7 +190,7 @@ def test_a_backup_has_the_scale_of_the_loss(small_flags, tmp_path):
             if isinstance(item, h5py.Dataset):
                 content[name] = item[()]
 
-        with h5py.File(run_directory.Run(run_dir, "", resumed=True).backup) as file:
+        with h5py.File(run_directory.Run(run_dir).backup) as file:
             file.visititems(note)
         return content
 

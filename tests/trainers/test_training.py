@@ -33,8 +33,9 @@ from small_runs import (
 from pizza_steak.errors import UserError
 from trainers.hardware.preemption import PreemptedError
 from trainers.runs import run_directory, scores
+from trainers.runs.checkpoint import Progress, read_progress
 from trainers.training import callbacks
-from trainers.training.callbacks import Backup, Progress, saved_progress
+from trainers.training.callbacks import Backup
 
 PHOTOGRAPHS = ROOT / "../shared/data/pizza_steak_64px.zip"
 # Of losses: single precision has no more for probabilities near 1.
@@ -370,7 +371,7 @@ def test_a_run_stopped_within_an_epoch_goes_on_from_its_last_backup(
 ):
     run_dir = tmp_path / "run"
     fit_and_stop(*random_flags, f"--run_dir={run_dir}", epoch=epoch, step=step)
-    assert saved_progress(run_dir / "backup/latest.h5") == saved
+    assert read_progress(run_dir / "backup/latest.h5") == saved
     assert_goes_on(run_dir, random_run, *random_flags)
 
 
@@ -406,7 +407,7 @@ def test_a_run_goes_on_after_the_step_that_sigterm_came_in(
     with monkeypatch.context() as patch, pytest.raises(PreemptedError, match=f"{run_dir} --resume"):
         patch.setattr(Backup, hook, terminated)
         fit(*random_flags, f"--run_dir={run_dir}")
-    assert saved_progress(run_dir / "backup/latest.h5") == saved
+    assert read_progress(run_dir / "backup/latest.h5") == saved
     assert_goes_on(run_dir, random_run, *random_flags)
 
 
@@ -416,7 +417,7 @@ def test_backups_are_made_every_so_many_seconds(small_flags, tmp_path, monkeypat
     clock = types.SimpleNamespace(**vars(time) | {"monotonic": lambda: next(seconds)})
     monkeypatch.setattr(callbacks, "time", clock)
     fit_and_stop(*flags, "--checkpoint_every=5s", epoch=1, step=18)
-    assert saved_progress(tmp_path / "run/backup/latest.h5").step == 15
+    assert read_progress(tmp_path / "run/backup/latest.h5").step == 15
 
 
 def test_a_run_may_be_resumed_with_other_intervals_between_backups(finished, tmp_path, small_flags):
@@ -449,7 +450,7 @@ def test_a_run_killed_before_its_flags_were_written_can_be_begun_again(small_fla
 
     (run_dir / "run.flags").unlink()
     (run_dir / "thesis.tex").write_text("")
-    with pytest.raises(UserError, match="holds files that are no run"):
+    with pytest.raises(UserError, match="holds files that are not a run"):
         run_directory.plan(parse_flags(*small_flags, f"--run_dir={run_dir}"))
 
 

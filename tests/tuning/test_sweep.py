@@ -240,7 +240,7 @@ def test_a_chief_killed_in_a_trial_goes_on_with_workers_that_outlived_it(start_s
         return start_sweep(folder, SOUND, "--worker_timeout=15", environment=environment)
 
     def epochs() -> int:
-        return run_directory.Run(folder / "trials" / "2", "", resumed=True).progress.epochs
+        return run_directory.Run(folder / "trials" / "2").progress.epochs
 
     before = epochs()
     worker, chief = start("worker"), start("chief")  # Who comes first does not matter.
@@ -301,7 +301,7 @@ def test_the_table_has_a_row_for_each_trial_and_the_reason_of_one_that_failed(fi
         run = folder / "trials" / row["trial"]
         assert float(row["val_accuracy"]) == max(result_of(run)["history"]["val_accuracy"])
         assert row["epochs"] == str(EPOCHS) == str(len(rows(run)))
-        config = run_directory.Run(run, "", resumed=True).config
+        config = run_directory.Run(run).config
         assert str(config.model.filters) == row["filters"]
         assert str(config.optimisation.learning_rate_schedule) == row["learning_rate_schedule"]
     assert "3 trials (2 completed, 1 failed)" in stdout
@@ -311,7 +311,7 @@ def test_the_table_has_a_row_for_each_trial_and_the_reason_of_one_that_failed(fi
 def test_no_trial_is_tested_and_the_best_is_on_all_that_they_were_trained_on(finished):
     stdout, folder = finished
     for trial in ("0", "2"):
-        data = run_directory.Run(folder / "trials" / trial, "", resumed=True).config.data
+        data = run_directory.Run(folder / "trials" / trial).config.data
         assert (data.train_split, data.validation_split) == (None, None)
         assert not any("test" in name for name in result_of(folder / "trials" / trial))
     best = run_directory.open_run(folder / "best")

@@ -231,7 +231,7 @@ def _read(folder: pathlib.Path, name: str) -> Entry:
     if not (folder / "run.flags").is_file():
         raise UserError(f"{folder}: no run; it has no run.flags")
     with _reading(folder / "run.flags") as file:
-        run = run_directory.Run(folder, file.read_text(), resumed=True)
+        run = run_directory.Run(folder)
         config = run.config
     with _reading(folder / "metrics.csv"):
         history = {metric: [row[metric] for row in run.logs] for metric in _TRAINING_METRICS}

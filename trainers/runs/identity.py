@@ -1,6 +1,6 @@
 """The identity of a run or a search: the flags that cannot change when it is resumed.
 
-Each flag says at its definition whether it is one of them (`pizza_steak.flags.flag`). Flags are
+Each flag says at its definition whether it is one of them (`trainers.flags.flag`). Flags are
 compared by value: a flag that a run's flagfile does not have counts as its default.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 from absl import flags as absl_flags
 
 from pizza_steak.errors import UserError
-from pizza_steak.flags import as_argument, define_flags, fields, from_flags, to_flags
+from trainers.flags import as_argument, define_flags, fields, from_flags, to_flags
 
 
 def to_flagfile(config: Any) -> str:
@@ -63,9 +63,7 @@ def differences_from_chief(chiefs: Any, own: Any) -> str:
     return ", ".join(f"{one}, here {other}" for one, other in different)
 
 
-def _different(
-    one: Any, other: Any, compared: Callable[[Any], bool]
-) -> Iterator[tuple[str, str]]:
+def _different(one: Any, other: Any, compared: Callable[[Any], bool]) -> Iterator[tuple[str, str]]:
     for concern, field in fields(type(one)):
         values = [getattr(getattr(config, concern), field.name) for config in (one, other)]
         if compared(field.metadata) and values[0] != values[1]:

@@ -24,14 +24,9 @@ from trainers.finished import prediction
 from trainers.hardware import clusters, devices, preemption
 from trainers.models import networks, preprocessing, trained_model
 from trainers.pages import plots
-from trainers.runs import descriptions, run_directory, scores
+from trainers.runs import descriptions, identity, scores
+from trainers.runs.run_directory import Run, kept_epoch, plan
 from trainers.training import callbacks, resident
-
-# Flags that may differ between the processes that train together, besides those of the run.
-_BY_PROCESS = (
-    *("run_dir", "overwrite", "resume", "cluster_timeout"),
-    *("archive", "data_dir", "decoded_cache", "devices"),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +49,7 @@ class FitResult:
         if self.chief:
             return f"trained with {self.chief}, which has all of it in {self.run_dir}"
         history = values["history"]
-        kept = run_directory.kept_epoch(history)
+        kept = kept_epoch(history)
         metrics = [name for name in ("val_accuracy", "val_loss") if name in history]
         said = ", ".join(f"{name} {history[name][kept]:.4f}" for name in metrics or ["accuracy"])
         return "\n".join(
@@ -111,8 +106,8 @@ def fit(config: FitConfig, cluster: clusters.Cluster | None = None) -> FitResult
     return FitResult(run.path, result, None if chosen.is_chief else cluster.name(0))
 
 
-def _plan(config: FitConfig) -> tuple[run_directory.Run, dict[str, Any] | None]:
-    run = run_directory.plan(config)
+def _plan(config: FitConfig) -> tuple[Run, dict[str, Any] | None]:
+    run = plan(config)
     return run, run.result if run.finished else None
 
 
@@ -149,7 +144,7 @@ class Training:
     """
 
     config: FitConfig
-    run: run_directory.Run
+    run: Run
     chosen: devices.Devices
     data: run_data.Data
     augmentation: preprocessing.Augmentation | None
@@ -158,16 +153,14 @@ class Training:
     clock: callbacks.Clock
 
     @classmethod
-    def prepare(
-        cls, config: FitConfig, run: run_directory.Run, chosen: devices.Devices
-    ) -> "Training":
+    def prepare(cls, config: FitConfig, run: Run, chosen: devices.Devices) -> "Training":
         """Opens the pictures and builds the model; nothing is written but decoded pictures.
 
         Raises:
           UserError: For anything that the user can mend.
         """
         clock = callbacks.Clock()
-        asked = run_directory.flags_to_repeat(config, without=_BY_PROCESS)
+        asked = config
         pictures = run_data.with_batch_size(config.data, chosen.replicas)
         config = dataclasses.replace(config, data=pictures)
         _check_schedule(config)
@@ -177,6 +170,8 @@ class Training:
         _check_same_everywhere(chosen, asked, fingerprint)
         chosen.from_chief(lambda: run.check_same_batches(fingerprint, pictures.batch_size))
         seed = config.optimisation.seed
+        # A backup has the variables by their paths, which Keras numbers by all layers before them.
+        keras.utils.clear_session(free_memory=False)
         keras.utils.set_random_seed(seed)
         chosen.set_precision()
         with chosen.scope():
@@ -297,23 +292,28 @@ class Training:
         }
 
 
-def _check_same_everywhere(chosen: devices.Devices, asked: str, fingerprint: str) -> None:
+def _check_same_everywhere(chosen: devices.Devices, config: FitConfig, fingerprint: str) -> None:
     """Checks that this process trains as the chief does.
 
     Raises:
-      UserError: Its flags or pictures are others, or what it computes in is.
+      UserError: Its flags, its images, its precision or its use of XLA are others.
     """
-    mine = {
-        "flags": asked,
-        "pictures (their fingerprint)": fingerprint,
+    own = {
+        "images (their fingerprint)": fingerprint,
         "precision": chosen.precision,
-        "jit_compile": str(chosen.jit_compile),
+        "jit_compile": chosen.jit_compile,
     }
-    for name, chiefs in chosen.from_chief(lambda: mine).items():
-        if differing := run_directory.differing_lines(chiefs, mine[name]):
+    chiefs_config, chiefs = chosen.from_chief(lambda: (config, own))
+    differing = {"flags": identity.differences_from_chief(chiefs_config, config)} | {
+        name: f"{chiefs[name]}, here {value}"
+        for name, value in own.items()
+        if value != chiefs[name]
+    }
+    for name, values in differing.items():
+        if values:
             raise UserError(
-                f"{name}: differ from the chief's ({differing}); expected the same command and "
-                "pictures in every process, or --strategy=none for runs of their own"
+                f"{name}: differ from the chief's ({values}); expected the same command and "
+                "images in every process, or --strategy=none for separate runs"
             )
 
 
@@ -447,7 +447,7 @@ def class_weight(config: OptimisationConfig, data: run_data.Data) -> dict[int, f
     return {c: counts.sum() / (len(counts) * n) for c, n in enumerate(counts) if n}
 
 
-def _draw_augmentation(config: FitConfig, data: run_data.Data, run: run_directory.Run) -> None:
+def _draw_augmentation(config: FitConfig, data: run_data.Data, run: Run) -> None:
     """Draws some training pictures as they are, and as their first epochs vary them."""
     # Made anew: drawing takes numbers from the generators of Keras's layers.
     seed = config.optimisation.seed
@@ -461,9 +461,7 @@ def _draw_augmentation(config: FitConfig, data: run_data.Data, run: run_director
     plots.augmentation(images.numpy(), np.stack(versions, axis=1), run.path / "augmentation.png")
 
 
-def _test(
-    data: run_data.Data, model: keras.Model, batch_size: int, run: run_directory.Run
-) -> dict[str, Any]:
+def _test(data: run_data.Data, model: keras.Model, batch_size: int, run: Run) -> dict[str, Any]:
     """What result.json says of the test split; draws its confusion matrix."""
     outputs = model.predict(data.batches("test", batch_size), verbose=0)
     labels = data.labels("test")
