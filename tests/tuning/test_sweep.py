@@ -389,6 +389,41 @@ def test_other_pictures_under_the_same_name_are_refused(small_flags, make_archiv
     assert snapshot(tmp_path) == before
 
 
+@pytest.fixture
+def started(small_flags, tmp_path):
+    """`started(*flags)`: starts a search of one trial, or goes on with it; its sweep.flags."""
+    from tuning import search
+
+    def start(*flags: str) -> pathlib.Path:
+        argv = [*small_flags[:3], f"--sweep_dir={tmp_path}/sweep", "--max_trials=1", *flags]
+        search.Sweep.plan(parse_flags(*argv, config=SweepConfig)).start()
+        return tmp_path / "sweep" / "sweep.flags"
+
+    return start
+
+
+def test_a_search_goes_on_with_other_flags_that_are_not_its_identity(started):
+    before = started().read_text()
+    others = ["--max_trials=9", "--time_budget=9", "--workers=2", "--worker_timeout=9"]
+    others += ["--final_epochs=9", "--notensorboard", "--data_service=grpc://localhost:5050"]
+    assert started(*others).read_text() == before
+
+
+def test_a_search_goes_on_whatever_the_comments_and_new_flags_are(started):
+    *lines, fingerprint = started().read_text().splitlines()
+    old = ["# Reworded." if line.startswith("#") else line for line in lines]
+    old.remove("--augment_on=host")
+    flags = started()
+    flags.write_text("\n".join([*old, fingerprint]))
+    started()
+    with pytest.raises(UserError, match=r"\(--augment_on=host, now --augment_on=device\)"):
+        started("--augment_on=device")
+
+    flags.write_text("\n".join([*old, "--flux_capacitor=1", fingerprint]))
+    with pytest.raises(UserError, match=f"{flags}: --flux_capacitor is not a flag of this version"):
+        started()
+
+
 @pytest.mark.parametrize("more", [[], ["--overwrite"]])
 def test_a_folder_of_other_files_is_refused(small_flags, tmp_path, more):
     from tuning import search
