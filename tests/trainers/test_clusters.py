@@ -25,7 +25,7 @@ from small_runs import (
     start_command,
 )
 
-from trainers.training.callbacks import Progress, saved_progress
+from trainers.runs.checkpoint import Progress, read_progress
 
 pytestmark = pytest.mark.slow
 
@@ -238,7 +238,7 @@ def preempted(small_flags, uneven, tmp_path_factory):
     told = {0: SIGTERM_AT_THE_START}
     three = Processes([[*given, f"--run_dir={folder}/run"]] * 3, folder, changes=told)
     assert [status for status, _ in three.ends()] == [PREEMPTED] * 3
-    assert saved_progress(folder / "run" / "backup" / "latest.h5") == Progress(step=1)
+    assert read_progress(folder / "run" / "backup" / "latest.h5") == Progress(step=1)
     fit(*given, f"--run_dir={folder}/alone")
     return flags, folder
 

@@ -85,8 +85,8 @@ BAD_INPUT = {
     "run_dir under a file": ("--run_dir={here}/file/run", "{here}/file"),
     "run_dir is a file": ("--run_dir={here}/file", "is a file"),
     "run_dir holds a run": ("--run_dir={here}/run", "--overwrite"),
-    "run_dir holds other files": ("--run_dir={here}/files", "no run"),
-    "run_dir to overwrite is no run": ("--run_dir={here}/files --overwrite", "no run"),
+    "run_dir holds other files": ("--run_dir={here}/files", "not a run"),
+    "run_dir to overwrite is no run": ("--run_dir={here}/files --overwrite", "not a run"),
     "too few images for three splits": (
         "--archive={two_each} --validation_split=0.15",
         "--validation_split: 15 % of train comes to no image",
