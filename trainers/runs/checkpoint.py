@@ -123,7 +123,7 @@ def restore(
       None after an epoch.
 
     Raises:
-      UserError: The backup has not the same variables, or one of another shape.
+      UserError: The backup lacks a variable, has one too many, or one of another shape.
     """
     variables = {variable.path: variable for variable in variables}
     with h5py.File(io.BytesIO(content)) as file:
@@ -162,8 +162,8 @@ def _check_same(
     texts = [f"{fault} {_listed(paths)}" for fault, paths in faults.items() if paths]
     if texts:
         raise UserError(
-            f"backup: is not of this model: it {'; it '.join(texts)}; resume the run with the "
-            f"version that started it, or {_START_ANEW}"
+            f"backup/latest.h5: is of another model: it {'; it '.join(texts)}; resume the run with "
+            f"the version that started it, or {_START_ANEW}"
         )
 
 

@@ -14,6 +14,9 @@ from absl import flags as absl_flags
 from pizza_steak.errors import UserError
 from pizza_steak.flags import as_argument, define_flags, fields, from_flags, to_flags
 
+# Flags of older versions, separated by commas, that are ignored: a model shows its --class_mode.
+_REMOVED = "class_mode"
+
 
 def to_flagfile(config: Any) -> str:
     """Returns the flagfile of a run or a search: its identity, with absolute paths."""
@@ -34,8 +37,7 @@ def read(kind: type, path: pathlib.Path) -> Any:
     values = absl_flags.FlagValues()
     define_flags(kind, values)
     try:
-        # Runs of older versions may have --class_mode; their models show it by their outputs.
-        values(["", "--undefok=class_mode", f"--flagfile={path}"])
+        values(["", f"--undefok={_REMOVED}", f"--flagfile={path}"])
     except absl_flags.UnrecognizedFlagError as error:
         raise UserError(
             f"{path}: --{error.flagname} is not a flag of this version; remove that line, or use "

@@ -102,7 +102,7 @@ class Run:
 
         path = self.path / "model.keras"
         if not zipfile.is_zipfile(path):
-            raise UserError(f"model {path}: missing, or not a Keras model; train the run again")
+            raise UserError(f"model {path}: missing, or no Keras model; train the run again")
         try:
             return keras.models.load_model(path, compile=False)
         except Exception as error:  # Keras, zipfile, json and h5py raise different ones.
