@@ -54,6 +54,8 @@ def test_it_holds_every_file_of_the_packages_and_no_test(wheel):
     }
     for name in ("checksums.tsv", "TAGS.txt", "CITATIONS.bib", "README.md"):
         assert f"pizza_steak/{name}" in names
+    for package in PACKAGES:
+        assert f"{package}/py.typed" in names
 
 
 @pytest.mark.parametrize("command", ["trainers.fit", "pizza_steak.inspect"])

@@ -6,6 +6,7 @@ import pathlib
 import re
 
 import pytest
+import yaml
 
 from pizza_steak import configuration as pizza_steak_config
 from trainers import configuration as trainers_config
@@ -22,9 +23,17 @@ FLAGS = {
 }
 
 
-def test_the_test_command_is_that_of_continuous_integration():
-    (command,) = re.findall(r"^pip install .*pytest.*$", (ROOT / ".ci/run").read_text(), re.M)
-    assert command in README
+def test_continuous_integration_installs_and_tests_as_readme_says():
+    (command,) = re.findall(r"^pip install .*pytest.*$", README, re.M)
+    install, test = command.split(" && ")
+    lines = (ROOT / ".ci/run").read_text().splitlines()
+    assert lines[lines.index(install) :][-1] == test
+
+
+def test_a_commit_is_checked_as_in_continuous_integration():
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    hooks = [hook["entry"] for hook in repository["hooks"]]
+    assert [*hooks, "pytest"] == (ROOT / ".ci/run").read_text().splitlines()[-len(hooks) - 1 :]
 
 
 @pytest.mark.parametrize(
