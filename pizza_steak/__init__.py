@@ -50,7 +50,8 @@ class _Registration(importlib.abc.MetaPathFinder):
                 execute(module)
                 importlib.import_module(_MODULES["Builder"])
 
-            spec.loader.exec_module = exec_module
+            # Only this loader is changed; importlib has no hook for after an import.
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
 

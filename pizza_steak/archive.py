@@ -178,8 +178,8 @@ def read_archive(path: str | os.PathLike[str], *, follow_links: bool = False) ->
             splits[split].append(Picture(filename, label, member, stamp))
 
     classes = _common_classes(path, splits, left_out)
-    for split in splits.values():
-        split.sort(key=lambda image: (image.label, image.filename))
+    for listed in splits.values():
+        listed.sort(key=lambda image: (image.label, image.filename))
     return Archive(
         path=path,
         classes=classes,
@@ -434,8 +434,8 @@ def _common_classes(
             f"archive {path}: one class only, {classes[0]!r}{others}; add a folder with images of "
             "another class beside it"
         )
-    for split, found in by_split.items():
-        if missing := [name for name in classes if name not in found]:
+    for split, labels in by_split.items():
+        if missing := [name for name in classes if name not in labels]:
             where = next(other for other in by_split if missing[0] in by_split[other])
             # The folders' own names: Test/, not test/.
             there, here = (splits[name][0].filename.split("/")[0] for name in (where, split))

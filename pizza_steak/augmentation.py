@@ -9,6 +9,7 @@ import itertools
 import math
 import numbers
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -302,9 +303,8 @@ class RandomAffine(_SeededLayer):
             )
 
     def _zoom_factors(self) -> Sequence[float]:
-        if np.ndim(self.zoom_range):
-            return self.zoom_range
-        return 1 - self.zoom_range, 1 + self.zoom_range
+        zoom = np.asarray(self.zoom_range).tolist()
+        return zoom if isinstance(zoom, list) else (1 - zoom, 1 + zoom)
 
     def parameters(
         self, uniforms: tf.Tensor, size: tf.Tensor | tuple[int, int]
@@ -362,7 +362,7 @@ def _shift(uniform: tf.Tensor, shift_range: float | Sequence[float], size: tf.Te
         shift_range = range(shift_range)
     if not np.ndim(shift_range):
         return (2 * uniform - 1) * shift_range * unit
-    values = tf.constant([*shift_range, *np.negative(shift_range)], uniform.dtype)
+    values = tf.constant(np.append(shift_range, np.negative(shift_range)), uniform.dtype)
     return tf.gather(values, tf.cast(uniform * len(values), tf.int32)) * unit
 
 
@@ -392,13 +392,15 @@ class RandomIntensity(_SeededLayer):
 
     def __init__(
         self,
-        brightness_range: Sequence[float] | None = None,
+        brightness_range: float | Sequence[float] | None = None,
         channel_shift_range: float = 0.0,
         seed: int | None = None,
         **kwargs,
     ):
         super().__init__(seed, **kwargs)
-        if brightness_range is not None and np.shape(brightness_range) != (2,):
+        if brightness_range is not None and (
+            isinstance(brightness_range, float | int) or np.shape(brightness_range) != (2,)
+        ):
             raise ValueError(f"brightness_range={brightness_range}: expected a pair")
         for name, value in (
             ("brightness_range", brightness_range or 0),
@@ -447,7 +449,7 @@ def augmentation_layers(
     Raises:
       ValueError: The layers refuse an argument, or interpolation_order is neither 0 nor 1.
     """
-    affine = {
+    affine: dict[str, Any] = {
         "rotation_range": config.rotation_range,
         "width_shift_range": config.width_shift_range,
         "height_shift_range": config.height_shift_range,

@@ -160,7 +160,8 @@ def map_steps(
         return steps.skip(skipped).take(count).map(load, num_parallel_calls=os.cpu_count())
 
     def in_order() -> Iterator[Any]:
-        arriving, waiting = loaded_there(), {}
+        arriving = loaded_there()
+        waiting: dict[int, Any] = {}
         for index, step in enumerate(steps.as_numpy_iterator()):
             while step not in waiting and _size(waiting) < _WAITING:
                 try:
@@ -189,7 +190,7 @@ def map_steps(
 
 def _within(seconds: float, call: Callable[[], Any]) -> Any:
     """Returns or raises what a call does, or raises TimeoutError and lets the call run on."""
-    outcome = concurrent.futures.Future()
+    outcome: concurrent.futures.Future[Any] = concurrent.futures.Future()
 
     def run() -> None:
         try:

@@ -33,15 +33,15 @@ WITHOUT_AUTOTUNE.autotune.enabled = False
 
 
 class Pictures(Protocol):
-    """The decoded images of `Records`.
+    """The decoded images of `Records`."""
 
-    Attributes:
-      bad: The reason why an image cannot be decoded, by row.
-      parallel_calls: Number of batches to gather in parallel.
-    """
+    @property
+    def bad(self) -> Mapping[int, str]:
+        """The reason why an image cannot be decoded, by row."""
 
-    bad: Mapping[int, str]
-    parallel_calls: int
+    @property
+    def parallel_calls(self) -> int:
+        """Number of batches to gather in parallel."""
 
     def gather(self, rows: tf.Tensor) -> tf.Tensor:
         """Returns the images at rows.
@@ -93,7 +93,7 @@ class StreamedPictures:
     records: Records
     format: Format
     bad: Mapping[int, str]
-    parallel_calls: int = os.cpu_count()
+    parallel_calls: int = os.cpu_count() or 1
     in_graph: bool = False
 
     def gather(self, rows: tf.Tensor) -> tf.Tensor:
@@ -154,7 +154,7 @@ def decode(
     if cache == "memory":
         array = _aligned_zeros((len(records.labels), *format.shape))
         bad = _decode_all(records, format, array.__setitem__)
-        pictures = DecodedPictures(array, bad)
+        pictures: Pictures = DecodedPictures(array, bad)
     elif cache == "none" and not os.access(records.folder, os.W_OK):
         bad = _decode_all(records, format, lambda rows, images: None)
         pictures = StreamedPictures(records, format, bad)

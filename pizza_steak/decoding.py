@@ -31,7 +31,7 @@ ASPECT_RATIOS = ("stretch", "crop", "pad")
 CHANNELS = {"rgb": 3, "grayscale": 1, "rgba": 4}
 EXIF = ("apply", "ignore")
 # The formats that `decode_image` reads, by Pillow's names: no other decoder sees the bytes.
-KINDS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF")
+KINDS: tuple[str, ...] = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF")
 
 # Part of the name of a decoded array: increase it when `decode_image` changes its pixels.
 _DECODER_VERSION = 6
@@ -144,13 +144,16 @@ def place(height: Any, width: Any, format: Format, xp: Any = np) -> Placement:
             dividend, divisor = (xp.asarray(n, xp.float64) for n in (dividend, divisor))
             return xp.asarray(dividend / divisor, xp.float32)
 
+        def whole(length: Any) -> Any:
+            return xp.maximum(xp.asarray(length, xp.int32), 1)
+
+        def half(length: Any) -> Any:
+            return xp.asarray(length / 2, xp.int32)
+
         ratio = xp.maximum(quotient(height, target_height), quotient(width, target_width))
-        lengths = quotient(height, ratio), quotient(width, ratio)
-        inner = [xp.maximum(xp.asarray(length, xp.int32), 1) for length in lengths]
-        margin = [
-            xp.asarray((xp.asarray(size, xp.float32) - length) / 2, xp.int32)
-            for size, length in zip(format.size, lengths, strict=True)
-        ]
+        inner_height, inner_width = quotient(height, ratio), quotient(width, ratio)
+        inner = whole(inner_height), whole(inner_width)
+        margin = half(target_height - inner_height), half(target_width - inner_width)
     return Placement(corner, box, inner, margin)
 
 
@@ -259,7 +262,7 @@ def orientation(image: Image.Image) -> int:
     if image.format == "TIFF":
         image.load()  # Pillow applies the orientation itself.
     try:
-        found = image.getexif().get(ExifTags.Base.Orientation)
+        found: Any = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # Damaged EXIF data is no reason to refuse the image.
         return 1
     return found if found in range(1, 9) else 1
@@ -270,7 +273,8 @@ def _decode_by_pillow(encoded: bytes, format: Format) -> tuple[np.ndarray, Place
     with open_image(encoded) as image:
         turn = orientation(image) if format.exif == "apply" else 1
         pixels = _turned(_converted(image, format.color_mode), turn)
-    return pixels, place(*pixels.shape[:2], format), 1
+    height, width = pixels.shape[:2]
+    return pixels, place(height, width, format), 1
 
 
 def _decode_jpeg(encoded: bytes, format: Format) -> tuple[np.ndarray, Placement, int] | None:
@@ -362,14 +366,14 @@ def _resized(pixels: np.ndarray, placed: Placement, scale: int, format: Format) 
         return resize_by_tensorflow(part, (height, width), format).numpy()
     image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
     if format.interpolation == "nearest":
-        box = left, top, left + box_width, top + box_height
-        return _pixels(image.resize((width, height), Image.Resampling.NEAREST, box))
+        region = left, top, left + box_width, top + box_height
+        return _pixels(image.resize((width, height), Image.Resampling.NEAREST, region))
     resample = PILLOW_FILTERS[format.interpolation]
     image = image.convert("RGBa") if image.mode == "RGBA" else image
     # One axis at a time: Pillow 13 takes the axes in another order, and rounds differently.
-    box = left / scale, 0, (left + box_width) / scale, image.height
+    box = left / scale, 0.0, (left + box_width) / scale, float(image.height)
     image = image.resize((width, image.height), resample, box)
-    box = 0, top / scale, width, (top + box_height) / scale
+    box = 0.0, top / scale, float(width), (top + box_height) / scale
     image = image.resize((width, height), resample, box)
     return _pixels(image.convert("RGBA") if image.mode == "RGBa" else image)
 

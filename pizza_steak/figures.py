@@ -32,7 +32,7 @@ def save(figure: Figure, path: str | os.PathLike[str], dpi: int = 120) -> None:
 
 
 def picture_grid(
-    images: Sequence[np.ndarray],
+    images: Sequence[np.ndarray] | np.ndarray,
     captions: Sequence[str],
     path: str | os.PathLike[str],
     *,

@@ -15,7 +15,7 @@ from typing import Any
 from absl import flags
 
 # The type of a flag that takes one number, or several separated by commas.
-Numbers = float | int | tuple[float, ...]
+Numbers = float | int | Sequence[float]
 
 
 def flag(

@@ -168,7 +168,7 @@ def flow_from_directory(
     _check_choice("data_format", data_format, ("channels_last", "channels_first"))
     seed = _whole("seed", np.random.randint(2**31 - 1) if seed is None else seed, least=0)
     batch_size = _whole("batch_size", batch_size, least=1)
-    dtype = _dtype(dtype or keras.config.floatx())
+    label_type = _dtype(dtype or keras.config.floatx())
     image_format = decoding.Format(
         _size(target_size),
         _interpolation(interpolation),
@@ -208,7 +208,7 @@ def flow_from_directory(
     if class_mode not in ("input", None):
         input_pipeline.choose_class_mode(class_mode, num_classes)
         labels = input_pipeline.encode_labels(listing.labels, class_mode, num_classes)
-        labels = labels.astype(dtype.as_numpy_dtype)
+        labels = labels.astype(label_type.as_numpy_dtype)
     rows, measured_rows = _cut(listing.rows_by_class, validation_split, subset)
     pictures = decoded.decode(
         listing.records, image_format, cache=decoded_cache, on_bad_image=on_bad_image
@@ -242,7 +242,7 @@ def flow_from_directory(
             images = layer(images)
         if data_format == "channels_first":
             images = tf.transpose(images, (0, 3, 1, 2))
-        return preview(tf.cast(images, dtype), seeds[:, 1])
+        return preview(tf.cast(images, label_type), seeds[:, 1])
 
     dataset = _epochs(
         lambda epoch: input_pipeline.batches(
@@ -402,6 +402,9 @@ def _by_image(
       UserError: It changes the shape of the image in `example`, a batch of one.
     """
 
+    if function is None:
+        return lambda images: tf.cast(images, tf.float32)
+
     def call(images: np.ndarray) -> np.ndarray:
         if data_format == "channels_first":
             images = np.moveaxis(images, -1, 1)
@@ -416,12 +419,9 @@ def _by_image(
 
     def preprocess(images: tf.Tensor) -> tf.Tensor:
         images = tf.cast(images, tf.float32)
-        if function is None:
-            return images
         return tf.ensure_shape(tf.numpy_function(call, [images], tf.float32), images.shape)
 
-    if function is not None:
-        call(example.astype(np.float32))  # An error is raised here, not in training.
+    call(example.astype(np.float32))  # An error is raised here, not in training.
     return preprocess
 
 

@@ -3,6 +3,7 @@
 An archive is read in one pass, without TensorFlow. No records are written.
 """
 
+import builtins
 import collections
 import dataclasses
 import hashlib
@@ -50,7 +51,7 @@ class Found:
     split: str
     label: str
     bytes: int
-    digest: bytes
+    digest: builtins.bytes
     format: str | None
     size: tuple[int, int] | None
     turned: bool
@@ -88,7 +89,7 @@ class Inspection:
     def measures(self) -> dict[str, dict[str, float]]:
         """Returns least, median and most of widths, heights, aspect ratios (w / h) and bytes."""
         sizes = [image.size for image in self.images if image.size]
-        columns = {
+        columns: dict[str, list[float]] = {
             "width": [width for width, _ in sizes],
             "height": [height for _, height in sizes],
             "aspect_ratio": [width / height for width, height in sizes],
@@ -242,6 +243,7 @@ def report(config: InspectConfig) -> str:
         listed = read_archive(source.archive, follow_links=source.follow_links)
         found = inspect(str(listed.path), listed.left_out, _examples(listed), findings.seed)
     else:
+        assert source.dataset  # The flags require an archive or a dataset.
         found = _inspect_dataset(source.dataset, source.data_dir, findings.seed)
     if findings.json:
         with output_file(findings.json) as temporary:
@@ -273,7 +275,8 @@ def inspect(
       examples: Split, class name, filename and encoded image of each example.
       seed: Seed for drawing the sample.
     """
-    images, sample = [], []
+    images: list[Found] = []
+    sample: list[tuple[float, Found, bytes]] = []
     for split, label, filename, encoded in examples:
         found = _look(split, label, filename, encoded)
         images.append(found)
@@ -309,7 +312,7 @@ def _examples(archive: Archive) -> Iterator[tuple[str, str, str, bytes]]:
             yield split, image.label, image.filename, encoded
 
 
-def _inspect_dataset(dataset: str | None, data_dir: str | None, seed: int) -> Inspection:
+def _inspect_dataset(dataset: str, data_dir: str | None, seed: int) -> Inspection:
     tf = import_tensorflow()
     from pizza_steak import records
 
@@ -332,13 +335,12 @@ def draw_grid(sample: Sequence[tuple[Found, bytes]], path: str) -> None:
       UserError: There is no image, or the file cannot be written.
     """
     _check_some(sample)
-    images = []
-    for _, encoded in sample:
+    images, captions = [], []
+    for found, encoded in sample:
         with decoding.open_image(encoded) as image:
-            images.append(np.asarray(ImageOps.exif_transpose(image).convert("RGBA").convert("RGB")))
-    captions = [
-        f"{found.label}\n{found.size[0]} x {found.size[1]}, {found.split}" for found, _ in sample
-    ]
+            upright = ImageOps.exif_transpose(image)
+            images.append(np.asarray(upright.convert("RGBA").convert("RGB")))
+            captions.append(f"{found.label}\n{upright.width} x {upright.height}, {found.split}")
     figures.picture_grid(images, captions, path)
 
 

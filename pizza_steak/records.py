@@ -15,6 +15,7 @@ import shutil
 import struct
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -70,7 +71,7 @@ class Records:
         """Hexadecimal digest of the class names and each image's label, filename and content."""
         digest = hashlib.sha256("\0".join(self.classes).encode())
         for column in (self.labels, self.filenames, self.digests):
-            digest.update(np.ascontiguousarray(column))
+            digest.update(column.tobytes())
         return digest.hexdigest()[:12]
 
     @property
@@ -159,10 +160,11 @@ def prepare(
       UserError: The dataset is unknown, cannot be downloaded, or `data_dir` cannot be written.
       ArchiveError: The archive is refused; nothing was written.
     """
-    if archive:
-        config = ArchiveConfig.of(read_archive(archive, follow_links=follow_links), data_dir)
-    else:
-        config = _config_named(dataset)
+    config: str | ArchiveConfig = (
+        ArchiveConfig.of(read_archive(archive, follow_links=follow_links), data_dir)
+        if archive
+        else _config_named(dataset)
+    )
     try:
         with _quiet_tfds():
             builder = _prepared_builder(config, data_dir)
@@ -277,7 +279,7 @@ def _index(builder: tfds.core.DatasetBuilder) -> dict[str, np.ndarray]:
         return dict(columns)
 
 
-def _scan(paths: Sequence[str]) -> dict[str, np.ndarray]:
+def _scan(paths: Sequence[str]) -> dict[str, Any]:
     columns = collections.defaultdict(list)
     for shard, path in enumerate(paths):
         for offset, record in _frames(path):

@@ -154,7 +154,8 @@ class _Scene:
     def keep(self, layer, outline):
         """Copies what `layer` shows inside `outline`."""
         mask = Image.new("L", self.colour.size)
-        ImageDraw.Draw(mask).polygon(*layer._pixels(outline[None]), 255)
+        (polygon,) = layer._pixels(outline[None])
+        ImageDraw.Draw(mask).polygon(polygon, 255)
         self.colour.paste(layer.colour, mask=mask)
         self.height.paste(layer.height, mask=mask)
 
@@ -232,14 +233,14 @@ def _photograph(scene):
     colour = scene.colour.filter(ImageFilter.BoxBlur(rng.uniform(0.5, 1.1)))
     relief = scene.height.filter(ImageFilter.BoxBlur(1))
     height = np.asarray(relief, np.float32)
-    grain = Image.fromarray(0.6 * rng.standard_normal((72, 72), np.float32))
-    grain = np.asarray(grain.resize(size, Image.Resampling.BICUBIC))
+    grains = Image.fromarray(0.6 * rng.standard_normal((72, 72), np.float32))
+    grain = np.asarray(grains.resize(size, Image.Resampling.BICUBIC))
 
     light = _turns(rng)  # The direction of the light.
     reach = 0.025 * min(size)
     shift = (1, 0, -reach * light.real, 0, 1, -reach * light.imag)
-    shadow = relief.transform(size, Image.Transform.AFFINE, shift)
-    shadow = np.asarray(shadow.filter(ImageFilter.BoxBlur(reach)), np.float32) - height
+    shifted = relief.transform(size, Image.Transform.AFFINE, shift)
+    shadow = np.asarray(shifted.filter(ImageFilter.BoxBlur(reach)), np.float32) - height
     down, across = np.gradient(height + 5 * grain * (height > 64))
     slope = across * np.float32(light.real) + down * np.float32(light.imag)
     shade = 1 + 0.06 * grain + 0.035 * slope.clip(-12, 12) - 0.012 * shadow.clip(0, 50)
@@ -279,10 +280,10 @@ def pictures(split: str) -> Iterator[tuple[str, str, bytes]]:
     for label, serve in zip(CLASSES, (_serve_pizza, _serve_steak), strict=True):
         for number in range(PICTURES[split]):
             rng = np.random.default_rng([list(PICTURES).index(split), CLASSES.index(label), number])
-            longer = rng.integers(180, 449)
-            size = longer, round(longer * rng.uniform(0.66, 1.0))
-            size = tuple(int(side) for side in rng.permutation(size))
-            scene = _Scene(rng, size)
+            longer = int(rng.integers(180, 449))
+            sides = longer, round(longer * rng.uniform(0.66, 1.0))
+            width, height = rng.permutation(sides).tolist()
+            scene = _Scene(rng, (width, height))
             _lay_table(scene)
             serve(scene)
             yield f"{split}/{label}/{number:04}.jpg", label, _photograph(scene)

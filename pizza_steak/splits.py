@@ -73,7 +73,7 @@ class Plan:
         if "train" in self.named:
             taken = [found[purpose] for purpose in self.fractions]
             found["train"] = _without(self.named["train"], taken)
-        found = self.named | found
+        found = {**self.named, **found}
         for purpose, text in self.texts.items():
             if not found[purpose].size:
                 flag = f"--{purpose}_split"
@@ -98,14 +98,13 @@ def plan(request: Request, counts: Mapping[str, int], name: str) -> Plan:
     asked = {purpose: _asked(request, purpose, counts) for purpose in PURPOSES}
     fractions = {purpose: part for purpose, part in asked.items() if isinstance(part, float)}
     _check_fractions(request, fractions)
+    strings = {purpose: part for purpose, part in asked.items() if isinstance(part, str)}
     named = {
-        purpose: rows(part, counts, f"--{purpose}_split", name)
-        for purpose, part in asked.items()
-        if isinstance(part, str)
+        purpose: rows(part, counts, f"--{purpose}_split", name) for purpose, part in strings.items()
     }
     train = rows("train", counts, "--train_split", name) if "train" in counts else np.arange(0)
     base = train[np.isin(train, named.get("train", train))]
-    whole = "train" if len(base) == len(train) else asked["train"]
+    whole = "train" if len(base) == len(train) else strings["train"]
     tested = [purpose for purpose in ("validation", "test") if asked[purpose] is not None]
     others = [p for p in tested if p in named and np.isin(named[p], base).any()]
     base = _without(base, [named[purpose] for purpose in others])
@@ -118,11 +117,11 @@ def plan(request: Request, counts: Mapping[str, int], name: str) -> Plan:
             f"{_said(counts)}); pass a split string, such as --{from_base[0]}_split={min(counts)}"
         )
     texts = {p: f"{100 * part:.4g} % of {_less(whole, others)}" for p, part in fractions.items()}
-    texts |= {purpose: asked[purpose] for purpose in named}
+    texts |= strings
     if asked["train"] is None:
         texts["train"] = _less("train", [p for p in tested if p in fractions or p in others])
     elif "train" in named:
-        texts["train"] = _less(asked["train"], [p for p in tested if p in fractions])
+        texts["train"] = _less(strings["train"], [p for p in tested if p in fractions])
     texts = {purpose: texts[purpose] for purpose in PURPOSES if purpose in texts}
     return Plan(texts, named, fractions, base)
 
