@@ -401,7 +401,6 @@ def _by_image(
     Raises:
       UserError: It changes the shape of the image in `example`, a batch of one.
     """
-
     if function is None:
         return lambda images: tf.cast(images, tf.float32)
 
