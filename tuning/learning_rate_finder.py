@@ -89,7 +89,9 @@ class RangeTest:
     @property
     def line(self) -> tuple[np.ndarray, np.ndarray]:
         """Learning rates and losses of the line at `steepest`."""
-        around = np.arange(self.steepest - self._half_line, self.steepest + self._half_line + 1)
+        steepest = self.steepest
+        assert steepest is not None  # Without a suggestion there is no line.
+        around = np.arange(steepest - self._half_line, steepest + self._half_line + 1)
         return self.rates[around], np.polyval(np.polyfit(around, self.smoothed[around], 1), around)
 
     def summary(self) -> str:

@@ -202,12 +202,12 @@ class Agreement:
         if self._calls < self._due and not now:
             return (False,) * len(wanted)
         seconds = time.monotonic() - self._asked_at
-        *wanted, seconds = self._cluster.sum([*wanted, seconds / self._calls])
+        *counts, seconds = self._cluster.sum([*wanted, seconds / self._calls])
         # From the sum, which is the same in all processes, as this number must be.
         self._due = int(_AGREEING * len(self._cluster.addresses) / max(seconds, 1e-6))
         self._due = min(max(1, self._due), _MOST_CALLS)
         self._calls, self._asked_at = 0, time.monotonic()
-        return tuple(count > 0 for count in wanted)
+        return tuple(count > 0 for count in counts)
 
 
 def from_environment(config: FitConfig) -> Cluster | None:

@@ -2,7 +2,7 @@
 
 import io
 import pathlib
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence, Sized
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -41,13 +41,13 @@ def curves(history: Mapping[str, Sequence[float]], path: pathlib.Path) -> None:
                 axes.plot(epochs, values, color=color, label=label, marker=marker, markersize=4)
         axes.axvline(kept, color="0.5", linestyle=":", label=f"{word} epoch ({kept})")
         axes.set(title=metric.capitalize(), xlabel="epoch", xlim=(0.5, len(epochs) + 0.5))
-        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+        axes.locator_params(axis="x", integer=True, min_n_ticks=1)
         axes.grid(color="0.9")
         axes.legend()
     figures.save(figure, path)
 
 
-def _marker(epochs: Sequence[float]) -> str | None:
+def _marker(epochs: Sized) -> str | None:
     """Returns the marker of each epoch; one epoch gives no line, and many markers would overlap."""
     return "o" if len(epochs) <= 30 else None
 
@@ -106,7 +106,7 @@ def _overlay(axes: Axes, curves: Sequence[Sequence[float]]) -> None:
             markersize=4,
         )
     axes.set(xlabel="epoch")
-    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    axes.locator_params(axis="x", integer=True, min_n_ticks=1)
     axes.grid(color="0.9")
 
 

@@ -103,13 +103,14 @@ class Entry:
 
     def kept(self, metric: str) -> float | None:
         """Returns a metric of the model that is kept, if there is one."""
-        return self.history[metric][self.best_epoch - 1] if self.history[metric] else None
+        values = self.history[metric]
+        return values[run_directory.kept_epoch(self.history)] if values else None
 
     @property
     def gap(self) -> float | None:
         """Training accuracy minus validation accuracy of the model that is kept."""
-        validated = self.kept("val_accuracy")
-        return None if validated is None else self.kept("accuracy") - validated
+        trained, validated = self.kept("accuracy"), self.kept("val_accuracy")
+        return None if trained is None or validated is None else trained - validated
 
 
 def write(config: ReportConfig) -> str:
@@ -193,11 +194,13 @@ def render(entries: Sequence[Entry], left_out: Sequence[str]) -> str:
 
 def _best(entries: Sequence[Entry]) -> Entry | None:
     """Returns the best finished run by validation accuracy; test images must not choose it."""
-    return max(
-        (entry for entry in entries if entry.numbers and entry.history["val_accuracy"]),
-        key=lambda entry: (entry.kept("val_accuracy"), -entry.kept("val_loss")),
-        default=None,
-    )
+
+    def validated(entry: Entry) -> tuple[float, float]:
+        epoch = run_directory.kept_epoch(entry.history)
+        return entry.history["val_accuracy"][epoch], -entry.history["val_loss"][epoch]
+
+    finished = (entry for entry in entries if entry.numbers and entry.history["val_accuracy"])
+    return max(finished, key=validated, default=None)
 
 
 def _validated_on(entry: Entry) -> tuple[Any, ...]:

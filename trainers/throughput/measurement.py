@@ -149,7 +149,8 @@ def measure(config: BenchmarkConfig) -> Report:
 
 def timed(stage: stages.Stage, setting: stages.Setting) -> Measurement | None:
     """Times one turn of a stage, from its first `done` on; returns None if it has nothing to do."""
-    images, start = 0, None
+    images = 0
+    start: tuple[float, float] | None = None
 
     def done(count: int) -> None:
         nonlocal images, start
@@ -159,7 +160,7 @@ def timed(stage: stages.Stage, setting: stages.Setting) -> Measurement | None:
             images += count
 
     stage(setting, done)
-    if not images:
+    if start is None or not images:
         return None
     seconds, cpu_seconds = map(operator.sub, _clocks(), start)
     return Measurement(images, seconds, cpu_seconds)
@@ -258,7 +259,7 @@ def _chosen(measuring: MeasuringConfig) -> dict[str, stages.Stage]:
 def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
-    return os.cpu_count()
+    return os.cpu_count() or 1
 
 
 def _hold_to(threads: int) -> None:
@@ -292,7 +293,7 @@ def _in_turns(
 ) -> dict[str, list[Measurement]]:
     """Times all stages in turns; returns the measurements but the first of each that has any."""
     turns = setting.config.measuring.repeats + 1
-    measured = {name: [] for name in chosen}
+    measured: dict[str, list[Measurement]] = {name: [] for name in chosen}
     total = turns * len(chosen)
     with tqdm.tqdm(total=total, desc="measuring", unit=" stages", disable=None) as bar, _quiet():
         for turn in range(turns):

@@ -14,7 +14,7 @@ from tuning.pages.table import Row
 from tuning.space.ranges import Range
 
 LEAST_TRIALS = 10
-_EPOCHS = object()  # A column that no setting's name can equal.
+_EPOCHS = ""  # Not the name of any setting.
 _TREES = 200
 _REPEATS = 10
 
@@ -68,16 +68,16 @@ def measure(rows: Sequence[Row], ranges: Mapping[str, Range]) -> Importance | No
     scored = sorted(completed(rows), key=lambda row: row.epochs)
     longest = {tuple(row.settings.get(name) for name in searched): row for row in scored}
     kept = list(longest.values())
-    if len(kept) < LEAST_TRIALS or len({row.objective for row in kept}) == 1 or not searched:
+    if len(kept) < LEAST_TRIALS or len({row.score for row in kept}) == 1 or not searched:
         return None
-    columns = {
+    columns: dict[str, list[float]] = {
         name: [_number(row.settings.get(name), values) for row in kept]
         for name, values in searched.items()
     }
     if len(kept) < len(scored):
         columns[_EPOCHS] = [row.epochs for row in kept]
     encoded = np.array(list(columns.values()), np.float32).T
-    ranks = np.unique([row.objective for row in kept], return_inverse=True)[1]
+    ranks = np.unique([row.score for row in kept], return_inverse=True)[1]
     forest = RandomForestRegressor(_TREES, random_state=0).fit(encoded, ranks)
     unseen = [np.setdiff1d(np.arange(len(kept)), drawn) for drawn in forest.estimators_samples_]
 

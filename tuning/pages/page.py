@@ -47,15 +47,16 @@ def render(
     searched = {name: values for name, values in ranges.items() if len(values.values) != 1}
     found = importance.measure(rows, ranges)
     completed = importance.completed(rows)
-    best_first = sorted(completed, key=lambda row: row.objective, reverse=higher_is_better)
+    best_first = sorted(completed, key=lambda row: row.score, reverse=higher_is_better)
     scored = best_first[::-1]  # Figures draw the best last, on top.
     with_result = {row.trial for row in scored}
     others = [row for row in rows if row.trial not in with_result]
-    chosen, lines, figures, limits = None, None, {}, None
+    chosen, lines, figures, cut = None, None, {}, False
     if scored:
         named = [row for row in scored if best and row.trial == best.trial]
         chosen = [*scored, *named][-1]
-        limits = plots.limits([row.objective for row in scored], higher_is_better)
+        limits = plots.limits([row.score for row in scored], higher_is_better)
+        cut = any(not min(limits) <= row.score <= max(limits) for row in scored)
         ordered = {name: searched[name] for name in (found.settings if found else searched)}
         lines = parallel.figure(scored, ordered, name, limits)
         failed = [row.ended_after for row in others if row.ended_after is not None]
@@ -76,7 +77,7 @@ def render(
         best=chosen,
         parallel=lines,
         inactive=parallel.INACTIVE,
-        cut=any(not min(limits) <= row.objective <= max(limits) for row in scored),
+        cut=cut,
         importance=found,
         least_trials=importance.LEAST_TRIALS,
         figures={title: layout.data_uri(svg, "svg+xml") for title, svg in figures.items()},

@@ -82,7 +82,7 @@ def figure(
         that end.
     """
     worst, best = limits
-    scores = [float(np.clip((row.objective - worst) / (best - worst), 0, 1)) for row in rows]
+    scores = [float(np.clip((row.score - worst) / (best - worst), 0, 1)) for row in rows]
     ticks = [
         ((tick - worst) / (best - worst), f"{tick:.4g}") for tick in _nice(min(limits), max(limits))
     ]
@@ -119,7 +119,7 @@ def _ticks(values: Range) -> list[tuple[float, str]]:
     if listed := _listed(values):
         return [((at + 0.5) / len(listed), text(value)) for at, value in enumerate(listed)]
     if not values.log:
-        ticks = _nice(values.low, values.high)
+        ticks: Sequence[float] = _nice(values.low, values.high)
     elif values.high / values.low >= 50:
         ticks = ticker.LogLocator(numticks=20).tick_values(values.low, values.high)
     elif isinstance(values.low, int):  # Sizes of layers are often powers of two.

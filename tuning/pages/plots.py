@@ -1,6 +1,7 @@
 """The figures of a search's page."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import ticker
@@ -13,7 +14,7 @@ from tuning.space.ranges import Range
 
 _POINT, _LINE, _FAILED = "#56B4E9", "#0072B2", "#D55E00"  # From Okabe and Ito's palette.
 # A ring around the best trial's point, in the colour of its line on parallel axes.
-_BEST = {
+_BEST: dict[str, Any] = {
     "marker": "o",
     "s": 90,
     "facecolors": "none",
@@ -63,12 +64,12 @@ def best_so_far_svg(
     Returns:
       An SVG document.
     """
-    rows = sorted(rows, key=lambda row: row.ended_after)
-    end = max([rows[-1].ended_after, *failed])
+    rows = sorted(rows, key=lambda row: row.end)
+    end = max([rows[-1].end, *failed])
     unit, length = _unit_of_time(end)
-    times = [row.ended_after / length for row in rows]
+    times = [row.end / length for row in rows]
     better = np.maximum if limits[0] < limits[1] else np.minimum
-    bests = better.accumulate([row.objective for row in rows])
+    bests = better.accumulate([row.score for row in rows])
     figure, axes = _results(rows, times, objective, limits)
     axes.step(
         [*times, end / length],
@@ -78,7 +79,7 @@ def best_so_far_svg(
         linewidth=2,
         label="best so far",
     )
-    axes.scatter(best.ended_after / length, best.objective, label="best", **_BEST)
+    axes.scatter(best.end / length, best.score, label="best", **_BEST)
     if failed:
         axes.scatter(
             np.divide(failed, length),
@@ -111,7 +112,7 @@ def learning_rate_svg(
     """
     rates = [row.settings["learning_rate"] for row in rows]
     figure, axes = _results(rows, rates, objective, limits)
-    axes.scatter(best.settings["learning_rate"], best.objective, label="best", **_BEST)
+    axes.scatter(best.settings["learning_rate"], best.score, label="best", **_BEST)
     axes.set(xscale="log", xlabel="learning rate (log scale)")
     if searched.least > 0:
         axes.set_xlim(searched.least / 1.2, searched.most * 1.2)
@@ -133,7 +134,7 @@ def _results(
     longest = max(row.epochs for row in rows) or 1
     axes.scatter(
         places,
-        np.clip([row.objective for row in rows], least, most),
+        np.clip([row.score for row in rows], least, most),
         s=[8 + 40 * row.epochs / longest for row in rows],
         color=_POINT,
         edgecolors="white",

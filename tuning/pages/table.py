@@ -33,6 +33,18 @@ class Row:
     settings: Mapping[str, Any]
     reason: str = ""
 
+    @property
+    def score(self) -> float:
+        """The objective of a completed trial."""
+        assert self.objective is not None
+        return self.objective
+
+    @property
+    def end(self) -> float:
+        """`ended_after` of a completed trial."""
+        assert self.ended_after is not None
+        return self.ended_after
+
 
 def to_csv(rows: Sequence[Row], objective: str, settings: Sequence[str]) -> str:
     """Returns the rows as CSV.

@@ -120,7 +120,7 @@ class Tuner(BaseTuner):
     def __init__(
         self,
         oracle: oracles.Durable,
-        folder: str,
+        folder: str | os.PathLike[str],
         run_trial: Callable[[Trial], dict[str, float]],
         worker: str,
         address: str | None = None,

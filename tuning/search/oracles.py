@@ -40,6 +40,9 @@ class Durable(keras_tuner.Oracle):
       **options: Arguments of Keras Tuner's oracle.
     """
 
+    ongoing_trials: dict[str, Trial]  # These two are attributes of Keras Tuner's oracle.
+    _retry_queue: list[str]
+
     def __init__(
         self,
         *,
@@ -259,9 +262,8 @@ def make(config: SweepConfig, space: SearchSpace, *, remote: bool) -> Durable:
     asked, trial = config.search, config.trial
     hyperparameters = keras_tuner.HyperParameters()
     space.declare_hyperparameters(hyperparameters)
-    max_trials = asked.max_trials
-    if max_trials is None and asked.tuner in ("random", "bayesian"):
-        max_trials = _DEFAULT_TRIALS
+    # These two never end by themselves.
+    drawn = _DEFAULT_TRIALS if asked.max_trials is None else asked.max_trials
     options = {
         "objective": asked.objective,
         "hyperparameters": hyperparameters,
@@ -272,20 +274,18 @@ def make(config: SweepConfig, space: SearchSpace, *, remote: bool) -> Durable:
         "remote": remote,
     }
     if asked.tuner == "random":
-        return RandomSearchOracle(max_trials=max_trials, **options)
+        return RandomSearchOracle(max_trials=drawn, **options)
     if asked.tuner == "grid":
-        return GridSearchOracle(max_trials=max_trials, **options)
+        return GridSearchOracle(max_trials=asked.max_trials, **options)
     if asked.tuner == "bayesian":
         # Keras Tuner's default, three for each setting, is often more than all trials.
-        points = max(3, min(3 * len(hyperparameters.space), max_trials // 3))
-        return BayesianOptimizationOracle(
-            max_trials=max_trials, num_initial_points=points, **options
-        )
+        points = max(3, min(3 * len(hyperparameters.space), drawn // 3))
+        return BayesianOptimizationOracle(max_trials=drawn, num_initial_points=points, **options)
     # Hyperband starts again and again if another limit ends the search.
-    endless = max_trials is not None or asked.time_budget is not None
+    endless = asked.max_trials is not None or asked.time_budget is not None
     iterations = None if endless else 1
     oracle = HyperbandOracle(
         max_epochs=trial.max_epochs, hyperband_iterations=iterations, **options
     )
-    oracle.max_trials = max_trials  # Keras Tuner's constructor does not take it.
+    oracle.max_trials = asked.max_trials  # Keras Tuner's constructor does not take it.
     return oracle

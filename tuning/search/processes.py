@@ -56,7 +56,7 @@ class Process:
             reason = self._receiver.recv()
         except EOFError:
             self._process.join()
-            reason = _death(self._process.exitcode)
+            reason = _death(self._process.exitcode or 0)
         self._process.join()
         return reason
 
@@ -109,5 +109,7 @@ def _call(
 
 
 def _end_with_parent() -> None:
-    connection.wait([multiprocessing.parent_process().sentinel])
+    parent = multiprocessing.parent_process()
+    assert parent  # Only processes that `Process` has started get here.
+    connection.wait([parent.sentinel])
     os._exit(1)

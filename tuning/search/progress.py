@@ -129,6 +129,8 @@ class Progress:
         if winner is None:
             reason = rows[-1].reason if rows else "the images are too small for all networks"
             raise UserError(f"sweep_dir {folder}: no trial is completed; the last: {reason}")
+        result = winner.result
+        assert result  # The final training has ended.
         counts = [
             f"{count} {status}"
             for status in table.STATUSES
@@ -139,8 +141,8 @@ class Progress:
                 f"{len(rows)} trials ({', '.join(counts)}) in "
                 f"{max(self.oracle.ended_after.values()):.0f} s; {self.best_so_far}",
                 f"trained on all training images: test accuracy "
-                f"{scores.test_accuracy_text(winner.result)}",
-                *scores.test_cautions(winner.result, "the settings"),
+                f"{scores.test_accuracy_text(result)}",
+                *scores.test_cautions(result, "the settings"),
                 f"repeat it: python -m trainers.fit --flagfile={folder / 'best.flags'}",
                 f"results saved to {folder}",
             ]

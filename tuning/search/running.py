@@ -135,7 +135,7 @@ def _train(plan: Plan, execution: trials.Execution, number: int | None) -> None:
 
 def _share_of_the_machine(workers: int, number: int) -> dict[str, str]:
     """Returns environment variables that give a worker its share of the cores, and one GPU."""
-    variables = {"TF_NUM_INTRAOP_THREADS": str(max(1, os.cpu_count() // workers))}
+    variables = {"TF_NUM_INTRAOP_THREADS": str(max(1, (os.cpu_count() or 1) // workers))}
     if gpus := len(tf.config.list_physical_devices("GPU")):
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus))))
         variables["CUDA_VISIBLE_DEVICES"] = visible.split(",")[(number - 1) % gpus]

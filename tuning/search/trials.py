@@ -47,7 +47,9 @@ class Execution:
     @property
     def run(self) -> run_directory.Run:
         """The run, as far as it has come."""
-        return run_directory.Run(pathlib.Path(self.config.run.run_dir))
+        run_dir = self.config.run.run_dir
+        assert run_dir  # Every trial has one.
+        return run_directory.Run(pathlib.Path(run_dir))
 
     @property
     def failure(self) -> str | None:

@@ -17,16 +17,16 @@ class Range:
 
     Attributes:
       values: The listed values; empty for numbers between two.
-      low: The least number; None for listed values.
+      low: The least number, an int for whole numbers; None for listed values.
       high: The greatest number; None for listed values.
       step: The distance of neighbouring numbers; None if all numbers are allowed.
       log: Whether numbers are drawn evenly by their logarithm.
     """
 
     values: tuple[Any, ...] = ()
-    low: float | None = None
-    high: float | None = None
-    step: float | None = None
+    low: Any = None
+    high: Any = None
+    step: Any = None
     log: bool = False
 
     @property

@@ -62,7 +62,7 @@ class SearchSpace(keras_tuner.HyperModel):
         blocks, dense_layers = _whole_numbers(self.ranges["blocks"]), self.ranges["dense_layers"]
         some, several = ([count for count in blocks if count >= least] for least in (1, 2))
         convolutional = ("filters", "convolutions", "kernel_size", "padding", "pool_size")
-        conditions = {}
+        conditions: dict[str, tuple[str, list[Any]]] = {}
         if 0 in blocks:
             conditions |= dict.fromkeys((*convolutional, "global_pooling"), ("blocks", some))
         if blocks != several:
