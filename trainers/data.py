@@ -20,6 +20,7 @@ from pizza_steak import (
 )
 from pizza_steak.errors import UserError
 from trainers.configuration import DataConfig
+from trainers.flags import Numbers
 
 _BATCH_SIZE = 32
 
@@ -71,7 +72,7 @@ class Data:
     def fingerprint(self, purpose: str) -> str:
         """Returns a hexadecimal digest of the content of a split's images."""
         digests = np.sort(self.records.digests[self.rows[purpose]], axis=0)
-        return hashlib.sha256(np.ascontiguousarray(digests)).hexdigest()[:12]
+        return hashlib.sha256(digests.tobytes()).hexdigest()[:12]
 
     def class_weight(self, kind: str | None) -> dict[int, float] | None:
         """Returns what images of each class, by its index, count in the loss.
@@ -160,6 +161,7 @@ def load(config: DataConfig, split: str | None = None) -> Data:
     if service:
         _check_not_for_pillow(prepared, np.concatenate(list(rows.values())))
         data_service.check(service, prepared)
+        assert isinstance(pictures, decoded.StreamedPictures)  # Nothing is kept.
         pictures = dataclasses.replace(pictures, in_graph=True)
     return Data(prepared, pictures, format.shape, classes, texts, rows, service)
 
@@ -183,7 +185,7 @@ def open_splits(
     """
     names = [field.name for field in dataclasses.fields(splits.Request)]
     request = splits.Request(**{name: getattr(config, name) for name in names})
-    where = {"archive": config.archive, "follow_links": config.follow_links}
+    where: dict[str, Any] = {"archive": config.archive, "follow_links": config.follow_links}
     name = str(config.archive or config.dataset)
 
     def plan(counts: Mapping[str, int]) -> splits.Plan:
@@ -228,6 +230,12 @@ def with_batch_size(config: DataConfig, replicas: int = 1) -> DataConfig:
     return dataclasses.replace(config, batch_size=batch_size, batch_size_per_replica=None)
 
 
+def batch_size_of(config: DataConfig) -> int:
+    """Returns the batch size of flags from `with_batch_size`."""
+    assert config.batch_size is not None
+    return config.batch_size
+
+
 def format_of(config: DataConfig) -> decoding.Format:
     """Returns the format that images are decoded to.
 
@@ -245,14 +253,15 @@ def format_of(config: DataConfig) -> decoding.Format:
     )
 
 
-def _size(image_size: float | tuple[float, ...]) -> tuple[int, int]:
-    size = image_size if isinstance(image_size, tuple) else (image_size, image_size)
-    if len(size) != 2 or not all(isinstance(length, int) for length in size):
+def _size(image_size: Numbers) -> tuple[int, int]:
+    size = [image_size] * 2 if isinstance(image_size, int | float) else list(image_size)
+    whole = [length for length in size if isinstance(length, int)]
+    if not len(size) == len(whole) == 2:
         raise UserError(
             f"image_size {','.join(map(str, size))}: expected whole pixels, one number for both "
             "height and width, or two"
         )
-    return size
+    return whole[0], whole[1]
 
 
 def _classes(asked: tuple[str, ...] | None, there: tuple[str, ...]) -> tuple[str, ...]:

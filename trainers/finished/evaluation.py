@@ -93,8 +93,8 @@ class Evaluation:
             temporary.write_text(json.dumps(values, indent=2) + "\n")
         matrix, classes = np.array(values["confusion_matrix"]), list(values["by_class"])
         plots.confusion_matrix(matrix, classes, out_dir / "confusion_matrix.png")
-        error = values["expected_calibration_error"]
-        plots.calibration(values["calibration"], error, out_dir / "calibration.png")
+        calibration_error = values["expected_calibration_error"]
+        plots.calibration(values["calibration"], calibration_error, out_dir / "calibration.png")
         self._draw_mistakes(out_dir / "mistakes.png")
         return out_dir
 
@@ -154,7 +154,7 @@ def evaluate(run: run_directory.Run, config: EvaluateConfig) -> Evaluation:
     model, data = loading.load_model(run), run_data.load(data_config, split)
     if purpose not in data.rows:
         raise UserError(f"--split={purpose}: {run.path} was trained without one")
-    tested = testing.test(model, data, purpose, data_config.batch_size)
+    tested = testing.test(model, data, purpose, run_data.batch_size_of(data_config))
     labels, predicted = tested.labels, tested.predicted
     rows = metrics.classification_report(
         labels,

@@ -113,7 +113,7 @@ def predict(run: run_directory.Run, images: Sequence[str], batch_size: int = 32)
     model, classes = loading.load_model(run), run.result["classes"]
     format = run_data.format_of(run.config.data)
     probabilities = np.zeros((len(sources), len(classes)), np.float32)
-    faults = {}
+    faults: dict[int, str] = {}
     with tqdm.tqdm(total=len(sources), unit=" images", disable=None) as progress:
         for rows, images, reasons in _batches(sources, format, batch_size).as_numpy_iterator():
             probabilities[rows] = loading.class_probabilities(model.predict_on_batch(images))

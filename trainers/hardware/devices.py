@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pizza_steak.errors import UserError
@@ -221,7 +221,9 @@ def choose(config: DevicesConfig, cluster: "Cluster | None" = None) -> Devices:
         precision_reason=precision_reason,
         jit_compile=jit_compile,
         jit_compile_reason=jit_compile_reason,
-        onednn={"1": "on", "0": "off"}.get(os.environ.get("TF_ENABLE_ONEDNN_OPTS"), "by default"),
+        onednn={"1": "on", "0": "off"}.get(
+            os.environ.get("TF_ENABLE_ONEDNN_OPTS", ""), "by default"
+        ),
         cluster=cluster,
     )
 
@@ -247,16 +249,19 @@ def _indices(asked: Numbers | None, kind: str, count: int) -> list[int]:
     """Returns which of `count` devices of a kind the flag asks for."""
     if asked is None:
         return list(range(count))
-    indices = asked if isinstance(asked, tuple) else range(asked) if asked == int(asked) else ()
+    indices: Sequence[float]
+    if isinstance(asked, int | float):
+        indices, text = range(int(asked)) if asked == int(asked) else (), str(asked)
+    else:
+        indices, text = asked, ",".join(map(str, asked))
     known = len(indices) == len(set(indices)) and set(indices) <= set(range(count))
     if not indices or not known:
-        text = ",".join(map(str, asked)) if isinstance(asked, tuple) else asked
         raise UserError(
             f"devices {text}: expected a number from 1 to {count}, or some of the indices 0 to "
             f"{count - 1}, each once; this machine has {count} {kind} device{'s' * (count != 1)}"
             + ("" if kind == "GPU" else ", and --cpu_devices makes more")
         )
-    return list(indices)
+    return [int(index) for index in indices]
 
 
 def _precision(

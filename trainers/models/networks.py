@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol, cast
 
 import keras
 import tensorflow as tf
@@ -27,7 +27,24 @@ _COMMON_SIZES = {"filters": 10, "kernel_size": 3, "convolutions": 1, "pool_size"
 _COMMON_SIZES |= {"dense_units": 64}
 
 
-def sizes_of(config: ModelConfig) -> ModelConfig:
+class Sizes(Protocol):
+    """A `ModelConfig` without a size that is None."""
+
+    blocks: int
+    convolutions: int
+    filters: int
+    filter_growth: float
+    kernel_size: int
+    padding: str
+    pool_size: int
+    global_pooling: bool
+    batch_normalization: bool
+    dense_layers: int
+    dense_units: int
+    dropout: float
+
+
+def sizes_of(config: ModelConfig) -> Sizes:
     """Returns the configuration with the model's own size in place of each None.
 
     Raises:
@@ -36,11 +53,13 @@ def sizes_of(config: ModelConfig) -> ModelConfig:
     if config.model not in SIZES:
         raise UserError(f"model {config.model!r}: unknown; expected one of {', '.join(SIZES)}")
     own = _COMMON_SIZES | SIZES[config.model]
-    missing = {name: size for name, size in own.items() if getattr(config, name) is None}
-    return dataclasses.replace(config, **missing)
+    missing: dict[str, Any] = {
+        name: size for name, size in own.items() if getattr(config, name) is None
+    }
+    return cast(Sizes, dataclasses.replace(config, **missing))
 
 
-def fitting_sizes(config: ModelConfig, image_shape: tuple[int, int, int]) -> ModelConfig:
+def fitting_sizes(config: ModelConfig, image_shape: tuple[int, int, int]) -> Sizes:
     """Returns what `sizes_of` does, for images of this height, width and number of channels.
 
     Raises:
@@ -56,7 +75,7 @@ def fitting_sizes(config: ModelConfig, image_shape: tuple[int, int, int]) -> Mod
     return sizes
 
 
-def network(inputs: keras.KerasTensor, sizes: ModelConfig) -> keras.KerasTensor:
+def network(inputs: keras.KerasTensor, sizes: Sizes) -> keras.KerasTensor:
     """Applies blocks of convolutions, each with a pooling, then flattens and applies dense layers.
 
     Args:
@@ -81,7 +100,7 @@ def network(inputs: keras.KerasTensor, sizes: ModelConfig) -> keras.KerasTensor:
     return x if sizes.dense_layers else _dropped(x, sizes)
 
 
-def fits(sizes: ModelConfig, image_shape: tuple[int, int, int]) -> bool:
+def fits(sizes: Sizes, image_shape: tuple[int, int, int]) -> bool:
     """Returns whether an image is large enough for all convolutions and poolings.
 
     Args:
@@ -98,7 +117,7 @@ def fits(sizes: ModelConfig, image_shape: tuple[int, int, int]) -> bool:
 def _activated(
     x: keras.KerasTensor,
     layer: type[keras.layers.Layer],
-    sizes: ModelConfig,
+    sizes: Sizes,
     *arguments: int,
     **options: Any,
 ) -> keras.KerasTensor:
@@ -112,7 +131,7 @@ def _activated(
     return layers.ReLU()(layers.BatchNormalization(momentum=0.9, synchronized=replicas > 1)(x))
 
 
-def _dropped(x: keras.KerasTensor, sizes: ModelConfig) -> keras.KerasTensor:
+def _dropped(x: keras.KerasTensor, sizes: Sizes) -> keras.KerasTensor:
     return layers.Dropout(sizes.dropout)(x) if sizes.dropout else x
 
 

@@ -74,7 +74,7 @@ class Setting:
     def shuffled(self, data: run_data.Data, **options) -> tf.data.Dataset:
         """Returns batches of training images; `options` are those of `input_pipeline.batches`."""
         seed = self.config.optimisation.seed
-        batch_size = self.config.data.batch_size
+        batch_size = run_data.batch_size_of(self.config.data)
         return data.batches("train", batch_size, seed=seed, shuffle=True, **options)
 
 
@@ -99,7 +99,8 @@ def prepare(config: BenchmarkConfig, folder: pathlib.Path, *, peers: bool) -> Se
     config, data, asked, model = ready.config, ready.data, ready.augmentation, ready.model
     seed = config.optimisation.seed
     augmentation = asked or preprocessing.augmentation_of(CHAPTERS_AUGMENTATION, seed)
-    batch_size, count = config.data.batch_size, len(data.rows["train"])
+    assert augmentation  # The chapter's is not empty.
+    batch_size, count = run_data.batch_size_of(config.data), len(data.rows["train"])
     if count <= batch_size:
         raise UserError(f"batch_size {batch_size}: expected less than all {count} training images")
     most = max(config.measuring.pictures, 2 * batch_size)
@@ -250,7 +251,8 @@ def _training_step(setting: Setting, done: Done) -> None:
 
 
 def _end_to_end(setting: Setting, done: Done) -> None:
-    count, batch_size = len(setting.few.rows["train"]), setting.config.data.batch_size
+    count = len(setting.few.rows["train"])
+    batch_size = run_data.batch_size_of(setting.config.data)
     sizes = [min(batch_size, count - start) for start in range(0, count, batch_size)]
     _fit(setting.model, setting.batches_of_few(), sizes, done)
 

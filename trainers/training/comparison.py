@@ -157,10 +157,10 @@ def _table(rows: Mapping[str, Mapping[str, Any]]) -> str:
             )
         )
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for row in cells:
+    for line in cells:
         aligned = [
             f"{cell:>{width}}" if index in (2, 6, 7) else f"{cell:<{width}}"
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
         ]
         lines.append("  ".join(aligned).rstrip())
     best = max(rows, key=lambda name: np.max(rows[name]["val_accuracy"]))

@@ -97,7 +97,7 @@ def fit(config: FitConfig, cluster: clusters.Cluster | None = None) -> FitResult
                 if stop:
                     notice.obey()
             result = chosen.from_chief(lambda: _finish(training))
-    return FitResult(run.path, result, None if chosen.is_chief else cluster.name(0))
+    return FitResult(run.path, result, cluster.name(0) if cluster and not chosen.is_chief else None)
 
 
 def _plan(config: FitConfig) -> tuple[Run, dict[str, Any] | None]:
@@ -115,7 +115,8 @@ def _finish(training: "Training") -> dict[str, Any]:
     run, config, data = training.run, training.ready.config, training.ready.data
     if training.ready.augmentation:
         _draw_augmentation(config, data, run)
-    tested = testing.test(loading.load_model(run), data, "test", config.data.batch_size)
+    batch_size = run_data.batch_size_of(config.data)
+    tested = testing.test(loading.load_model(run), data, "test", batch_size)
     plots.confusion_matrix(tested.confusion_matrix, data.classes, run.path / "confusion_matrix.png")
     result = training.result(
         test_images=len(tested.labels),
@@ -160,7 +161,8 @@ class Training:
             data = run_data.load(data_config)
             fingerprint = data.records.fingerprint
             _check_same_everywhere(chosen, config, fingerprint)
-            chosen.from_chief(lambda: run.check_same_batches(fingerprint, data_config.batch_size))
+            batch_size = run_data.batch_size_of(data_config)
+            chosen.from_chief(lambda: run.check_same_batches(fingerprint, batch_size))
             return data
 
         ready = setup.prepare(config, chosen, load)
@@ -178,7 +180,7 @@ class Training:
         if self.run.resumed:
             self.run.go_back()
             return
-        architecture = []
+        architecture: list[str] = []
         self.ready.model.summary(print_fn=architecture.append, line_length=80)
         self.run.create("\n".join(architecture), descriptions.environment(self.ready))
 
@@ -343,6 +345,7 @@ def _draw_augmentation(config: FitConfig, data: run_data.Data, run: Run) -> None
     # New layers: drawing advances the random generators of Keras's layers.
     seed = config.optimisation.seed
     augmentation = preprocessing.augmentation_of(config.augmentation, seed)
+    assert augmentation  # Else there is nothing to draw.
     rows = tf.constant(data.rows["train"][:4])
     images = data.pictures.gather(rows)
     versions = [

@@ -105,7 +105,7 @@ def _gatherer(
         # The replicas are numbered through all processes, each process's in a row.
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         images = tf.gather(copies[tf.get_static_value(replica) % len(copies)], places)
-        return images if draws is None else augmentation.vary(images, draws)
+        return augmentation.vary(images, draws) if augmentation and draws else images
 
     return gather
 
