@@ -11,7 +11,7 @@ import io
 import json
 import pathlib
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -143,7 +143,7 @@ def restore(
         return before, file["metrics"][()] if "metrics" in file else None
 
 
-def _without_loss_scale(by_path: Mapping[str, object]) -> dict[str, object]:
+def _without_loss_scale(by_path: Mapping[str, Any]) -> dict[str, Any]:
     return {path: item for path, item in by_path.items() if not path.startswith(_LOSS_SCALE)}
 
 

@@ -247,7 +247,7 @@ def plan(config: FitConfig) -> Run:
         raise UserError("run_dir: missing; expected the directory to look into for --resume=auto")
     try:
         there = (path / "run.flags").exists()
-        resumed = there if asked.resume == "auto" else asked.resume
+        resumed = there if asked.resume == "auto" else bool(asked.resume)
         run = Run(path, identity.to_flagfile(config), resumed)
         if run.resumed:
             _check_same_identity(run, config)
