@@ -59,18 +59,23 @@ def flag(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def same_flag(concern: type, name: str, **changes: Any) -> Any:
+def same_flag(concern: Any, name: str, **changes: Any) -> Any:
     """Returns a field with the flag of another concern, with changes such as another default."""
     field = concern.__dataclass_fields__[name]
     metadata = {**field.metadata, **changes}
     return dataclasses.field(default=metadata.pop("default", field.default), metadata=metadata)
 
 
-def fields(config: type) -> Iterator[tuple[str, dataclasses.Field]]:
+def fields(config: Any) -> Iterator[tuple[str, dataclasses.Field]]:
     """Yields the (concern name, field) pairs of a configuration."""
-    for concern in dataclasses.fields(config):
-        for field in dataclasses.fields(concern.type):
-            yield concern.name, field
+    for name, concern in _concerns(config).items():
+        for field in dataclasses.fields(concern):
+            yield name, field
+
+
+def _concerns(config: Any) -> dict[str, Any]:
+    """Returns the dataclass of each concern of a configuration, by name."""
+    return {concern.name: concern.type for concern in dataclasses.fields(config)}
 
 
 class _Numbers(flags.ArgumentParser):
@@ -89,7 +94,7 @@ class _Numbers(flags.ArgumentParser):
 
     def _parse_number(self, text: str) -> float:
         try:
-            value = int(text)
+            value: float = int(text)
         except ValueError:
             value = float(text)  # absl reports the flag and this error's message.
         if self._lower_bound is not None and not value >= self._lower_bound:
@@ -104,15 +109,15 @@ class _Switch(flags.BooleanParser):
         super().__init__()
         self._words = words
 
-    def parse(self, argument: Any) -> bool | str:
+    def parse(self, argument: Any) -> Any:
         return argument if argument in self._words else super().parse(argument)
 
 
 def define_flags(config: type, flag_values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines an absl flag for each field of the concerns of a configuration."""
     groups = collections.defaultdict(list)
-    for concern in dataclasses.fields(config):
-        for field in dataclasses.fields(concern.type):
+    for concern in _concerns(config).values():
+        for field in dataclasses.fields(concern):
             _define_flag(field, flag_values, _heading(concern))
             groups[field.metadata["one_of"]].append(field.name)
     groups.pop(None, None)
@@ -122,12 +127,12 @@ def define_flags(config: type, flag_values: flags.FlagValues = flags.FLAGS) -> N
 
 def help_of(config: type, flag_values: flags.FlagValues = flags.FLAGS) -> str:
     """Returns the help of all flags of a configuration, concern by concern."""
-    concerns = dataclasses.fields(config)
+    concerns = _concerns(config).values()
     return "\n\n".join(flag_values.module_help(_heading(concern)).strip() for concern in concerns)
 
 
-def _heading(concern: dataclasses.Field) -> str:
-    return concern.type.__doc__.removesuffix(".")
+def _heading(concern: Any) -> str:
+    return concern.__doc__.removesuffix(".")
 
 
 def _define_flag(field: dataclasses.Field, flag_values: flags.FlagValues, heading: str) -> None:
@@ -135,24 +140,25 @@ def _define_flag(field: dataclasses.Field, flag_values: flags.FlagValues, headin
     common = {"help": field.metadata["help"], "flag_values": flag_values, "module_name": heading}
     limits = dict(zip(("lower_bound", "upper_bound"), field.metadata["limits"], strict=True))
     choices = field.metadata["choices"]
+    default: Any = field.default
     if field.metadata["repeated"]:
-        flags.DEFINE_multi_string(field.name, field.default, **common)
+        flags.DEFINE_multi_string(field.name, default, **common)
     elif kinds == {bool, str}:
-        flags.DEFINE(_Switch(choices), field.name, field.default, boolean=True, **common)
+        flags.DEFINE(_Switch(choices), field.name, default, boolean=True, **common)
     elif choices:
-        flags.DEFINE_enum(field.name, field.default, choices, **common)
+        flags.DEFINE_enum(field.name, default, choices, **common)
     elif len(kinds) > 1:  # `Numbers`.
-        flags.DEFINE(_Numbers(limits["lower_bound"]), field.name, field.default, **common)
+        flags.DEFINE(_Numbers(limits["lower_bound"]), field.name, default, **common)
     elif kinds == {bool}:
-        flags.DEFINE_bool(field.name, field.default, **common)
+        flags.DEFINE_bool(field.name, default, **common)
     elif kinds == {int}:
-        flags.DEFINE_integer(field.name, field.default, **limits, **common)
+        flags.DEFINE_integer(field.name, default, **limits, **common)
     elif kinds == {float}:
-        flags.DEFINE_float(field.name, field.default, **limits, **common)
+        flags.DEFINE_float(field.name, default, **limits, **common)
     elif typing.get_origin(*kinds) is tuple:
-        flags.DEFINE_list(field.name, field.default, **common)
+        flags.DEFINE_list(field.name, default, **common)
     else:
-        flags.DEFINE_string(field.name, field.default, **common)
+        flags.DEFINE_string(field.name, default, **common)
     if check := field.metadata["check"]:
         flags.register_validator(field.name, _validator(check), flag_values=flag_values)
 
@@ -170,11 +176,11 @@ def _validator(check: Callable[[str], Any]) -> Callable[[str], bool]:
 
 def from_flags(config: type, flag_values: flags.FlagValues = flags.FLAGS) -> Any:
     """Returns the configuration with the values of the parsed flags."""
-    values = {concern.name: {} for concern in dataclasses.fields(config)}
+    values: dict[str, dict[str, Any]] = {name: {} for name in _concerns(config)}
     for concern, field in fields(config):
         value = flag_values[field.name].value
         values[concern][field.name] = tuple(value) if isinstance(value, list) else value
-    return config(**{c.name: c.type(**values[c.name]) for c in dataclasses.fields(config)})
+    return config(**{name: kind(**values[name]) for name, kind in _concerns(config).items()})
 
 
 def to_flags(config: Any, without: Container[str] = ()) -> str:

@@ -19,8 +19,8 @@ from pizza_steak import (
     splits,
 )
 from pizza_steak.errors import UserError
+from pizza_steak.flags import Numbers
 from trainers.configuration import DataConfig
-from trainers.flags import Numbers
 
 _BATCH_SIZE = 32
 
