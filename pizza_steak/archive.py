@@ -1,15 +1,15 @@
-"""Archives of class folders: a zip or a folder, read through its directory and never unpacked.
+"""Reads archives of class folders: a zip, which is never unpacked, or a folder.
 
-Two layouts are understood, with or without folders around the whole:
+Two layouts are allowed, with or without folders around them:
 
     train/<class>/<image>     beside test/ and one of val/, valid/, validation/; or training/,
                               testing/
-    <class>/<image>           everything is the split "train", to be cut later
+    <class>/<image>           all images are in the split "train", to be cut later
 
 Folders that mix the two are refused: no class folder is left out.
 
-Nothing of an archive is trusted: a member that leaves it, is a link, is encrypted, stands twice or
-claims to be larger than any photograph makes the whole archive refused before a byte is written.
+No archive is trusted. A member that points outside, is a link, is encrypted, appears twice or is
+larger than any photograph makes the whole archive refused, before anything is written.
 """
 
 import collections
@@ -28,8 +28,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pizza_steak.errors import ArchiveError
 
 _HEIF = frozenset({".heic", ".heif", ".hif"})
-# The photographs that Pillow reads. A suffix only says that a file is meant as an image: decoding
-# goes by the first bytes, so a PNG named .jpg is read as a PNG.
+# Suffixes of the image formats that Pillow reads. The decoder goes by the first bytes, not by the
+# suffix: a PNG named .jpg is read as a PNG.
 SUFFIXES = frozenset(
     {
         *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".gif", ".webp", ".avif"),
@@ -48,7 +48,7 @@ _SPLITS = {
 }
 _SYSTEM_FILES = frozenset({".ds_store", "thumbs.db", "desktop.ini"})
 _MOST_BYTES = 256 * 2**20
-# What zipfile and its decompressors raise for bytes that they cannot make sense of.
+# What zipfile and its decompressors raise for damaged bytes.
 _DAMAGED = (
     zipfile.BadZipFile,
     zlib.error,
@@ -65,10 +65,10 @@ class Picture:
     """One example of an archive.
 
     Attributes:
-      filename: Its path below the archive's root, such as `train/pizza/1001116.jpg`.
-      label: The name of its class folder.
-      member: Its name in the zip, or its path below the folder that was given.
-      stamp: In a zip, the size and the CRC-32 of its bytes. In a folder, the file's size and its
+      filename: Path below the archive's root, such as `train/pizza/1001116.jpg`.
+      label: Name of the class folder.
+      member: Name in the zip, or path below the given folder.
+      stamp: In a zip, the size and the CRC-32 of the bytes. In a folder, the file's size and its
         times of modification and change in nanoseconds.
     """
 
@@ -80,13 +80,13 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-    """The listing of an archive: what is in it, not the pictures themselves.
+    """The listing of an archive, without the images themselves.
 
     Attributes:
       path: The zip file or the folder.
-      classes: The names of the class folders, sorted, as `flow_from_directory` sorts them.
-      splits: The pictures by split ("train", "test", "validation"), sorted by class, then name.
-      left_out: How many files are no examples, by kind (".DS_Store", "__MACOSX", ".txt", ...).
+      classes: The class names, sorted, as `flow_from_directory` sorts them.
+      splits: The images by split ("train", "test", "validation"), sorted by class, then name.
+      left_out: Number of files that are no examples, by kind (".DS_Store", "__MACOSX", ".txt").
     """
 
     path: pathlib.Path
@@ -101,75 +101,74 @@ class Archive:
         return re.sub(r"[^A-Za-z0-9_]+", "_", stem).strip("_") or "archive"
 
     def read(self, split: str) -> Iterator[tuple[Picture, bytes]]:
-        """Yields each picture of `split` with its bytes as they are in the archive.
+        """Yields each image of a split with its bytes, unchanged.
 
         Raises:
-          ArchiveError: A member is damaged (its bytes do not match its checksum), gone, or not the
-            file that was listed.
+          ArchiveError: A member is damaged (its bytes do not match its checksum), missing, or not
+            the file that was listed.
         """
         if self.path.is_dir():
-            for picture in self.splits[split]:
-                yield picture, self.read_file(picture)
+            for image in self.splits[split]:
+                yield image, self.read_file(image)
             return
         with _open_zip(self.path) as zip_file:
-            for picture in self.splits[split]:
+            for image in self.splits[split]:
                 try:
-                    yield picture, zip_file.read(picture.member)
+                    yield image, zip_file.read(image.member)
                 except _DAMAGED as error:
-                    raise self._damaged(picture, error) from error
+                    raise self._damaged(image, error) from error
 
-    def read_file(self, picture: Picture) -> bytes:
+    def read_file(self, image: Picture) -> bytes:
         """Returns the bytes of one image of a folder.
 
         Raises:
-          ArchiveError: It cannot be read, or is not the file that was listed.
+          ArchiveError: The file cannot be read, or is not the one that was listed.
         """
-        path = self.path / picture.member
+        path = self.path / image.member
         try:
             encoded = path.read_bytes()
             stamp = _stamp(path.stat())
         except OSError as error:
-            raise self._damaged(picture, error) from error
-        if stamp != picture.stamp:
+            raise self._damaged(image, error) from error
+        if stamp != image.stamp:
             raise ArchiveError(
-                f"archive {self.path}: {picture.member} changed while the archive was read; run "
+                f"archive {self.path}: {image.member} changed while the archive was read; run "
                 "the command again when the folder is complete"
             )
         return encoded
 
-    def _damaged(self, picture: Picture, error: Exception) -> ArchiveError:
+    def _damaged(self, image: Picture, error: Exception) -> ArchiveError:
         return ArchiveError(
-            f"archive {self.path}: {picture.member} cannot be read ({error}); "
+            f"archive {self.path}: {image.member} cannot be read ({error}); "
             "fetch or pack the archive again"
         )
 
 
 def read_archive(path: str | os.PathLike[str], *, follow_links: bool = False) -> Archive:
-    """Lists the archive at `path`: a zip file or a folder; `~` is the home folder.
+    """Lists the archive at a path.
 
     Args:
-      path: Where it is.
-      follow_links: Whether links to folders are followed; else they are refused.
+      path: A zip file or a folder; `~` is the home folder.
+      follow_links: Whether to follow links to folders; else they are refused.
 
     Raises:
-      ArchiveError: There is no archive there, it has no class folders or only one class, its
-        folders may be splits or classes, its splits have different classes, or its content is
-        hostile.
+      ArchiveError: There is no archive, it has no class folders or only one class, its folders are
+        ambiguous, its splits have different classes, or its content is hostile.
     """
     path = pathlib.Path(path).expanduser()
     left_out: collections.Counter[str] = collections.Counter()
-    pictures = {}
+    images = {}
     for name, member, stamp in _members(path, follow_links):
         kind = _kind_left_out(name)
         if kind is None:
-            pictures[name] = member, stamp
+            images[name] = member, stamp
         else:
             left_out[kind] += 1
 
-    pictures = dict(sorted(pictures.items()))
-    root, has_splits = _layout(path, pictures)
+    images = dict(sorted(images.items()))
+    root, has_splits = _layout(path, images)
     splits = collections.defaultdict(list)
-    for name, (member, stamp) in pictures.items():
+    for name, (member, stamp) in images.items():
         filename = name.removeprefix(root)
         placed = _place(filename.split("/"), has_splits) if name.startswith(root) else None
         if placed is None:
@@ -179,8 +178,8 @@ def read_archive(path: str | os.PathLike[str], *, follow_links: bool = False) ->
             splits[split].append(Picture(filename, label, member, stamp))
 
     classes = _common_classes(path, splits, left_out)
-    for split in splits.values():
-        split.sort(key=lambda picture: (picture.label, picture.filename))
+    for listed in splits.values():
+        listed.sort(key=lambda image: (image.label, image.filename))
     return Archive(
         path=path,
         classes=classes,
@@ -190,18 +189,18 @@ def read_archive(path: str | os.PathLike[str], *, follow_links: bool = False) ->
 
 
 def list_pictures(path: str | os.PathLike[str], *, follow_links: bool = False) -> dict[str, str]:
-    """The pictures of a zip file or a folder, whether they are in class folders or not.
+    """Lists the images of a zip file or a folder, in class folders or not.
 
     Args:
-      path: Where it is.
-      follow_links: Whether links to folders are followed; else they are refused.
+      path: The zip file or the folder.
+      follow_links: Whether to follow links to folders; else they are refused.
 
     Returns:
-      Name -> member, sorted by name: the member's name in the zip, or its path below the folder;
-      the name is that, tidied.
+      The member of each image by its name, sorted: the member is the name in the zip, or the path
+      below the folder; the name is the normalised member.
 
     Raises:
-      ArchiveError: There is no zip file and no folder there, or its content is hostile.
+      ArchiveError: There is no zip file and no folder at the path, or its content is hostile.
     """
     members = _members(pathlib.Path(path), follow_links)
     return dict(sorted((name, member) for name, member, _ in members if not _kind_left_out(name)))
@@ -259,7 +258,7 @@ def _folder_members(
 def _zip_members(path: pathlib.Path) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     """Yields the name, member and stamp of every file, as `Picture` has them.
 
-    The name is the member's with what some packers write tidied: `./` in front, backslashes.
+    The name is the member's without what some packers write: a leading `./`, backslashes.
     """
     with _open_zip(path) as zip_file:
         seen = set()
@@ -268,10 +267,10 @@ def _zip_members(path: pathlib.Path) -> Iterator[tuple[str, str, tuple[int, ...]
             if name.endswith("/"):
                 continue
             name = posixpath.normpath(name) if name else ""
-            fault = _fault(info) or ("stands twice" if name in seen else None)
+            fault = _fault(info) or ("appears twice" if name in seen else None)
             if fault:
                 raise ArchiveError(
-                    f"archive {path}: refused, {info.filename!r} {fault}; pack the folders anew"
+                    f"archive {path}: refused, {info.filename!r} {fault}; pack the folders again"
                 )
             seen.add(name)
             yield name, info.filename, (info.file_size, info.CRC)
@@ -292,7 +291,7 @@ def _open_zip(path: pathlib.Path) -> zipfile.ZipFile:
 
 
 def _fault(info: zipfile.ZipInfo) -> str | None:
-    """What is wrong with a member of a zip, or None."""
+    """Returns what is wrong with a member of a zip, or None."""
     if re.match(r"[/\\]|[A-Za-z]:", info.filename) or ".." in re.split(r"[/\\]", info.filename):
         return "points outside the archive"
     if stat.S_ISLNK(info.external_attr >> 16):
@@ -300,19 +299,19 @@ def _fault(info: zipfile.ZipInfo) -> str | None:
     if info.flag_bits & 0x1:
         return "is encrypted"
     if info.file_size > _MOST_BYTES:
-        return f"claims {info.file_size:,} bytes, more than a picture's {_MOST_BYTES:,}"
+        return f"claims {info.file_size:,} bytes, more than the {_MOST_BYTES:,} allowed"
     return _fault_of_name(info.filename)
 
 
 def _fault_of_name(name: str) -> str | None:
     if not name:
-        return "is no name"
+        return "is empty"
     if re.search(r"[\x00-\x1f\x7f]", name):
         return "has a control character"
     try:
         name.encode()
     except UnicodeEncodeError:
-        return "is no text"
+        return "is not valid Unicode"
     return None
 
 
@@ -325,7 +324,7 @@ def _told(error: OSError) -> str:
 
 
 def _kind_left_out(member: str) -> str | None:
-    """Why a file cannot be an example, or None where it can."""
+    """Returns why a file is no example, or None if it is one."""
     path = pathlib.PurePosixPath(member)
     if "__MACOSX" in path.parts:
         return "__MACOSX"
@@ -342,7 +341,7 @@ def _kind_left_out(member: str) -> str | None:
 
 
 def _layout(path: pathlib.Path, names: Iterable[str]) -> tuple[str, bool]:
-    """Returns the folders around everything, with a slash behind each, and whether splits follow.
+    """Returns the folders around everything, each followed by a slash, and whether splits follow.
 
     Raises:
       ArchiveError: Some folders are splits and others would be classes.
@@ -367,7 +366,7 @@ def _layout(path: pathlib.Path, names: Iterable[str]) -> tuple[str, bool]:
 
 
 def _check_splits(path: pathlib.Path, root: str, below: Mapping[str, list[list[str]]]) -> None:
-    """Refuses folders of which some hold the class folders of a split and others do not."""
+    """Refuses folders if only some of them hold the class folders of a split."""
     classes = {
         folder: {rest[0] for rest in rests if _in_split([folder, *rest])}
         for folder, rests in below.items()
@@ -391,7 +390,7 @@ def _check_splits(path: pathlib.Path, root: str, below: Mapping[str, list[list[s
 
 
 def _check_classes(path: pathlib.Path, root: str, below: Mapping[str, list[list[str]]]) -> None:
-    """Refuses class folders of which one holds splits."""
+    """Refuses class folders if one of them holds a split."""
     for folder, rests in below.items():
         for rest in rests:
             for depth in range(len(rest)):
@@ -406,12 +405,12 @@ def _check_classes(path: pathlib.Path, root: str, below: Mapping[str, list[list[
 
 
 def _in_split(parts: Sequence[str]) -> bool:
-    """Whether a path, cut at its slashes, is that of a picture in a class folder of a split."""
+    """Returns whether the parts of a path lead to an image in a class folder of a split."""
     return len(parts) > 2 and parts[0].lower() in _SPLITS
 
 
 def _place(parts: Sequence[str], has_splits: bool) -> tuple[str, str] | None:
-    """The (split, class) of a path, cut at its slashes, or None where it is in no class folder."""
+    """Returns the (split, class) of a path's parts, or None if it is in no class folder."""
     if not has_splits:
         return ("train", parts[0]) if len(parts) > 1 else None
     return (_SPLITS[parts[0].lower()], parts[1]) if _in_split(parts) else None
@@ -421,7 +420,7 @@ def _common_classes(
     path: pathlib.Path, splits: Mapping[str, list[Picture]], left_out: Mapping[str, int]
 ) -> tuple[str, ...]:
     """Returns the sorted classes, the same in every split, at least two."""
-    by_split = {split: {p.label for p in pictures} for split, pictures in splits.items()}
+    by_split = {split: {p.label for p in images} for split, images in splits.items()}
     classes = sorted(set().union(*by_split.values()))
     found = ", ".join(f"{count} {kind}" for kind, count in left_out.items())
     others = f" (left out: {found})" if found else ""
@@ -435,8 +434,8 @@ def _common_classes(
             f"archive {path}: one class only, {classes[0]!r}{others}; add a folder with images of "
             "another class beside it"
         )
-    for split, found in by_split.items():
-        if missing := [name for name in classes if name not in found]:
+    for split, labels in by_split.items():
+        if missing := [name for name in classes if name not in labels]:
             where = next(other for other in by_split if missing[0] in by_split[other])
             # The folders' own names: Test/, not test/.
             there, here = (splits[name][0].filename.split("/")[0] for name in (where, split))
@@ -450,7 +449,7 @@ def _common_classes(
 
 
 def _listed(names: Iterable[str]) -> str:
-    """Returns the sorted names in words, not more than four."""
+    """Returns the sorted names as text, at most four."""
     names = sorted(names)
     if len(names) > 4:
         names[3:] = [f"{len(names) - 3} more"]

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, and are made by one process at a time."""
+"""Writes files and folders atomically, by one process at a time."""
 
 import contextlib
 import glob
@@ -15,10 +15,10 @@ from pizza_steak.errors import UserError
 
 @contextlib.contextmanager
 def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a temporary path beside `path`, renamed to it when the block ends well.
+    """Yields a temporary path beside `path`, and renames it to `path` if the block succeeds.
 
-    Its name ends with that of `path`, suffixes and all. What the block wrote there is removed when
-    it fails.
+    The temporary name ends with that of `path`, including suffixes. If the block fails, what it
+    wrote is removed.
     """
     temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
     try:
@@ -29,25 +29,25 @@ def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def lock(path: pathlib.Path) -> filelock.BaseFileLock:
-    """What holds the other processes that would make `path` until this one has made it."""
+    """Returns a lock that lets only one process at a time make `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return filelock.FileLock(path.with_name(f".{path.name}.lock"))
 
 
 def make_once(path: pathlib.Path, make: Callable[[pathlib.Path], None]) -> None:
-    """Calls `make` with a temporary path to write, unless `path` is there already."""
+    """Calls `make` with a temporary path to write to, unless `path` exists."""
     if path.exists():
         return
     with lock(path):
         for left in path.parent.glob(f".{'?' * 32}.{glob.escape(path.name)}"):
-            remove(left)  # By a process that was killed: who makes it holds the lock.
-        if not path.exists():  # Another process may have made it meanwhile.
+            remove(left)  # Left by a killed process: a live one would hold the lock.
+        if not path.exists():  # Another process may have made it in the meantime.
             with atomic_path(path) as temporary:
                 make(temporary)
 
 
 def holds_only(folder: pathlib.Path, parts: Collection[str]) -> bool:
-    """Whether a folder, which may not be there, holds nothing but some of these, or half of one."""
+    """Returns whether a folder holds only these parts or temporary ones; it may be missing."""
     names = os.listdir(folder) if folder.exists() else []
     return all(
         name in parts or (name.startswith(".") and name.endswith(tuple(parts))) for name in names
@@ -55,7 +55,7 @@ def holds_only(folder: pathlib.Path, parts: Collection[str]) -> bool:
 
 
 def remove(path: pathlib.Path) -> None:
-    """Removes a file or a folder with all that is in it; there may be none."""
+    """Removes a file or a folder with its content, if it exists."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
@@ -64,10 +64,10 @@ def remove(path: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def output_file(path: str | os.PathLike[str], flag: str | None = None) -> Iterator[pathlib.Path]:
-    """`atomic_path` of a file that the user asked for, by a flag; `~` is the home folder.
+    """Yields the `atomic_path` of a file that the user named by a flag; `~` is the home folder.
 
     Raises:
-      UserError: It cannot be written.
+      UserError: The file cannot be written.
     """
     path = pathlib.Path(path).expanduser()
     try:

@@ -1,19 +1,21 @@
-"""ImageDataGenerator's augmentation, as Keras layers that draw for each picture from its own seed.
+"""ImageDataGenerator's augmentation, as Keras layers that draw for each image from its own seed.
 
-`RandomAffine` has its geometry, in one resample. Three steps, each a function of its own: uniform
-numbers are drawn from seeds (`draw_uniforms`), turned into ImageDataGenerator's parameters and
-composed into one matrix (`compose`), and the pictures are resampled (`resample`). `RandomIntensity`
-has its brightness and channel shift.
+`RandomAffine` rotates, shifts, shears, zooms and flips in one resample: `draw_uniforms` draws
+uniform numbers from seeds, `compose` turns ImageDataGenerator's parameters into one matrix, and
+`resample` resamples the images. `RandomIntensity` changes brightness and channels.
 """
 
 import itertools
 import math
 import numbers
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+
+from pizza_steak.configuration import TransformConfig
 
 FILL_MODES = ("constant", "nearest", "reflect", "wrap")
 INTERPOLATIONS = ("bilinear", "nearest")
@@ -23,13 +25,13 @@ _AFFINE = ("theta", "tx", "ty", "shear", "zx", "zy", "flip_horizontal", "flip_ve
 
 @tf.function(reduce_retracing=True)  # A loop: two milliseconds an example where it runs eagerly.
 def draw_uniforms(seeds: tf.Tensor, count: int, stream: int = 0) -> tf.Tensor:
-    """Uniform numbers for each example, each row a function of its own seed alone.
+    """Draws uniform numbers for each example, from its own seed only.
 
     Args:
-      seeds: Integers of shape (B, 2), such as `input_pipeline.example_seeds` gives; the second of
-        each below 2**40.
-      count: How many numbers an example.
-      stream: Numbers of different streams are independent of one another.
+      seeds: Integers of shape (B, 2), such as `input_pipeline.example_seeds` returns; the second
+        number of each seed is below 2**40.
+      count: How many numbers to draw for each example.
+      stream: Numbers of different streams are independent of each other.
 
     Returns:
       float32 of shape (B, count), in [0, 1).
@@ -43,20 +45,20 @@ def draw_uniforms(seeds: tf.Tensor, count: int, stream: int = 0) -> tf.Tensor:
 
 
 def compose(parameters: Mapping[str, tf.Tensor], size: tf.Tensor | tuple[int, int]) -> tf.Tensor:
-    """The matrix rotation @ shift @ shear @ zoom of ImageDataGenerator, its flips included.
+    """Returns ImageDataGenerator's matrix rotation @ shift @ shear @ zoom, with its flips.
 
-    As there, tx moves along x although height_shift_range draws it, and a picture that is not
-    square turns about x = (height - 1) / 2, y = (width - 1) / 2 (keras issue 17398).
+    As in ImageDataGenerator, tx moves along x although height_shift_range draws it, and an image
+    that is not square rotates about x = (height - 1) / 2, y = (width - 1) / 2 (keras issue 17398).
 
     Args:
       parameters: What `ImageDataGenerator.get_random_transform` returns, with values of shape (B,):
         "theta" and "shear" in degrees, "tx" and "ty" in pixels, the factors "zx" and "zy", the
         booleans "flip_horizontal" and "flip_vertical".
-      size: Height and width of the pictures, in pixels.
+      size: Height and width of the images, in pixels.
 
     Returns:
-      float64 of shape (B, 6), (a, b, c, d, e, f): the pixel at (x, y) of the result lies at
-      (a x + b y + c, d x + e y + f) of the picture.
+      float64 of shape (B, 6), (a, b, c, d, e, f): the pixel at (x, y) of the result comes from
+      (a x + b y + c, d x + e y + f) of the image.
     """
     # In float64: TensorFlow's float32 sine of an angle depends on the size of the batch around it.
     p = {name: tf.cast(parameters[name], tf.float64) for name in _AFFINE}
@@ -65,7 +67,7 @@ def compose(parameters: Mapping[str, tf.Tensor], size: tf.Tensor | tuple[int, in
     a, b = tf.cos(theta) * p["zx"], -tf.sin(sheared) * p["zy"]
     d, e = tf.sin(theta) * p["zx"], tf.cos(sheared) * p["zy"]
     center_x, center_y = (height - 1) / 2, (width - 1) / 2
-    # Where the result's first pixel, flipped, lies from the center.
+    # Position of the result's first pixel after flips, relative to the center.
     x = p["flip_horizontal"] * (width - 1) - center_x
     y = p["flip_vertical"] * (height - 1) - center_y
     c = a * x + b * y + tf.cos(theta) * p["tx"] - tf.sin(theta) * p["ty"] + center_x
@@ -74,7 +76,7 @@ def compose(parameters: Mapping[str, tf.Tensor], size: tf.Tensor | tuple[int, in
     return tf.stack([a * along_x, b * along_y, c, d * along_x, e * along_y, f], axis=-1)
 
 
-# Compiled: on a CPU one fused loop is seven times as fast as one operation after the other.
+# Compiled: on a CPU, one fused loop is seven times as fast as separate operations.
 @tf.function(jit_compile=True, reduce_retracing=True)
 def resample(
     images: tf.Tensor,
@@ -83,21 +85,21 @@ def resample(
     cval: float = 0.0,
     interpolation: str = "bilinear",
 ) -> tf.Tensor:
-    """Resamples each picture through its matrix, as `scipy.ndimage.affine_transform` does.
+    """Resamples each image through its matrix, as `scipy.ndimage.affine_transform` does.
 
-    Coordinates are float64, so that a pixel at the very edge falls on the side where SciPy has it;
-    values are blended in float32.
+    Coordinates are float64, so that a pixel at the edge falls on the same side as in SciPy. Values
+    are interpolated in float32.
 
     Args:
-      images: Shape (B, H, W, C), of any real dtype.
-      matrices: float64 of shape (B, 6), as `compose` gives them.
-      fill_mode: One of `FILL_MODES`, what lies beyond the edges: "constant" has `cval` there,
-        without a blend; "wrap" has a period of n - 1 pixels.
-      cval: The value of "constant".
+      images: Shape (B, H, W, C), any real dtype.
+      matrices: float64 of shape (B, 6), as `compose` returns them.
+      fill_mode: One of `FILL_MODES`, how to fill points beyond the edges. "constant" fills with
+        `cval`, without interpolation; "wrap" has a period of n - 1 pixels.
+      cval: The value for "constant".
       interpolation: One of `INTERPOLATIONS`; SciPy's order 1 or 0.
 
     Returns:
-      The shape and dtype of `images`; integers are rounded to the nearest.
+      Images of the same shape and dtype; integers are rounded to the nearest.
     """
     _, height, width, channels = tf.unstack(tf.shape(images))
     columns = tf.cast(tf.range(width), tf.float64)
@@ -132,7 +134,7 @@ def _blend(first: tf.Tensor, second: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
 
 
 def _fold(x: tf.Tensor, size: tf.Tensor, fill_mode: str) -> tf.Tensor:
-    """Coordinates brought into [0, size - 1], where SciPy finds what lies beyond the edges."""
+    """Maps coordinates into [0, size - 1], to the pixel that SciPy takes beyond the edges."""
     size = tf.cast(size, x.dtype)
     last = size - 1
     if fill_mode == "reflect":
@@ -145,11 +147,11 @@ def _fold(x: tf.Tensor, size: tf.Tensor, fill_mode: str) -> tf.Tensor:
 
 
 class _SeededLayer(keras.layers.Layer):
-    """A layer that changes each picture by numbers of its own.
+    """A layer that changes each image by its own random numbers.
 
-    As a layer it augments while it trains and returns its input otherwise, and its numbers come
-    from its own generator; in an input pipeline `augment` draws them from seeds, so that an
-    example's pixels do not depend on its batch.
+    As a layer it draws them from its own generator, and augments only in training. In an input
+    pipeline, `augment` draws them from seeds, so that the pixels of an example do not depend on its
+    batch.
     """
 
     _DRAWS: int
@@ -161,23 +163,23 @@ class _SeededLayer(keras.layers.Layer):
         self._seed_generator = keras.random.SeedGenerator(seed)
 
     def apply(self, images: tf.Tensor, uniforms: tf.Tensor) -> tf.Tensor:
-        """Augments pictures of shape (B, H, W, C) by uniform numbers, a row each."""
+        """Augments images of shape (B, H, W, C) by uniform numbers, one row for each image."""
         raise NotImplementedError
 
     def augment(self, images: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
-        """Augments each picture by its own seed, in training or not.
+        """Augments each image by its own seed, in training or not.
 
         Args:
           images: Shape (B, H, W, C).
-          seeds: Integers of shape (B, 2), such as `input_pipeline.example_seeds` gives.
+          seeds: Integers of shape (B, 2), such as `input_pipeline.example_seeds` returns.
 
         Returns:
-          The shape and dtype of `images`.
+          Images of the same shape and dtype.
         """
         return self.apply(tf.convert_to_tensor(images), self.draw(seeds))
 
     def draw(self, seeds: tf.Tensor) -> tf.Tensor:
-        """The uniform numbers of examples, float32 of shape (B, D), as `apply` takes them."""
+        """Returns the uniform numbers of examples for `apply`, float32 of shape (B, D)."""
         return draw_uniforms(seeds, self._DRAWS, self._STREAM)
 
     def call(self, images, training=None):
@@ -188,11 +190,11 @@ class _SeededLayer(keras.layers.Layer):
         return self.apply(images, self._draw_by_state(tf.shape(images)[0]))
 
     def _draw_by_state(self, count: tf.Tensor) -> tf.Tensor:
-        """Numbers for so many examples; of replicas, which share a batch, each draws its own."""
+        """Draws numbers for `count` examples; each replica draws those of its own share."""
         context, first = tf.distribute.get_replica_context(), 0
         drawn = count
         if context is not None and context.num_replicas_in_sync > 1:
-            # tf.distribute cuts a batch into shares of one size, but for the last ones.
+            # tf.distribute splits a batch into shares of equal size, except the last ones.
             replicas = context.num_replicas_in_sync
             whole = context.all_reduce(tf.distribute.ReduceOp.SUM, count)
             first = context.replica_id_in_sync_group * -(-whole // replicas)
@@ -214,9 +216,9 @@ class _SeededLayer(keras.layers.Layer):
 class RandomAffine(_SeededLayer):
     """ImageDataGenerator's random rotation, shift, shear, zoom and flips, in one resample.
 
-    Each picture draws for itself. As a layer it augments while it trains and returns its input
-    otherwise, and the draws come from the layer's own generator; in an input pipeline `augment`
-    draws from seeds, so that an example's pixels do not depend on its batch.
+    Each image has its own random numbers. As a layer it draws them from the layer's generator, and
+    augments only in training. In an input pipeline, `augment` draws them from seeds, so that the
+    pixels of an example do not depend on its batch.
 
     >>> layer = RandomAffine(rotation_range=20, zoom_range=0.2, horizontal_flip=True)
     >>> layer(images, training=True)
@@ -224,20 +226,20 @@ class RandomAffine(_SeededLayer):
 
     Args:
       rotation_range: Degrees, to either side.
-      width_shift_range: To either side: a float below 1 is a fraction of the width, from 1 on it is
-        pixels; an int n is whole pixels, fewer than n; of a list one value is drawn, with a random
-        sign, fractions if all are below 1. It shifts along y, as in ImageDataGenerator: see
-        `compose`.
-      height_shift_range: The same of the height, along x.
+      width_shift_range: To either side. A float below 1 is a fraction of the width, from 1 on it is
+        in pixels. An int n means whole pixels, fewer than n. From a list, one value is drawn, with
+        a random sign; the values are fractions if all are below 1. It shifts along y, as in
+        ImageDataGenerator; see `compose`.
+      height_shift_range: The same for the height, along x.
       shear_range: Degrees, to either side.
-      zoom_range: z for factors from 1 - z to 1 + z, or a pair of the smallest and the largest; less
-        than 1 enlarges. One factor for each axis.
-      horizontal_flip: Whether to mirror half of the pictures left to right.
-      vertical_flip: Whether to mirror half of the pictures top to bottom.
+      zoom_range: z for factors from 1 - z to 1 + z, or a pair of the smallest and the largest
+        factor; below 1 enlarges. Each axis has its own factor.
+      horizontal_flip: Whether to mirror half of the images left to right.
+      vertical_flip: Whether to mirror half of the images top to bottom.
       fill_mode: One of `FILL_MODES`; see `resample`.
       cval: The value beyond the edges with fill_mode "constant".
       interpolation: One of `INTERPOLATIONS`.
-      seed: Integer, seeds the generator of the layer; None for a random one.
+      seed: Integer, seeds the layer's generator; None for a random seed.
       **kwargs: `name`, `dtype` and `trainable` of a Keras layer.
 
     Input and output: shape (B, H, W, C) or (H, W, C), values in any range; the output has the
@@ -301,21 +303,20 @@ class RandomAffine(_SeededLayer):
             )
 
     def _zoom_factors(self) -> Sequence[float]:
-        if np.ndim(self.zoom_range):
-            return self.zoom_range
-        return 1 - self.zoom_range, 1 + self.zoom_range
+        zoom = np.asarray(self.zoom_range).tolist()
+        return zoom if isinstance(zoom, list) else (1 - zoom, 1 + zoom)
 
     def parameters(
         self, uniforms: tf.Tensor, size: tf.Tensor | tuple[int, int]
     ) -> dict[str, tf.Tensor]:
-        """The parameters that uniform numbers stand for, in these ranges.
+        """Converts uniform numbers to parameters within the layer's ranges.
 
         Args:
-          uniforms: float32 of shape (B, 8), in [0, 1), as `draw_uniforms` gives them.
-          size: Height and width of the pictures, in pixels.
+          uniforms: float32 of shape (B, 8), in [0, 1), as `draw_uniforms` returns them.
+          size: Height and width of the images, in pixels.
 
         Returns:
-          What `compose` takes, each of shape (B,): float64, and booleans for the flips.
+          The parameters for `compose`, each of shape (B,): float64, and booleans for the flips.
         """
         u = dict(zip(_AFFINE, tf.unstack(tf.cast(uniforms, tf.float64), axis=1), strict=True))
         smallest, largest = self._zoom_factors()
@@ -353,7 +354,7 @@ class RandomAffine(_SeededLayer):
 
 
 def _shift(uniform: tf.Tensor, shift_range: float | Sequence[float], size: tf.Tensor) -> tf.Tensor:
-    """A shift in pixels along an axis of `size`, from a range as ImageDataGenerator reads it."""
+    """Returns shifts in pixels along an axis, from a range as ImageDataGenerator reads it."""
     if not np.any(shift_range):
         return tf.zeros_like(uniform)
     unit = 1 if np.max(shift_range) >= 1 else size
@@ -361,29 +362,29 @@ def _shift(uniform: tf.Tensor, shift_range: float | Sequence[float], size: tf.Te
         shift_range = range(shift_range)
     if not np.ndim(shift_range):
         return (2 * uniform - 1) * shift_range * unit
-    values = tf.constant([*shift_range, *np.negative(shift_range)], uniform.dtype)
+    values = tf.constant(np.append(shift_range, np.negative(shift_range)), uniform.dtype)
     return tf.gather(values, tf.cast(uniform * len(values), tf.int32)) * unit
 
 
 @keras.saving.register_keras_serializable(package="pizza_steak")
 class RandomIntensity(_SeededLayer):
-    """ImageDataGenerator's random channel shift and brightness, in this order, one draw a picture.
+    """ImageDataGenerator's random channel shift and brightness, in this order, by image.
 
-    Keras's RandomBrightness adds to the pixels, where brightness_range multiplies them. The pixels
-    are ImageDataGenerator's but for rounding: it cuts fractions off before it multiplies and after.
+    Keras's RandomBrightness adds to the pixels; brightness_range multiplies them. The pixels equal
+    ImageDataGenerator's up to rounding: it truncates before and after it multiplies.
 
     Args:
       brightness_range: A pair, the smallest and the largest factor of the pixels; None for 1.
-      channel_shift_range: What is added to all channels alike, at most, to either side; what leaves
-        the picture's own range is clipped to it.
-      seed: Integer, seeds the generator of the layer; None for a random one.
+      channel_shift_range: The largest value to add to all channels, to either side. Results are
+        clipped to the image's own range.
+      seed: Integer, seeds the layer's generator; None for a random seed.
       **kwargs: `name`, `dtype` and `trainable` of a Keras layer.
 
     Input and output: shape (B, H, W, C) or (H, W, C), values 0 to 255; the output has the input's
     dtype, whatever the dtype policy.
 
     Raises:
-      ValueError: A range is negative, or brightness_range no pair.
+      ValueError: A range is negative, or brightness_range is not a pair.
     """
 
     _DRAWS = 2
@@ -391,13 +392,15 @@ class RandomIntensity(_SeededLayer):
 
     def __init__(
         self,
-        brightness_range: Sequence[float] | None = None,
+        brightness_range: float | Sequence[float] | None = None,
         channel_shift_range: float = 0.0,
         seed: int | None = None,
         **kwargs,
     ):
         super().__init__(seed, **kwargs)
-        if brightness_range is not None and np.shape(brightness_range) != (2,):
+        if brightness_range is not None and (
+            isinstance(brightness_range, float | int) or np.shape(brightness_range) != (2,)
+        ):
             raise ValueError(f"brightness_range={brightness_range}: expected a pair")
         for name, value in (
             ("brightness_range", brightness_range or 0),
@@ -432,58 +435,48 @@ class RandomIntensity(_SeededLayer):
 
 
 def augmentation_layers(
-    *,
-    rotation_range: float = 0.0,
-    width_shift_range: float | Sequence[float] = 0.0,
-    height_shift_range: float | Sequence[float] = 0.0,
-    brightness_range: Sequence[float] | None = None,
-    shear_range: float = 0.0,
-    zoom_range: float | Sequence[float] = 0.0,
-    channel_shift_range: float = 0.0,
-    fill_mode: str = "nearest",
-    cval: float = 0.0,
-    horizontal_flip: bool = False,
-    vertical_flip: bool = False,
-    interpolation_order: int = 1,
-    seed: int | None = None,
+    config: TransformConfig, seed: int | None = None
 ) -> list[RandomAffine | RandomIntensity]:
-    """The layers that the arguments of ImageDataGenerator stand for, in its order.
+    """Returns the layers that do what ImageDataGenerator does with these arguments, in its order.
 
     Args:
-      interpolation_order: 0 for the nearest pixel, 1 for bilinear.
+      config: The arguments.
       seed: Integer, seeds the generators of the layers; None for random ones.
-      The others are those of `RandomAffine` and `RandomIntensity`.
 
     Returns:
-      Of these the ones that change anything.
+      Only the layers that change images.
 
     Raises:
-      ValueError: As theirs, or interpolation_order is another number.
+      ValueError: The layers refuse an argument, or interpolation_order is neither 0 nor 1.
     """
-    affine = {
-        "rotation_range": rotation_range,
-        "width_shift_range": width_shift_range,
-        "height_shift_range": height_shift_range,
-        "shear_range": shear_range,
-        "zoom_range": zoom_range,
-        "horizontal_flip": horizontal_flip,
-        "vertical_flip": vertical_flip,
+    affine: dict[str, Any] = {
+        "rotation_range": config.rotation_range,
+        "width_shift_range": config.width_shift_range,
+        "height_shift_range": config.height_shift_range,
+        "shear_range": config.shear_range,
+        "zoom_range": config.zoom_range,
+        "horizontal_flip": config.horizontal_flip,
+        "vertical_flip": config.vertical_flip,
     }
-    if interpolation_order not in (0, 1):
+    if config.interpolation_order not in (0, 1):
         raise ValueError(
-            f"interpolation_order={interpolation_order}: expected 0 (nearest) or 1 (bilinear)"
+            f"interpolation_order={config.interpolation_order}: expected 0 (nearest) or 1 "
+            "(bilinear)"
         )
     layers = [
         RandomAffine(
             **affine,
-            fill_mode=fill_mode,
-            cval=cval,
-            interpolation="bilinear" if interpolation_order else "nearest",
+            fill_mode=config.fill_mode,
+            cval=config.cval,
+            interpolation="bilinear" if config.interpolation_order else "nearest",
             seed=seed,
         ),
         RandomIntensity(
-            brightness_range, channel_shift_range, seed=None if seed is None else seed + 1
+            config.brightness_range,
+            config.channel_shift_range,
+            seed=None if seed is None else seed + 1,
         ),
     ]
-    wanted = any(map(np.any, affine.values())), brightness_range is not None or channel_shift_range
+    changes_intensity = config.brightness_range is not None or config.channel_shift_range
+    wanted = any(map(np.any, affine.values())), changes_intensity
     return list(itertools.compress(layers, wanted))

@@ -1,7 +1,7 @@
-"""What identifies an archive: the names and bytes of its images, not where or when it was written.
+"""Identifies an archive by the names and bytes of its images, not by its place or time.
 
-A zip lists the CRC-32 of every image. A folder does not, so its files are read once; a cache keeps
-their checksums.
+A zip lists the CRC-32 of every image. The files of a folder are read once, and a cache keeps their
+checksums.
 """
 
 import concurrent.futures
@@ -31,24 +31,24 @@ def fingerprint(archive: Archive, cache: pathlib.Path) -> str:
 
     Args:
       archive: The listing.
-      cache: A folder for the checksums of files. It may be missing, damaged or read-only: then
-        files are read again.
+      cache: Folder for the checksums of files. If it is missing, damaged or read-only, files are
+        read again.
 
     Returns:
       64 hexadecimal digits.
 
     Raises:
-      ArchiveError: A file cannot be read, or changes meanwhile.
+      ArchiveError: A file cannot be read, or changes while it is read.
     """
-    pictures = [(split, p) for split, pictures in archive.splits.items() for p in pictures]
+    images = [(split, p) for split, images in archive.splits.items() for p in images]
     if archive.path.is_dir():
-        checksums = _checksums(archive, [picture for _, picture in pictures], cache)
+        checksums = _checksums(archive, [image for _, image in images], cache)
     else:
-        checksums = {picture.member: picture.stamp[1] for _, picture in pictures}
+        checksums = {image.member: image.stamp[1] for _, image in images}
     digest = hashlib.sha256()
-    for split, picture in pictures:
-        content = f"{picture.stamp[0]} {checksums[picture.member]:08x}\n"
-        digest.update("\0".join([split, picture.label, picture.filename, content]).encode())
+    for split, image in images:
+        content = f"{image.stamp[0]} {checksums[image.member]:08x}\n"
+        digest.update("\0".join([split, image.label, image.filename, content]).encode())
     return digest.hexdigest()
 
 
@@ -60,22 +60,20 @@ def forget_missing(cache: pathlib.Path) -> None:
                 file.unlink()
 
 
-def _checksums(
-    archive: Archive, pictures: Sequence[Picture], cache: pathlib.Path
-) -> dict[str, int]:
+def _checksums(archive: Archive, images: Sequence[Picture], cache: pathlib.Path) -> dict[str, int]:
     """Returns the CRC-32 of each file by member; reads those that are new or changed."""
     folder = os.path.realpath(archive.path)
     file = cache / f"{hashlib.sha256(os.fsencode(folder)).hexdigest()[:32]}.json"
     remembered = _recall(file)
     now = time.time_ns()
 
-    def read(picture: Picture) -> list[int]:
-        return [*picture.stamp, zlib.crc32(archive.read_file(picture))]
+    def read(image: Picture) -> list[int]:
+        return [*image.stamp, zlib.crc32(archive.read_file(image))]
 
-    changed = [p for p in pictures if remembered.get(p.member, [])[:-1] != [*p.stamp]]
+    changed = [p for p in images if remembered.get(p.member, [])[:-1] != [*p.stamp]]
     with concurrent.futures.ThreadPoolExecutor() as pool:  # Reading and crc32 release the GIL.
         new = {p.member: entry for p, entry in zip(changed, pool.map(read, changed), strict=True)}
-    entries = {p.member: new.get(p.member) or remembered[p.member] for p in pictures}
+    entries = {p.member: new.get(p.member) or remembered[p.member] for p in images}
     checksums = {member: crc for member, (*_, crc) in entries.items()}
     entries = {m: entry for m, entry in entries.items() if max(entry[1:-1]) < now - _TICK}
     if entries != remembered:
@@ -87,7 +85,7 @@ def _checksums(
 
 
 def _recall(file: pathlib.Path) -> dict[str, list[int]]:
-    """Returns size, times and CRC-32 of each file by member, as far as they are remembered."""
+    """Returns the cached size, times and CRC-32 of each file, by member."""
     try:
         files = json.loads(file.read_bytes())["files"]
         return {member: list(map(int, entry)) for member, entry in files.items()}

@@ -1,10 +1,10 @@
-"""TensorFlow's tf.data service: batches made by other processes, in the order that they have here.
+"""Makes batches in other processes by TensorFlow's tf.data service, in the same order.
 
-A service is a dispatcher, which hands out steps, and workers, which make a batch of each:
+A service is a dispatcher, which hands out steps, and workers, which make a batch for each step:
 https://www.tensorflow.org/api_docs/python/tf/data/experimental/service
-Its own promises are weak: batches come in any order, and those that a worker held when it died do
-not come at all. But a batch is a function of its step, so whoever reads can put batches in order,
-and make the ones that are missing: with a service training is faster, and nothing else.
+Batches arrive in any order, and the batches of a worker that dies are lost. But a batch is a
+function of its step: the reader puts batches in order and makes missing ones itself. So a service
+changes the speed of a training, and nothing else.
 """
 
 import concurrent.futures
@@ -26,11 +26,11 @@ from pizza_steak.records import Records
 
 # Seconds to wait for an answer, or for a batch.
 _PATIENCE = 60.0
-# Bytes of batches that wait for an earlier one; then that is taken for lost.
+# Bytes of batches that may wait for an earlier batch; then that batch counts as lost.
 _WAITING = 2**30
-# Milliseconds until a dispatcher gives a silent worker up, and between its looks at them.
+# Milliseconds until a dispatcher gives up a silent worker, and between its checks of workers.
 _WORKER_TIMEOUT, _WORKER_CHECK = 20_000, 5_000
-# Milliseconds that one call of a worker waits for a dispatcher; then it calls again, or stops.
+# Milliseconds that a worker's call waits for the dispatcher, before it calls again or stops.
 _DISPATCHER_TIMEOUT = 10_000
 
 _service = tf.data.experimental.service
@@ -40,20 +40,20 @@ _service = tf.data.experimental.service
 def serve(
     *, dispatcher: str | None = None, workers: int = 1, port: int = 0, host: str | None = None
 ) -> Iterator[str]:
-    """Runs workers within the block, and a dispatcher, unless they are for one elsewhere.
+    """Runs workers while the block runs, and a dispatcher unless the address of one is given.
 
     Args:
-      dispatcher: Address host:port of that one.
-      workers: How many; each takes any free port.
-      port: That of the dispatcher here, 0 for any free one.
-      host: Name or address under which others reach this machine; by default localhost or, for a
-        dispatcher elsewhere, the address that this machine has there.
+      dispatcher: Address host:port of a dispatcher on another machine.
+      workers: Number of workers; each takes any free port.
+      port: Port of the dispatcher here, 0 for any free port.
+      host: Name or address under which others reach this machine. By default localhost; with
+        `dispatcher`, this machine's address in the dispatcher's network.
 
-    Returns:
+    Yields:
       The dispatcher's address, for `input_pipeline.batches`.
 
     Raises:
-      UserError: The port is taken, or the dispatcher elsewhere does not answer.
+      UserError: The port is in use, or the other dispatcher does not answer.
     """
     servers = []
     try:
@@ -83,7 +83,7 @@ def _dispatcher(port: int) -> tf.data.experimental.service.DispatchServer:
         port=port, worker_timeout_ms=_WORKER_TIMEOUT, job_gc_check_interval_ms=_WORKER_CHECK
     )
     try:
-        # gRPC would share a port that another process listens on.
+        # gRPC would share a port with another process that listens on it.
         with socket.socket() as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(("", port))
@@ -93,7 +93,7 @@ def _dispatcher(port: int) -> tf.data.experimental.service.DispatchServer:
 
 
 def _address_towards(dispatcher: str) -> str:
-    """The address of this machine in the network of a dispatcher, once that can be reached."""
+    """Waits until a dispatcher can be reached; returns this machine's address in its network."""
     host, _, port = dispatcher.rpartition(":")
     end = time.monotonic() + _PATIENCE
     while True:
@@ -110,10 +110,10 @@ def _address_towards(dispatcher: str) -> str:
 
 
 def check(address: str, records: Records) -> None:
-    """Sees to it that a service answers, and that each of its workers can read the records.
+    """Checks that a service answers and that each of its workers can read the records.
 
     Raises:
-      UserError: It does not, or one of them cannot.
+      UserError: The service does not answer, or a worker cannot read the records.
     """
     row = np.zeros(1, np.int64)
 
@@ -139,15 +139,15 @@ def check(address: str, records: Records) -> None:
 def map_steps(
     steps: tf.data.Dataset, load: Callable[[tf.Tensor], Any], address: str
 ) -> tf.data.Dataset:
-    """`steps.map(load)`, the same elements in the same order, with `load` run by a service.
+    """Returns `steps.map(load)`, the same elements in the same order, with `load` run by a service.
 
-    What the service does not deliver, because a worker died, is loaded here. Where it does not
-    answer any more, or fails, there is a warning, and the rest is loaded here.
+    Batches that are lost with a worker are loaded here. If the service fails or no longer answers,
+    there is a warning, and all further batches are loaded here.
 
     Args:
-      steps: A `tf.data.Dataset.range`, which can be gone through more than once.
-      load: Of TensorFlow's operations alone, and a function of the step alone.
-      address: Of the service, grpc://host:port.
+      steps: A `tf.data.Dataset.range`; it is iterated over more than once.
+      load: A function of the step only, made of TensorFlow operations only.
+      address: Address of the service, grpc://host:port.
     """
 
     def loaded_there() -> Iterator[tuple[np.int64, Any]]:
@@ -160,7 +160,8 @@ def map_steps(
         return steps.skip(skipped).take(count).map(load, num_parallel_calls=os.cpu_count())
 
     def in_order() -> Iterator[Any]:
-        arriving, waiting = loaded_there(), {}
+        arriving = loaded_there()
+        waiting: dict[int, Any] = {}
         for index, step in enumerate(steps.as_numpy_iterator()):
             while step not in waiting and _size(waiting) < _WAITING:
                 try:
@@ -175,7 +176,7 @@ def map_steps(
                 if arrived is None:
                     yield from loaded_here(index).as_numpy_iterator()
                     return
-                if arrived[0] >= step:  # Else it was taken for lost.
+                if arrived[0] >= step:  # Else it counted as lost and was loaded here.
                     waiting[arrived[0]] = arrived[1]
             if step in waiting:
                 yield waiting.pop(step)
@@ -188,8 +189,8 @@ def map_steps(
 
 
 def _within(seconds: float, call: Callable[[], Any]) -> Any:
-    """What a call gives or raises; TimeoutError where that takes longer, while it goes on."""
-    outcome = concurrent.futures.Future()
+    """Returns or raises what a call does, or raises TimeoutError and lets the call run on."""
+    outcome: concurrent.futures.Future[Any] = concurrent.futures.Future()
 
     def run() -> None:
         try:
@@ -197,17 +198,17 @@ def _within(seconds: float, call: Callable[[], Any]) -> Any:
         except BaseException as error:
             outcome.set_exception(error)
 
-    # A daemon, for which nothing waits: the calls of a service that is not there take an hour.
+    # A daemon thread, so that Python can exit: calls to a missing service take an hour.
     threading.Thread(target=run, daemon=True).start()
     return outcome.result(seconds)
 
 
 def _size(arrays: Any) -> int:
-    """The bytes of arrays in any structure."""
+    """Returns the size in bytes of all arrays in a nested structure."""
     return sum(array.nbytes for array in tf.nest.flatten(arrays))
 
 
 def _reason(error: Exception) -> str:
-    """What an error of TensorFlow says, in one line."""
+    """Returns the message of a TensorFlow error in one line."""
     message = getattr(error, "message", None) or str(error)
     return " ".join(re.sub(r"\{\{.*?\}\}|\[Op:.*", "", message, flags=re.DOTALL).split())

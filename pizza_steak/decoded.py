@@ -1,11 +1,13 @@
-"""Pictures decoded: once into an array that is memory-mapped, or each time they are asked for."""
+"""Decodes images: once, into a memory-mapped array, or each time they are used."""
 
 import dataclasses
+import functools
 import json
 import math
 import os
 import pathlib
 import shutil
+import types
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -22,53 +24,76 @@ from pizza_steak.records import Records
 
 CACHES = ("disk", "memory", "none")
 _RECORDS_READ_AT_ONCE = 64
-# How many batches to make at once is known here. tf.data's autotuner would delay the end of an
-# iteration by up to several seconds: it sleeps for twice as long each time, and is waited for.
+# TensorFlow's tensors start at multiples of so many bytes, as does the data of a .npy file.
+_ALIGNMENT = 64
+# The number of parallel calls is known here. tf.data's autotuner can delay the end of an iteration
+# by several seconds, so it is off.
 WITHOUT_AUTOTUNE = tf.data.Options()
 WITHOUT_AUTOTUNE.autotune.enabled = False
 
 
 class Pictures(Protocol):
-    """The decoded pictures of `Records`.
+    """The decoded images of `Records`."""
 
-    Attributes:
-      bad: The pictures that cannot be decoded: row -> reason.
-      parallel_calls: How many batches should be gathered at once.
-    """
+    @property
+    def bad(self) -> Mapping[int, str]:
+        """The reason why an image cannot be decoded, by row."""
 
-    bad: Mapping[int, str]
-    parallel_calls: int
+    @property
+    def parallel_calls(self) -> int:
+        """Number of batches to gather in parallel."""
 
     def gather(self, rows: tf.Tensor) -> tf.Tensor:
-        """The pictures at `rows`, int64 of shape (B,): uint8 of (B, height, width, channels)."""
+        """Returns the images at rows.
+
+        Args:
+          rows: int64 of shape (B,).
+
+        Returns:
+          uint8 of shape (B, height, width, channels), values 0 to 255.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
 class DecodedPictures:
-    """Pictures in an array of shape (N, height, width, channels), uint8; zeros where one is bad."""
+    """Images in an array of shape (N, height, width, channels), uint8; bad images are zeros."""
 
     array: np.ndarray
     bad: Mapping[int, str]
-    parallel_calls: int = 2  # A gather is bound by memory: more would only hold more batches.
+    parallel_calls: int = 2  # Memory bounds a gather: more calls would only hold more batches.
 
     def gather(self, rows: tf.Tensor) -> tf.Tensor:
-        # In NumPy, because TensorFlow would copy a captured array of any size into its graph.
-        images = tf.numpy_function(self.array.__getitem__, [rows], tf.uint8, stateful=False)
+        # A graph holds a reference to a captured dataset, but a copy of a captured tensor.
+        array = self._dataset.get_single_element()
+        with tf.device("CPU"):  # A GPU would first copy the whole array to its memory.
+            images = tf.gather(array, rows)
         return tf.ensure_shape(images, (*rows.shape, *self.array.shape[1:]))
+
+    @functools.cached_property
+    def _dataset(self) -> tf.data.Dataset:
+        """A dataset whose one element is the array, without a copy if the array is aligned."""
+        with tf.init_scope(), tf.device("CPU"):
+            if self.array.ctypes.data % _ALIGNMENT:
+                return tf.data.Dataset.from_tensors(tf.constant(self.array))
+            # NumPy exports no read-only array to TensorFlow 2.21, which only reads what it gathers.
+            interface = self.array.__array_interface__ | {"data": (self.array.ctypes.data, False)}
+            owner = types.SimpleNamespace(__array_interface__=interface, array=self.array)
+            tensor = tf.experimental.dlpack.from_dlpack(np.asarray(owner).__dlpack__())
+            return tf.data.Dataset.from_tensors(tensor)
 
 
 @dataclasses.dataclass(frozen=True)
 class StreamedPictures:
-    """Pictures decoded from the records each time they are gathered.
+    """Images that are decoded from the records each time they are gathered.
 
-    With `in_graph` TensorFlow's operations alone do that, so that another process can do it, and
-    `decoding_in_graph.for_pillow` must hold none of the rows.
+    With `in_graph`, only TensorFlow operations decode them: another process can run the graph. Then
+    no row may be in `decoding_in_graph.for_pillow`.
     """
 
     records: Records
     format: Format
     bad: Mapping[int, str]
-    parallel_calls: int = os.cpu_count()
+    parallel_calls: int = os.cpu_count() or 1
     in_graph: bool = False
 
     def gather(self, rows: tf.Tensor) -> tf.Tensor:
@@ -84,14 +109,14 @@ class StreamedPictures:
     def _decode(self, rows: np.ndarray) -> np.ndarray:
         images, faults = _decode_rows(self.records, rows, self.format)
         if failures := [(str(self.records.filenames[row]), faults[row]) for row in faults]:
-            raise BadImageError(failures)  # They were sound when all were looked through.
+            raise BadImageError(failures)  # They could be decoded when all were checked.
         return images
 
 
 def _decode_rows(
     records: Records, rows: np.ndarray, format: Format
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """The images at `rows`, zeros where one is bad; and row -> reason of the bad ones."""
+    """Returns the images at rows, zeros for bad images, and the reasons by bad row."""
     encoded = records.encoded(rows)
     images, faults = decoding.decode_images(len(rows), encoded.__getitem__, format)
     return images, {int(row): fault for row, fault in zip(rows, faults, strict=True) if fault}
@@ -104,29 +129,32 @@ def decode(
     cache: str = "disk",
     on_bad_image: str = "fail",
 ) -> Pictures:
-    """Decodes every picture of `records` into a format, once.
+    """Decodes every image of the records into a format.
 
     Args:
-      records: The prepared dataset, N encoded pictures of any height and width.
-      format: The form of the result, or its height and width in pixels, with a format's defaults.
-      cache: "disk" keeps the array beside the records, for every later run and process; "memory"
-        keeps it for this process; "none" keeps nothing and decodes a picture whenever it is used.
-        Where the disk has no room for the array, "disk" is taken as "none", with a warning.
-      on_bad_image: "fail", or "skip" to leave bad pictures to the caller in `Pictures.bad`.
+      records: The prepared dataset: N encoded images of any height and width.
+      format: The format of the result; or its height and width in pixels, with default values for
+        everything else.
+      cache: "disk" keeps the array beside the records, for every later run and process. "memory"
+        keeps it for this process. "none" keeps nothing and decodes an image each time it is used.
+        If the disk has no room for the array, "disk" warns and does what "none" does.
+      on_bad_image: "fail", or "skip" to report bad images in `Pictures.bad`.
 
     Raises:
-      BadImageError: With "fail": pictures cannot be decoded; names each of them.
-      UserError: With "disk": the array cannot be written.
+      BadImageError: Images cannot be decoded, with "fail"; the message names each of them.
+      UserError: The array cannot be written, with "disk".
     """
     if isinstance(format, int):
         format = Format((format, format))
     if cache == "disk" and not _fits(records, format):
-        logging.warning("no room on the disk for the decoded array: decoding as pictures are used")
+        logging.warning(
+            "no room on the disk for the decoded array: decoding images each time they are used"
+        )
         cache = "none"
     if cache == "memory":
-        array = np.zeros((len(records.labels), *format.shape), np.uint8)
+        array = _aligned_zeros((len(records.labels), *format.shape))
         bad = _decode_all(records, format, array.__setitem__)
-        pictures = DecodedPictures(array, bad)
+        pictures: Pictures = DecodedPictures(array, bad)
     elif cache == "none" and not os.access(records.folder, os.W_OK):
         bad = _decode_all(records, format, lambda rows, images: None)
         pictures = StreamedPictures(records, format, bad)
@@ -142,8 +170,15 @@ def decode(
     if failures and on_bad_image == "fail":
         raise BadImageError(failures)
     for name, reason in failures:
-        logging.warning("left out, because it cannot be decoded: %s (%s)", name, reason)
+        logging.warning("skipped an image that cannot be decoded: %s (%s)", name, reason)
     return pictures
+
+
+def _aligned_zeros(shape: tuple[int, ...]) -> np.ndarray:
+    size = math.prod(shape)
+    buffer = np.zeros(size + _ALIGNMENT, np.uint8)
+    start = -buffer.ctypes.data % _ALIGNMENT
+    return buffer[start : start + size].reshape(shape)
 
 
 def _fits(records: Records, format: Format) -> bool:
@@ -154,13 +189,13 @@ def _fits(records: Records, format: Format) -> bool:
 
 
 def _folder(records: Records, format: Format, *, keep_array: bool) -> pathlib.Path:
-    """Where the result of decoding lies, named by all that determines it."""
+    """Returns the folder of the decoded images, named by everything that determines them."""
     kind = "decoded" if keep_array else "checked"
     return records.folder / f"{kind}-{format.name}-{records.fingerprint}"
 
 
 def _cached(records: Records, format: Format, *, keep_array: bool) -> pathlib.Path:
-    """The folder of `bad.json` and, where it is kept, `images.npy`; made where there is none."""
+    """Returns the folder of `bad.json` and, if it is kept, `images.npy`; makes it if missing."""
     folder = _folder(records, format, keep_array=keep_array)
 
     def write(temporary: pathlib.Path) -> None:
@@ -177,7 +212,7 @@ def _cached(records: Records, format: Format, *, keep_array: bool) -> pathlib.Pa
         make_once(folder, write)
     except OSError as error:
         raise UserError(
-            f"decoded pictures {folder}: {error.strerror or error}; make room, pass another "
+            f"decoded images {folder}: {error.strerror or error}; make room, pass another "
             "--data_dir, or --decoded_cache=memory or none"
         ) from error
     return folder
@@ -186,9 +221,12 @@ def _cached(records: Records, format: Format, *, keep_array: bool) -> pathlib.Pa
 def _decode_all(
     records: Records, format: Format, write: Callable[[np.ndarray, np.ndarray], None]
 ) -> dict[int, str]:
-    """Decodes every row in parallel; returns why rows cannot be decoded.
+    """Decodes all rows in parallel; returns why rows cannot be decoded, by row.
 
-    `write` gets all rows in their order, some at a time, and the pictures; zeros where one is bad.
+    Args:
+      records: The records.
+      format: The format of the images.
+      write: Called with some rows at a time, in order, and their images; zeros for bad images.
     """
     count, bad = len(records.labels), {}
 
@@ -207,7 +245,7 @@ def _decode_all(
         .prefetch(1)
         .with_options(WITHOUT_AUTOTUNE)
     )
-    with tqdm.tqdm(total=count, desc="decoding", unit=" pictures", disable=None) as progress:
+    with tqdm.tqdm(total=count, desc="decoding", unit=" images", disable=None) as progress:
         for rows, images in decoded.as_numpy_iterator():
             write(rows, images)
             progress.update(len(rows))
@@ -215,10 +253,10 @@ def _decode_all(
 
 
 class _NpyWriter:
-    """Writes an array to a .npy file, some rows at a time, in their order.
+    """Writes an array to a .npy file, some rows at a time, in order.
 
-    Through the file, not through a map of it: pages that are written to a map count as memory of
-    the process until they are on the disk.
+    The file is not memory-mapped: pages written to a map count as memory of the process until they
+    are on the disk.
     """
 
     def __init__(self, path: pathlib.Path, shape: tuple[int, ...]):

@@ -1,6 +1,6 @@
-"""One image file to pixels: decoded, turned upright, resized, with the pixels of Pillow.
+"""Decodes one image file: turned upright and resized, with the pixels of Pillow.
 
-TensorFlow is imported only for its own ways to resize.
+TensorFlow is imported only for its own resize methods.
 """
 
 import dataclasses
@@ -30,14 +30,14 @@ ASPECT_RATIOS = ("stretch", "crop", "pad")
 # By ImageDataGenerator's names.
 CHANNELS = {"rgb": 3, "grayscale": 1, "rgba": 4}
 EXIF = ("apply", "ignore")
-# What `decode_image` reads, by Pillow's names: no other decoder sees the bytes.
-KINDS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF")
+# The formats that `decode_image` reads, by Pillow's names: no other decoder sees the bytes.
+KINDS: tuple[str, ...] = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF")
 
-# Part of what names a decoded array: raise it when `decode_image` gives other pixels.
+# Part of the name of a decoded array: increase it when `decode_image` changes its pixels.
 _DECODER_VERSION = 6
 # The smaller sizes at which libjpeg decodes, as divisors.
 JPEG_SCALES = (8, 4, 2)
-# The filters that Pillow has too; with antialias their pixels are Pillow's.
+# The filters that Pillow also has; with antialias their pixels are Pillow's.
 PILLOW_FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -49,8 +49,8 @@ MIRRORED_DOWN, MIRRORED_ACROSS = (3, 4, 7, 8), (2, 3, 6, 7)
 # Bytes 4 to 12 of a HEIC file.
 _HEIF_BRANDS = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1")
 
-Image.init()  # Now, because threads must not do it at once.
-# Neither damaged EXIF data nor a dropped alpha is a reason to warn of an image that is sound.
+Image.init()  # Now, because threads must not do it at the same time.
+# Damaged EXIF data or a dropped alpha channel is no reason for a warning about a sound image.
 warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
 if importlib.util.find_spec("pillow_heif"):
     import pillow_heif
@@ -61,20 +61,19 @@ if importlib.util.find_spec("pillow_heif"):
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """The form that every image is brought into: with an image's bytes it gives its pixels.
+    """The format of decoded images: an image's bytes and its format determine its pixels.
 
     Attributes:
       size: Height and width, in pixels.
       interpolation: One of `INTERPOLATIONS`. "nearest" takes Pillow's pixels, as
         ImageDataGenerator does. With `antialias`, "bilinear", "bicubic" and "lanczos3" are
         Pillow's; all others are methods of `tf.image.resize`.
-      aspect_ratio: One of `ASPECT_RATIOS`: how images of another aspect ratio are fitted. "crop"
-        keeps the largest part of the middle, as ImageDataGenerator's keep_aspect_ratio does; "pad"
-        adds black bars on two sides, as pad_to_aspect_ratio of image_dataset_from_directory.
-      color_mode: A key of `CHANNELS`. "grayscale" weighs colours as Pillow does (ITU-R 601-2);
-        "rgba" is opaque where the image has no alpha; "rgb" and "grayscale" drop alpha.
-      antialias: Whether every pixel of an image counts when it is shrunk; "area" always antialiases
-        and "nearest" never does.
+      aspect_ratio: One of `ASPECT_RATIOS`, how to fit images of another aspect ratio. "crop" keeps
+        the largest part of the middle, as ImageDataGenerator's keep_aspect_ratio does; "pad" adds
+        black bars on two sides, as pad_to_aspect_ratio of image_dataset_from_directory does.
+      color_mode: A key of `CHANNELS`. "grayscale" weights colours as Pillow does (ITU-R 601-2);
+        "rgba" is opaque if the image has no alpha; "rgb" and "grayscale" drop alpha.
+      antialias: Whether to antialias when downscaling; "area" always does and "nearest" never.
       exif: "apply" turns images upright by their EXIF orientation; "ignore" leaves them as stored.
     """
 
@@ -106,13 +105,13 @@ class Format:
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Which part of an image becomes which part of the result, in pixels; y before x.
+    """The part of an image that is kept, and its place in the result; in pixels, y before x.
 
     Attributes:
-      corner: The upper left corner of the part.
-      box: Its height and width.
-      inner: The height and width that it is resized to.
-      margin: Where that is placed in the result.
+      corner: Upper left corner of the part.
+      box: Height and width of the part.
+      inner: Height and width of the resized part.
+      margin: Upper left corner of the resized part in the result.
     """
 
     corner: tuple[int, int]
@@ -122,12 +121,12 @@ class Placement:
 
 
 def place(height: Any, width: Any, format: Format, xp: Any = np) -> Placement:
-    """Places an upright image of this height and width.
+    """Places an upright image of a height and width in the result.
 
     Args:
-      height: In pixels: a number, or with TensorFlow's `xp` a scalar int32 tensor.
-      width: As `height`.
-      format: Its size and aspect_ratio.
+      height: In pixels: a number, or a scalar int32 tensor if `xp` is TensorFlow's.
+      width: Like `height`.
+      format: The format; its size and aspect_ratio are used.
       xp: The functions to compute with: `numpy`, or `tensorflow.experimental.numpy` in a graph.
     """
     target_height, target_width = format.size
@@ -141,33 +140,36 @@ def place(height: Any, width: Any, format: Format, xp: Any = np) -> Placement:
     elif format.aspect_ratio == "pad":
         # As tf.image.resize_with_pad: in float32, rounded down.
         def quotient(dividend: Any, divisor: Any) -> Any:
-            # By float64, because a graph may multiply by the inverse of a constant instead.
+            # In float64, because a graph may multiply by the inverse of a constant instead.
             dividend, divisor = (xp.asarray(n, xp.float64) for n in (dividend, divisor))
             return xp.asarray(dividend / divisor, xp.float32)
 
+        def whole(length: Any) -> Any:
+            return xp.maximum(xp.asarray(length, xp.int32), 1)
+
+        def half(length: Any) -> Any:
+            return xp.asarray(length / 2, xp.int32)
+
         ratio = xp.maximum(quotient(height, target_height), quotient(width, target_width))
-        lengths = quotient(height, ratio), quotient(width, ratio)
-        inner = [xp.maximum(xp.asarray(length, xp.int32), 1) for length in lengths]
-        margin = [
-            xp.asarray((xp.asarray(size, xp.float32) - length) / 2, xp.int32)
-            for size, length in zip(format.size, lengths, strict=True)
-        ]
+        inner_height, inner_width = quotient(height, ratio), quotient(width, ratio)
+        inner = whole(inner_height), whole(inner_width)
+        margin = half(target_height - inner_height), half(target_width - inner_width)
     return Placement(corner, box, inner, margin)
 
 
 def scale_fits(scale: int, placed: Placement) -> Any:
-    """Whether a JPEG may be decoded at 1 / scale of its size before an antialiased resize.
+    """Returns whether a JPEG may be decoded at 1 / scale of its size before an antialiased resize.
 
-    libjpeg's smaller sizes are means of blocks: cheaper to decode and to resize, and a little
-    different. With these limits the result differs from that of a full decode by 1.5 of 255 or less
-    in the mean of photographs. An image that comes out at its final size is left out: no filter
-    would follow, and it would stay sharper than the others.
+    libjpeg's smaller sizes are means of blocks: cheaper to decode and to resize, but slightly
+    different. With these limits, the mean difference from a full decode is at most 1.5 of 255 for
+    photographs. A scale that gives the final size is refused: no filter would follow, and the image
+    would be sharper than others.
 
     Args:
       scale: 2, 4 or 8.
-      placed: Of numbers or, in a graph, of scalar tensors.
+      placed: The placement; in a graph, of scalar tensors.
     """
-    least = {2: 6, 4: 8, 8: 10}[scale]  # Sevenths of the final size that must be left.
+    least = {2: 6, 4: 8, 8: 10}[scale]  # Sevenths of the final size that must remain.
     (box_height, box_width), (height, width) = placed.box, placed.inner
     height, width = height * scale, width * scale
     large_enough = (box_height * 7 >= height * least) & (box_width * 7 >= width * least)
@@ -176,15 +178,15 @@ def scale_fits(scale: int, placed: Placement) -> Any:
 
 
 def halving_suffices(scale: Any, placed: Placement, format: Format) -> Any:
-    """Whether a JPEG decoded at half its size is shrunk so little more that it does not alias.
+    """Returns whether a JPEG decoded at half its size hardly needs to be antialiased further.
 
-    Then OpenCV's bilinear resize without antialias, which takes a third of the time, stays within
-    the bound of `scale_fits` too.
+    Then OpenCV's bilinear resize without antialias, which takes a third of the time, also stays
+    within the bound of `scale_fits`.
 
     Args:
-      scale: Of the decoded image: a number or, in a graph, a scalar tensor.
-      placed: Of numbers or scalar tensors.
-      format: The format; not cropped, because its edges then lie between pixels.
+      scale: Scale of the decoded image; in a graph, a scalar tensor.
+      placed: The placement; in a graph, of scalar tensors.
+      format: The format. Cropped images are refused: the edges of the crop lie between pixels.
     """
     if format.aspect_ratio == "crop":
         return False
@@ -193,19 +195,20 @@ def halving_suffices(scale: Any, placed: Placement, format: Format) -> Any:
 
 
 def decode_image(encoded: bytes, format: Format) -> np.ndarray:
-    """Decodes one image and brings it into a format.
+    """Decodes one image into a format.
 
-    Of an animation it takes the first frame, of 16 bits a channel the upper eight.
+    It takes the first frame of an animation, and the upper 8 of 16 bits of a channel.
 
     Args:
-      encoded: A file of one of `KINDS`, whatever its name says.
-      format: Its size, colours and so on.
+      encoded: The bytes of a file of one of `KINDS`.
+      format: The format of the result.
 
     Returns:
       uint8 array of shape `format.shape`, values 0 to 255.
 
     Raises:
-      Exception: The bytes are no image, or not a whole one; each of Pillow's decoders has its own.
+      Exception: The bytes are not an image, or incomplete; each of Pillow's decoders raises its own
+        kind.
     """
     pixels, placed, scale = _decode_jpeg(encoded, format) or _decode_by_pillow(encoded, format)
     pixels = _resized(pixels, placed, scale, format)
@@ -223,13 +226,13 @@ def decode_images(
     """Decodes a batch of images.
 
     Args:
-      count: How many.
-      read: Returns the file of each, by its place in the batch.
-      format: That of the result.
+      count: Number of images.
+      read: Returns the bytes of an image, by its index in the batch.
+      format: The format of the result.
 
     Returns:
-      uint8 array of shape (count, height, width, channels), zeros where an image cannot be read or
-      decoded; and the reasons why not, "" where it can.
+      uint8 array of shape (count, height, width, channels), zeros for images that cannot be read or
+      decoded; and for each image the reason why not, or "".
     """
     images, faults = np.zeros((count, *format.shape), np.uint8), [""] * count
     for place in range(count):
@@ -237,16 +240,16 @@ def decode_images(
         try:
             encoded = read(place)
             images[place] = decode_image(encoded, format)
-        except Exception as error:  # Of the file or the zip, or one of Pillow's decoders.
+        except Exception as error:  # From the file, the zip or one of Pillow's decoders.
             faults[place] = _reason(error, encoded)
     return images, faults
 
 
 def open_image(encoded: bytes) -> Image.Image:
-    """Opens an image of one of `KINDS`; its pixels are not decoded yet.
+    """Opens an image of one of `KINDS`, without decoding its pixels.
 
     Raises:
-      OSError: It is none of them, or a PNG without its end, of which Pillow would take the rest.
+      OSError: The format is unknown, or a PNG has no end; Pillow would accept that.
     """
     image = Image.open(io.BytesIO(encoded), formats=KINDS)
     if image.format == "PNG" and b"IEND" not in encoded:
@@ -255,29 +258,29 @@ def open_image(encoded: bytes) -> Image.Image:
 
 
 def orientation(image: Image.Image) -> int:
-    """Returns the EXIF orientation that is still to be applied, 1 (upright) to 8."""
+    """Returns the EXIF orientation to apply, 1 (upright) to 8."""
     if image.format == "TIFF":
-        image.load()  # Pillow turns these itself.
+        image.load()  # Pillow applies the orientation itself.
     try:
-        found = image.getexif().get(ExifTags.Base.Orientation)
+        found: Any = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # Damaged EXIF data is no reason to refuse the image.
         return 1
     return found if found in range(1, 9) else 1
 
 
 def _decode_by_pillow(encoded: bytes, format: Format) -> tuple[np.ndarray, Placement, int]:
-    """Returns what `_decode_jpeg` does, of an image in any format; its scale is 1."""
+    """Does what `_decode_jpeg` does for any format, at scale 1."""
     with open_image(encoded) as image:
         turn = orientation(image) if format.exif == "apply" else 1
         pixels = _turned(_converted(image, format.color_mode), turn)
-    return pixels, place(*pixels.shape[:2], format), 1
+    height, width = pixels.shape[:2]
+    return pixels, place(height, width, format), 1
 
 
 def _decode_jpeg(encoded: bytes, format: Format) -> tuple[np.ndarray, Placement, int] | None:
-    """Returns the upright pixels of a JPEG, their placement, and the divisor of their size.
+    """Returns the upright pixels of a JPEG, their placement and their scale, or None if unsure.
 
     simplejpeg calls the same libjpeg as Pillow and gives the same pixels in two thirds of the time.
-    For what it is not sure of, this returns None.
     """
     try:
         stored_height, stored_width, colors, _ = simplejpeg.decode_jpeg_header(encoded)
@@ -304,7 +307,7 @@ def _decode_jpeg(encoded: bytes, format: Format) -> tuple[np.ndarray, Placement,
 
 
 def _is_upright(encoded: bytes) -> bool:
-    """Whether a JPEG's `orientation` is 1 beyond doubt, told without Pillow in a tenth of the time.
+    """Returns whether a JPEG's `orientation` is surely 1, in a tenth of Pillow's time.
 
     It is tag 0x0112 of the first directory of the TIFF structure in segment APP1: CIPA DC-008, 4.5
     and 4.7.
@@ -318,7 +321,7 @@ def _is_upright(encoded: bytes) -> bool:
             start += 2 + length
         if not segments:
             return True
-        (exif,) = segments  # Another one may be XMP, which may have an orientation too.
+        (exif,) = segments  # Another segment may be XMP, which may also have an orientation.
         order = {b"Exif\0\0II*\0": "<", b"Exif\0\0MM\0*": ">"}[exif[:10]]
         directory = 6 + struct.unpack_from(order + "L", exif, 10)[0]
         (count,) = struct.unpack_from(order + "H", exif, directory)
@@ -334,7 +337,7 @@ def _is_upright(encoded: bytes) -> bool:
 
 
 def _converted(image: Image.Image, color_mode: str) -> np.ndarray:
-    if image.mode.startswith("I;16"):  # Which `convert` would clip at 255.
+    if image.mode.startswith("I;16"):  # `convert` would clip it at 255.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     image = image.convert("RGBA" if color_mode == "rgba" else "RGB")
     return _pixels(image.convert("L") if color_mode == "grayscale" else image)
@@ -345,7 +348,7 @@ def _pixels(image: Image.Image) -> np.ndarray:
 
 
 def _turned(pixels: np.ndarray, turn: int) -> np.ndarray:
-    """The pixels upright, by their orientation: transposed from 5 on, then mirrored."""
+    """Turns pixels upright by their orientation: transposed from 5 on, then mirrored."""
     if turn == 1:
         return pixels
     pixels = pixels.transpose(1, 0, 2) if turn >= 5 else pixels
@@ -363,20 +366,20 @@ def _resized(pixels: np.ndarray, placed: Placement, scale: int, format: Format) 
         return resize_by_tensorflow(part, (height, width), format).numpy()
     image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
     if format.interpolation == "nearest":
-        box = left, top, left + box_width, top + box_height
-        return _pixels(image.resize((width, height), Image.Resampling.NEAREST, box))
+        region = left, top, left + box_width, top + box_height
+        return _pixels(image.resize((width, height), Image.Resampling.NEAREST, region))
     resample = PILLOW_FILTERS[format.interpolation]
     image = image.convert("RGBa") if image.mode == "RGBA" else image
-    # One axis at a time: Pillow 13 takes them in another order, and so rounds differently.
-    box = left / scale, 0, (left + box_width) / scale, image.height
+    # One axis at a time: Pillow 13 takes the axes in another order, and rounds differently.
+    box = left / scale, 0.0, (left + box_width) / scale, float(image.height)
     image = image.resize((width, image.height), resample, box)
-    box = 0, top / scale, width, (top + box_height) / scale
+    box = 0.0, top / scale, float(width), (top + box_height) / scale
     image = image.resize((width, height), resample, box)
     return _pixels(image.convert("RGBA") if image.mode == "RGBa" else image)
 
 
 def resize_by_tensorflow(pixels: Any, size: Any, format: Format) -> Any:
-    """Resizes an image, uint8 of shape (H, W, C), by `tf.image.resize`; a uint8 tensor."""
+    """Resizes an image, uint8 of shape (H, W, C), by `tf.image.resize`; returns uint8."""
     import tensorflow as tf
 
     antialias = format.antialias and format.interpolation != "area"

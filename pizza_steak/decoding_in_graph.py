@@ -1,7 +1,7 @@
-"""`decoding.decode_image` by TensorFlow's operations alone: for graphs that run elsewhere.
+"""Decodes images with TensorFlow operations only, for graphs that run elsewhere.
 
-Exported models and tf.data services decode with it. The pixels are the same, to the last bit, for
-JPEG and PNG files but for those that `needs_pillow`.
+Exported models and tf.data services use it. The pixels are bit-identical to those of
+`decoding.decode_image` for JPEG and PNG files, except those that `needs_pillow` names.
 """
 
 import os
@@ -17,7 +17,7 @@ from pizza_steak.decoding import Format, Placement
 from pizza_steak.records import Records
 
 _RECORDS_READ_AT_ONCE = 64
-# How far into a file EXIF data is looked for: cameras write it first.
+# Bytes of a file in which to look for EXIF data: cameras write it first.
 _EXIF_WITHIN = 4096
 # Bits of the fraction in Pillow's fixed-point filter weights (Resample.c, PRECISION_BITS).
 _PRECISION_BITS = 32 - 8 - 2
@@ -26,17 +26,17 @@ _SUPPORT = {"bilinear": 1.0, "bicubic": 2.0, "lanczos3": 3.0}
 
 
 def decode_image(encoded: tf.Tensor, format: Format) -> tf.Tensor:
-    """Decodes one image and brings it into a format.
+    """Decodes one image into a format.
 
     Args:
-      encoded: Scalar string: a JPEG or PNG file, whatever its name says.
-      format: Its size, colours and so on.
+      encoded: Scalar string, the bytes of a JPEG or PNG file.
+      format: The format of the result.
 
     Returns:
       uint8 tensor of shape `format.shape`, values 0 to 255.
 
     Raises:
-      tf.errors.OpError: The bytes are no JPEG or PNG, or not a whole one.
+      tf.errors.OpError: The bytes are not a JPEG or PNG file, or incomplete.
     """
     with_alpha = format.color_mode == "rgba"
     is_jpeg = tf.io.is_jpeg(encoded)
@@ -51,7 +51,7 @@ def decode_image(encoded: tf.Tensor, format: Format) -> tf.Tensor:
     image = tf.ensure_shape(image, (None, None, 4 if with_alpha else 3))
     image = _turned(tf.cast(image, tf.int32), turn)
     if format.color_mode == "grayscale":
-        # Pillow's weights (ITU-R 601-2), in its fixed point, so that its rounding is the same.
+        # Pillow's weights (ITU-R 601-2) in its fixed point, for the same rounding.
         weighted = image * tf.constant([19595, 38470, 7471])
         total = tf.reduce_sum(weighted, axis=-1, keepdims=True) + 0x8000
         image = tf.bitwise.right_shift(total, 16)
@@ -63,11 +63,10 @@ def decode_image(encoded: tf.Tensor, format: Format) -> tf.Tensor:
 
 
 def needs_pillow(encoded: bytes) -> bool:
-    """Whether the graph's `decode_image` refuses an image, or gives it other pixels.
+    """Returns whether the graph's `decode_image` refuses an image, or gives other pixels.
 
-    These are all formats but JPEG and PNG; JPEG in CMYK; PNG with less than eight bits of grey; and
-    those whose orientation stands elsewhere than in the EXIF data of a JPEG. A damaged image needs
-    nothing.
+    These are formats other than JPEG and PNG, JPEG in CMYK, PNG with less than 8 bits of grey, and
+    images whose orientation is not in the EXIF data of a JPEG. Damaged images are none of these.
     """
     try:
         with decoding.open_image(encoded) as image:
@@ -76,12 +75,12 @@ def needs_pillow(encoded: bytes) -> bool:
                 return image.mode == "CMYK" or turn != int(_orientation(tf.constant(encoded)))
             little_grey = encoded[24] in (1, 2, 4) and encoded[25] == 0
             return image.format != "PNG" or little_grey or b"eXIf" in encoded
-    except Exception:  # Each of Pillow's decoders has its own.
+    except Exception:  # Each of Pillow's decoders raises its own kind.
         return False
 
 
 def for_pillow(records: Records) -> np.ndarray:
-    """The rows of the images that `needs_pillow`, int64; they are looked for once."""
+    """Returns the rows of the images that need Pillow, int64; keeps them beside the records."""
     path = records.folder / f"for_pillow-2-{records.fingerprint}.npy"
 
     def look() -> np.ndarray:
@@ -102,7 +101,7 @@ def for_pillow(records: Records) -> np.ndarray:
 def _decode_jpeg(
     encoded: tf.Tensor, turn: tf.Tensor, format: Format
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """The image as it is stored, its height and width once upright and unscaled, and its scale."""
+    """Returns the image as stored, its upright and unscaled height and width, and its scale."""
     stored = tf.io.extract_jpeg_shape(encoded)[:2]
     full = tf.where(turn >= 5, stored[::-1], stored)
     placed = decoding.place(full[0], full[1], format, tnp)
@@ -132,7 +131,7 @@ def _decode_png(encoded: tf.Tensor, format: Format) -> tuple[tf.Tensor, tf.Tenso
 
 
 def _orientation(encoded: tf.Tensor) -> tf.Tensor:
-    """The EXIF orientation of a JPEG file, int32, 1 to 8; 1 where it says none that is known.
+    """Returns the EXIF orientation of a JPEG file, int32, 1 to 8; 1 if there is no known one.
 
     It is tag 0x0112 of the first directory of the TIFF structure behind "Exif" (CIPA DC-008, 4.5).
     """
@@ -151,7 +150,7 @@ def _orientation_of_tiff(structure: tf.Tensor) -> tf.Tensor:
     little_endian = tf.strings.substr(structure, 0, 2) == b"II"
 
     def number(places: tf.Tensor, size: int) -> tf.Tensor:
-        """Numbers of `size` bytes; 0 beyond the end."""
+        """Returns the numbers of `size` bytes at `places`; 0 beyond the end."""
         places = tf.expand_dims(places, -1) + tf.range(size)
         places = tf.clip_by_value(places, 0, tf.size(values) - 1)
         digits = tf.cast(tf.gather(values, places), tf.int32)
@@ -166,7 +165,7 @@ def _orientation_of_tiff(structure: tf.Tensor) -> tf.Tensor:
 
 
 def _turned(image: tf.Tensor, turn: tf.Tensor) -> tf.Tensor:
-    """The image upright, by its orientation: transposed from 5 on, then mirrored."""
+    """Turns an image upright by its orientation: transposed from 5 on, then mirrored."""
     image = tf.cond(turn >= 5, lambda: _transposed(image), lambda: image)
     down, across = (
         tf.reduce_any(turn == tf.constant(turns))
@@ -177,12 +176,12 @@ def _turned(image: tf.Tensor, turn: tf.Tensor) -> tf.Tensor:
 
 
 def _transposed(image: tf.Tensor) -> tf.Tensor:
-    # In float32: of integers oneDNN complains on stderr, on processors without AVX-512.
+    # In float32: for integers, oneDNN warns on stderr on processors without AVX-512.
     return tf.cast(tf.transpose(tf.cast(image, tf.float32), (1, 0, 2)), tf.int32)
 
 
 def _resized(image: tf.Tensor, placed: Placement, scale: tf.Tensor, format: Format) -> tf.Tensor:
-    """The image in its final size; int32 of shape (H, W, C), values 0 to 255, as `image`."""
+    """Resizes an image to its final size; int32 of shape (H, W, C), values 0 to 255."""
     if format.interpolation == "nearest":
         for axis in (0, 1):
             source = _nearest(placed.corner[axis], placed.box[axis], placed.inner[axis])
@@ -230,7 +229,7 @@ def _resized_as_by_pillow(
 def _nearest(corner: tf.Tensor, box: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
     step = tf.cast(box, tf.float64) / tf.cast(size, tf.float64)
     start = tf.cast(corner, tf.float64) + step / 2
-    # Added up, as Pillow does: a product would round to other pixels.
+    # A sum, as in Pillow: a product would round to other pixels.
     rest = tf.fill([size - 1], step)
     return tf.cast(tf.cumsum(tf.concat([[start], rest], axis=0)), tf.int32)
 
@@ -240,8 +239,8 @@ def _resample(image: tf.Tensor, edges: tf.Tensor, size: tf.Tensor, interpolation
 
     Args:
       image: int32 of shape (H, W, C).
-      edges: Where the part that is resized begins and ends, in pixels, float64 of shape (2,).
-      size: How many pixels it becomes.
+      edges: Start and end of the part to resize, in pixels, float64 of shape (2,).
+      size: Number of pixels of the result.
       interpolation: A key of `_SUPPORT`.
     """
     length = tf.shape(image)[0]
@@ -258,13 +257,15 @@ def _resample(image: tf.Tensor, edges: tf.Tensor, size: tf.Tensor, interpolation
     weights = tf.cast(weights * 2**_PRECISION_BITS + 0.5 * tf.sign(weights), tf.int32)
     places = tf.minimum(places, length - 1)
     total = tf.fill([size, tf.shape(image)[1], image.shape[2]], 2 ** (_PRECISION_BITS - 1))
-    for tap in tf.range(tf.shape(places)[1]):  # All at once would take as many times the memory.
+    for tap in tf.range(
+        tf.shape(places)[1]
+    ):  # All taps at once would need a multiple of the memory.
         total += tf.gather(image, places[:, tap]) * weights[:, tap, tf.newaxis, tf.newaxis]
     return tf.clip_by_value(tf.bitwise.right_shift(total, _PRECISION_BITS), 0, 255)
 
 
 def _filter(x: tf.Tensor, interpolation: str) -> tf.Tensor:
-    """Pillow's filters (Resample.c), of distances in pixels."""
+    """Returns the weights of Pillow's filters (Resample.c) for distances in pixels."""
     x = tf.abs(x)
     if interpolation == "bilinear":
         return tf.maximum(1.0 - x, 0.0)
@@ -281,7 +282,7 @@ def _sinc(x: tf.Tensor) -> tf.Tensor:
 
 
 def _multiplied_by_alpha(image: tf.Tensor) -> tf.Tensor:
-    """As Pillow does before it resizes (Convert.c: rgbA2rgba)."""
+    """Multiplies colours by alpha as Pillow does before it resizes (Convert.c: rgbA2rgba)."""
     product = image[..., :3] * image[..., 3:] + 128
     product = tf.bitwise.right_shift(tf.bitwise.right_shift(product, 8) + product, 8)
     return tf.concat([product, image[..., 3:]], -1)

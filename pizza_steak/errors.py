@@ -1,28 +1,28 @@
-"""The errors that are a user's to mend: shown as one line, without a traceback."""
+"""Errors that the user can fix: shown as one line, without a traceback."""
 
 from collections.abc import Sequence
 
 
 class UserError(Exception):
-    """Something the user can mend: the message names the thing, what was expected, what to do."""
+    """The user can fix this: the message says what is wrong, what was expected, what to do."""
 
 
 class ArchiveError(UserError):
-    """An archive that cannot be read as class folders of pictures."""
+    """An archive cannot be read as class folders of images."""
 
 
 class BadImageError(UserError):
-    """Pictures that cannot be decoded.
+    """Images cannot be decoded.
 
     Attributes:
-      failures: A (filename, reason) pair for each of them.
+      failures: A (filename, reason) pair for each image.
     """
 
     def __init__(self, failures: Sequence[tuple[str, str]]):
         self.failures = tuple(failures)
         named = "; ".join(f"{name} ({reason})" for name, reason in self.failures)
-        noun = "picture" if len(self.failures) == 1 else "pictures"
+        noun = "image" if len(self.failures) == 1 else "images"
         super().__init__(
             f"{len(self.failures)} {noun} cannot be decoded: {named}; "
-            "mend or remove them, or pass --on_bad_image=skip"
+            "repair or remove them, or pass --on_bad_image=skip"
         )

@@ -1,4 +1,4 @@
-"""Figures of pictures, and how any figure is written."""
+"""Draws and writes figures of images."""
 
 import os
 import warnings
@@ -10,16 +10,16 @@ from matplotlib.figure import Figure
 from pizza_steak.atomic import output_file
 from pizza_steak.errors import UserError
 
-# Inches: the width of a picture with its margin, and the height of a line of its caption.
+# Inches: the width of an image with its margin, and the height of a line of its caption.
 _CELL, _LINE = 1.9, 0.17
-_CHARACTERS = 28  # Of a caption, in that width.
+_CHARACTERS = 28  # Of a caption line, in that width.
 
 
 def save(figure: Figure, path: str | os.PathLike[str], dpi: int = 120) -> None:
-    """Writes a figure, whole or not at all, in the format of the name's suffix; without one a PNG.
+    """Writes a figure atomically, in the format of the suffix; without a suffix as PNG.
 
     Raises:
-      UserError: It cannot be written, or there is no such format.
+      UserError: The file cannot be written, or the format is unknown.
     """
     suffix = os.path.splitext(path)[1]
     known = figure.canvas.get_supported_filetypes()
@@ -32,25 +32,25 @@ def save(figure: Figure, path: str | os.PathLike[str], dpi: int = 120) -> None:
 
 
 def picture_grid(
-    images: Sequence[np.ndarray],
+    images: Sequence[np.ndarray] | np.ndarray,
     captions: Sequence[str],
     path: str | os.PathLike[str],
     *,
     columns: int = 6,
 ) -> None:
-    """Draws pictures in rows, each under its caption.
+    """Draws images in rows, each under its caption.
 
     Args:
       images: N uint8 arrays of shape (H, W, C), 1, 3 or 4 channels; heights and widths may differ.
-      captions: Texts of one or more lines; pictures beyond their number have none.
+      captions: Texts of one or more lines, for the first images; the others have none.
       path: The file to write.
-      columns: Pictures a row.
+      columns: Number of images in a row.
 
     Raises:
-      UserError: As `save`.
+      UserError: As for `save`.
     """
     captions = [*captions, *[""] * (len(images) - len(captions))]
-    # A row is as high as its pictures need, but no higher than wide.
+    # A row is as high as its images need, but a cell is never higher than wide.
     ratio = min(max(image.shape[0] / image.shape[1] for image in images), 1.0)
     starts = range(0, len(images), columns)
     lines = [

@@ -1,7 +1,7 @@
-"""Batches of pictures, each a pure function of (seed, epoch, step).
+"""Makes batches of images, each a pure function of (seed, epoch, step).
 
-No shuffle buffer and no state: any batch of any epoch can be asked for first, so that a run that
-goes on where another was killed sees what that one would have seen.
+There is no shuffle buffer and no state. Any batch of any epoch can be made first, so a resumed run
+sees the same batches as an uninterrupted one.
 """
 
 import atexit
@@ -19,16 +19,16 @@ from pizza_steak import data_service
 from pizza_steak.decoded import WITHOUT_AUTOTUNE, Pictures
 from pizza_steak.errors import UserError
 
-# Batches that are kept ready.
+# Number of batches to prefetch.
 _PREFETCHED = 4
 CLASS_MODES = ("binary", "categorical", "sparse", "none")
 
 
 def choose_class_mode(class_mode: str | None, num_classes: int) -> str:
-    """The class mode that was asked for; without one "binary" for two classes, else "sparse".
+    """Returns the class mode; for None "binary" if there are two classes, else "sparse".
 
     Raises:
-      UserError: It is none of `CLASS_MODES`, or "binary" for another number of classes than two.
+      UserError: The class mode is unknown, or "binary" with another number of classes than two.
     """
     if class_mode is None:
         return "binary" if num_classes == 2 else "sparse"
@@ -38,14 +38,14 @@ def choose_class_mode(class_mode: str | None, num_classes: int) -> str:
         )
     if class_mode == "binary" and num_classes != 2:
         raise UserError(
-            f"class_mode 'binary': the pictures have {num_classes} classes, expected two; "
+            f"class_mode 'binary': the images have {num_classes} classes, expected two; "
             "use 'sparse' or 'categorical'"
         )
     return class_mode
 
 
 def encode_labels(labels: np.ndarray, class_mode: str, num_classes: int) -> np.ndarray:
-    """Labels as `flow_from_directory` gives them.
+    """Encodes labels as `flow_from_directory` does.
 
     Args:
       labels: int array of shape (N,), class indices.
@@ -62,12 +62,12 @@ def encode_labels(labels: np.ndarray, class_mode: str, num_classes: int) -> np.n
 
 @dataclasses.dataclass(frozen=True)
 class Shares:
-    """How each batch is dealt out to the replicas of a model, and which of them are meant.
+    """The split of each batch into shares, one for each replica of a model.
 
     Attributes:
-      replicas: How many there are. All shares of a batch are of one size but the last, which may be
-        smaller, or empty.
-      here: Numbers of those whose shares are made.
+      replicas: Number of replicas. All shares of a batch have the same size, except that the last
+        ones may be smaller or empty.
+      here: The replicas whose shares are made in this process.
     """
 
     replicas: int = 1
@@ -84,19 +84,23 @@ def batch_rows(
     replica: int | tf.Tensor = 0,
     replicas: int = 1,
 ) -> tf.Tensor:
-    """The rows of one batch, or of one replica's share of it.
+    """Returns the rows of one batch, or of one replica's share of it.
 
-    Epoch e visits the rows in the permutation that `index_shuffle` draws from (seed, e); the last
-    batch of an epoch holds what is left.
+    Epoch e visits the rows in a permutation that `index_shuffle` draws from (seed, e). The last
+    batch of an epoch holds the remaining rows.
 
     Args:
-      step: int64 scalar, counted from the first of epoch 0.
-      rows: int64 of shape (N,), what an epoch visits.
-      replica: Scalar, which of the replicas' shares.
+      step: int64 scalar, counted from the first step of epoch 0.
+      rows: int64 of shape (N,), the rows that an epoch visits.
+      batch_size: Number of rows in a batch, summed over all replicas.
+      seed: Seed of the order.
+      shuffle: Whether each epoch has its own order; else the order is that of `rows`.
+      replica: Scalar, the index of the replica.
+      replicas: Number of replicas.
 
     Returns:
-      int64 of shape (B,), B the batch size or, at the end of an epoch, less; of several replicas
-      B / replicas, rounded up, or what is left of it.
+      int64 of shape (B,). B is the batch size divided by `replicas`, rounded up; at the end of an
+      epoch it may be less.
     """
     count = tf.size(rows, out_type=tf.int64)
     steps = -(-count // batch_size)
@@ -105,10 +109,10 @@ def batch_rows(
     share = -(-(last - first) // replicas)
     first += tf.cast(replica, tf.int64) * share
     size = tf.clip_by_value(last - first, 0, share)
-    # One at the least, for index_shuffle takes no empty vector.
+    # At least one, because index_shuffle refuses an empty vector.
     positions = tf.minimum(first, last - 1) + tf.range(tf.maximum(size, 1))
     if shuffle:
-        # index_shuffle reads eight bits of each word of its seed: once would give 256 epochs.
+        # index_shuffle reads 8 bits of each word of its seed: one call would give 256 orders.
         words = tf.stack([tf.constant(seed, tf.int64), epoch])
         for pair in tf.unstack(tf.random.stateless_uniform([3, 2], words, 0, 256, tf.int32)):
             positions = tf.random.experimental.index_shuffle(positions, pair, count - 1)
@@ -116,15 +120,15 @@ def batch_rows(
 
 
 def example_seeds(seed: int, epoch: int | tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
-    """One seed an example and epoch, whatever the batch it comes in.
+    """Returns one seed for each example and epoch; it does not depend on the batch.
 
     Args:
       seed: The run's seed, a signed integer of 32 bits.
       epoch: Scalar, 0 to 2**32 - 1.
-      rows: Integers of shape (B,), the examples' rows in the data set.
+      rows: Integers of shape (B,), the examples' rows in the dataset.
 
     Returns:
-      int64 of shape (B, 2), no two alike for different (seed, epoch, row).
+      int64 of shape (B, 2), different for different (seed, epoch, row).
     """
     rows = tf.cast(rows, tf.int64)
     run = tf.constant(seed, tf.int64) * 2**32 + tf.cast(epoch, tf.int64)
@@ -147,31 +151,31 @@ def batches(
     shares: Shares = Shares(),
     service: str | None = None,
 ) -> tf.data.Dataset:
-    """The batches of the epochs from `first_epoch` up to, not including, `epochs`.
+    """Returns the batches of the epochs from `first_epoch` to `epochs` - 1.
 
     Args:
-      pictures: What `decoded.decode` gave for N records.
-      rows: int64 array, the rows that an epoch visits, such as `Records.rows` gives.
-      labels: Encoded labels of all N records, or None for pictures alone.
-      batch_size: Pictures a batch; the last one of an epoch may hold fewer.
-      weights: float32 of shape (N,), what each record counts in the loss; only with labels.
-      seed: Draws the order, together with the epoch's number.
-      shuffle: Whether each epoch has an order of its own; else it is that of `rows`.
-      first_step: How many batches of `first_epoch` are left out, from none to all of them.
+      pictures: The decoded images of N records.
+      rows: int64 array, the rows that an epoch visits, such as `Records.rows` returns.
+      labels: Encoded labels of all N records, or None for images only.
+      batch_size: Number of images in a batch; the last batch of an epoch may hold fewer.
+      weights: float32 of shape (N,), the weight of each record in the loss; only with labels.
+      seed: Seed of the order and of the augmentation.
+      shuffle: Whether each epoch has its own order; else the order is that of `rows`.
+      first_epoch: The first epoch.
+      first_step: Number of batches of `first_epoch` to skip.
+      epochs: The epoch to stop before.
       augment: Called with the images of a batch and their `example_seeds`, such as
         `augmentation.RandomAffine.augment`.
-      shares: Of several replicas: each batch comes as the shares of those that are `here`, one
-        after the other, as `tf.distribute.Strategy.distribute_datasets_from_function` takes them.
-      service: Address of a tf.data service, grpc://host:port, that makes the batches, which are the
-        same: see `data_service.map_steps`. Needs pictures that are streamed `in_graph`.
+      shares: The shares of each batch to make. They come one after the other, as
+        `tf.distribute.Strategy.distribute_datasets_from_function` takes them.
+      service: Address of a tf.data service, grpc://host:port, that makes the same batches; see
+        `data_service.map_steps`. It needs `StreamedPictures` with `in_graph`.
 
     Returns:
       Dataset of (images, labels), of (images, labels, weights), or of images: uint8 of shape
       (B, height, width, channels).
     """
     steps, here = math.ceil(len(rows) / batch_size), shares.here
-    # Augmentation is bound by the cores, whatever gathering is bound by.
-    parallel_calls = pictures.parallel_calls if augment is None else os.cpu_count()
 
     def load(number):
         step, replica = number // len(here), here.start + number % len(here)
@@ -184,29 +188,36 @@ def batches(
             replica=replica,
             replicas=shares.replicas,
         )
-        images = pictures.gather(batch)
+        images, seeds = pictures.gather(batch), example_seeds(seed, step // steps, batch)
+        return images, seeds, *(tf.gather(a, batch) for a in (labels, weights) if a is not None)
+
+    def finish(images, seeds, *others):
         if augment is not None:
-            images = augment(images, example_seeds(seed, step // steps, batch))
-        if labels is None:
-            return images
-        return images, *(tf.gather(a, batch) for a in (labels, weights) if a is not None)
+            images = augment(images, seeds)
+        return (images, *others) if others else images
 
     first_step += first_epoch * steps
     counted = tf.data.Dataset.range(first_step * len(here), epochs * steps * len(here))
     if service:
-        loaded = data_service.map_steps(counted, load, service)
+        loaded = data_service.map_steps(counted, lambda number: finish(*load(number)), service)
+    elif augment is None:
+        loaded = counted.map(
+            lambda number: finish(*load(number)), num_parallel_calls=pictures.parallel_calls
+        )
     else:
-        loaded = counted.map(load, num_parallel_calls=parallel_calls)
+        # In two steps: with deterministic operations, TensorFlow gathers one batch at a time.
+        loaded = counted.map(load, num_parallel_calls=pictures.parallel_calls)
+        loaded = loaded.map(finish, num_parallel_calls=os.cpu_count())
     return loaded.prefetch(_PREFETCHED * len(here)).with_options(WITHOUT_AUTOTUNE)
 
 
 @atexit.register
 def _free_iterators() -> None:
-    """Frees all iterators while calls of Python still return.
+    """Frees all iterators before the interpreter shuts down.
 
-    One that is freed later, when Python ends, waits for calls that read pictures, in threads that
-    Python lets go on no more: for ever. And what a reduction that failed left of its threads would
-    complain of being freed then.
+    Images that are decoded as they are used are read by `tf.numpy_function`, in threads that Python
+    stops at shutdown: an iterator that is freed later waits for them forever (TensorFlow 2.21).
+    Threads left by a failed reduction would also complain then.
     """
     kinds = (iterator_ops.OwnedIterator, multi_device_iterator_ops.OwnedMultiDeviceIterator)
     for candidate in gc.get_objects():

@@ -1,8 +1,9 @@
-"""What is in a dataset: counts, sizes, formats, duplicates and broken pictures.
+"""Inspects a dataset: counts, sizes, formats, duplicates and unreadable images.
 
-An archive is looked through in one pass, without TensorFlow and without a record written.
+An archive is read in one pass, without TensorFlow. No records are written.
 """
 
+import builtins
 import collections
 import dataclasses
 import hashlib
@@ -20,37 +21,37 @@ from PIL import ImageOps, UnidentifiedImageError
 from pizza_steak import decoding, figures
 from pizza_steak.archive import Archive, read_archive
 from pizza_steak.atomic import output_file
+from pizza_steak.configuration import InspectConfig, TransformConfig
 from pizza_steak.errors import UserError
 from pizza_steak.tensorflow_import import import_tensorflow
 
 _SPLITS = ("train", "validation", "test")
-_INTENSITY = ("brightness_range", "channel_shift_range")
-# Pictures of a grid; those of them that are augmented; versions of each.
+# Images in a grid, images in the figure of the augmentation, and versions of each.
 _SAMPLE, _AUGMENTED, _VERSIONS = 24, 4, 5
 _MOST_LISTED = 10
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """One picture, as it was found.
+    """One image.
 
     Attributes:
-      filename: Its path below the archive's root.
+      filename: Path below the archive's root.
       split: "train", "validation" or "test".
-      label: The name of its class.
-      bytes: The length of its file.
-      digest: The same for the same bytes.
-      format: "JPEG", "PNG" and so on, by its content; None where it is no picture.
-      size: Width and height in pixels, once upright; None where it is no picture.
-      turned: Whether its EXIF orientation turns or mirrors it.
-      fault: Why it cannot be decoded; None where it can.
+      label: Class name.
+      bytes: Size of the file.
+      digest: SHA-256 of the file.
+      format: "JPEG", "PNG" and so on, by content; None if it is no image.
+      size: Width and height in pixels when upright; None if it is no image.
+      turned: Whether its EXIF orientation rotates or mirrors it.
+      fault: Why it cannot be decoded, or None.
     """
 
     filename: str
     split: str
     label: str
     bytes: int
-    digest: bytes
+    digest: builtins.bytes
     format: str | None
     size: tuple[int, int] | None
     turned: bool
@@ -59,40 +60,40 @@ class Found:
 
 @dataclasses.dataclass(frozen=True)
 class Inspection:
-    """What was found in a dataset.
+    """The findings about a dataset.
 
     Attributes:
-      name: Of the dataset.
-      left_out: How many files are no examples, by kind.
-      pictures: Everything that is one, broken or not.
-      sample: Some of those that are not broken, drawn at random, with their files' bytes.
+      name: Name of the dataset.
+      left_out: Number of files that are no examples, by kind.
+      images: All images, readable or not.
+      sample: Readable images, drawn at random, with the bytes of their files.
     """
 
     name: str
     left_out: Mapping[str, int]
-    pictures: Sequence[Found]
+    images: Sequence[Found]
     sample: Sequence[tuple[Found, bytes]]
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """How many pictures, by split and class, broken ones too."""
-        found = collections.Counter((picture.split, picture.label) for picture in self.pictures)
+        """Returns the number of images by split and class, unreadable ones included."""
+        found = collections.Counter((image.split, image.label) for image in self.images)
         splits = sorted({split for split, _ in found}, key=_SPLITS.index)
         classes = sorted({label for _, label in found})
         return {split: {label: found[split, label] for label in classes} for split in splits}
 
     def formats(self) -> dict[str, int]:
-        """How many pictures are of each format, the most first."""
-        counts = collections.Counter(picture.format or "no picture" for picture in self.pictures)
+        """Returns the number of images of each format, the most frequent first."""
+        counts = collections.Counter(image.format or "no image" for image in self.images)
         return dict(counts.most_common())
 
     def measures(self) -> dict[str, dict[str, float]]:
-        """The least, median and most of widths, heights, aspect ratios (w / h) and bytes."""
-        sizes = [picture.size for picture in self.pictures if picture.size]
-        columns = {
+        """Returns least, median and most of widths, heights, aspect ratios (w / h) and bytes."""
+        sizes = [image.size for image in self.images if image.size]
+        columns: dict[str, list[float]] = {
             "width": [width for width, _ in sizes],
             "height": [height for _, height in sizes],
             "aspect_ratio": [width / height for width, height in sizes],
-            "bytes": [picture.bytes for picture in self.pictures],
+            "bytes": [image.bytes for image in self.images],
         }
         return {
             name: {"least": min(values), "median": statistics.median(values), "most": max(values)}
@@ -101,25 +102,25 @@ class Inspection:
         }
 
     def turned(self) -> int:
-        """How many images training turns upright by their EXIF orientation."""
-        return sum(picture.turned for picture in self.pictures)
+        """Returns how many images training rotates or mirrors by their EXIF orientation."""
+        return sum(image.turned for image in self.images)
 
     def broken(self) -> dict[str, str]:
-        """Why pictures cannot be decoded, by filename."""
-        return {picture.filename: picture.fault for picture in self.pictures if picture.fault}
+        """Returns why images cannot be decoded, by filename."""
+        return {image.filename: image.fault for image in self.images if image.fault}
 
     def duplicates(self) -> list[list[Found]]:
-        """The pictures whose files are the same, byte for byte: two or more in each list."""
+        """Returns groups of images whose files have the same bytes, two or more in each."""
         groups = collections.defaultdict(list)
-        for picture in self.pictures:
-            groups[picture.digest].append(picture)
+        for image in self.images:
+            groups[image.digest].append(image)
         return [group for group in groups.values() if len(group) > 1]
 
     def to_json(self) -> dict[str, Any]:
-        """All of it but the pictures themselves."""
+        """Returns all findings except the images themselves."""
         return {
             "name": self.name,
-            "pictures": len(self.pictures),
+            "pictures": len(self.images),
             "counts": self.counts(),
             "formats": self.formats(),
             "measures": self.measures(),
@@ -128,7 +129,7 @@ class Inspection:
             "broken": self.broken(),
             "duplicates": [
                 {
-                    "files": [picture.filename for picture in group],
+                    "files": [image.filename for image in group],
                     "leakage": _leaks(group),
                     "contradiction": _contradicts(group),
                 }
@@ -137,7 +138,7 @@ class Inspection:
         }
 
     def summary(self) -> str:
-        """All of it for people; what spoils a training stands last."""
+        """Returns all findings as text; what spoils a training comes last."""
         return "\n\n".join([self._count_table(), self._measure_table(), self._findings()])
 
     def _count_table(self) -> str:
@@ -146,9 +147,9 @@ class Inspection:
         rows = {label: [split[label] for split in counts.values()] for label in classes}
         rows["all classes"] = [sum(split.values()) for split in counts.values()]
         width = max(map(len, rows)) + 2
-        megabytes = sum(picture.bytes for picture in self.pictures) / 1e6
+        megabytes = sum(image.bytes for image in self.images) / 1e6
         lines = [
-            f"{self.name}: {len(self.pictures):,} pictures of {len(classes)} classes, "
+            f"{self.name}: {len(self.images):,} images of {len(classes)} classes, "
             f"{megabytes:,.1f} MB",
             "",
             _row("", [*counts, "all"], width),
@@ -197,15 +198,15 @@ class Inspection:
 
 
 def _leaks(group: Iterable[Found]) -> bool:
-    return len({picture.split for picture in group}) > 1
+    return len({image.split for image in group}) > 1
 
 
 def _contradicts(group: Iterable[Found]) -> bool:
-    return len({picture.label for picture in group}) > 1
+    return len({image.label for image in group}) > 1
 
 
 def _equal(group: Iterable[Found]) -> str:
-    return " = ".join(picture.filename for picture in group)
+    return " = ".join(image.filename for image in group)
 
 
 def _row(name: str, cells: Iterable[str], width: int) -> str:
@@ -217,62 +218,46 @@ def _counted(counts: Mapping[str, int]) -> str:
 
 
 def _listed(texts: Iterable[str]) -> list[str]:
-    """A line of each, but not too many."""
+    """Returns one line for each text, but not too many."""
     texts = list(texts)
     more = [f"and {len(texts) - _MOST_LISTED:,} more: see --json"] * (len(texts) > _MOST_LISTED)
     return [f"    {text}" for text in texts[:_MOST_LISTED] + more]
 
 
-def report(
-    *,
-    archive: str | None = None,
-    dataset: str | None = None,
-    data_dir: str | None = None,
-    follow_links: bool = False,
-    seed: int = 42,
-    json_file: str | None = None,
-    grid_file: str | None = None,
-    augmented_file: str | None = None,
-    image_size: int = 224,
-    **augmentation: Any,
-) -> str:
+def report(config: InspectConfig) -> str:
     """Inspects an archive or a dataset, and writes the files that are asked for.
 
-    Args:
-      archive: Zip file or folder of class folders.
-      dataset: In place of an archive: `pizza_steak/photos` or `pizza_steak/sample`.
-      data_dir: Where the dataset's records are kept; see `records.prepare`.
-      follow_links: Whether links to folders in an archive are followed.
-      seed: Draws the pictures of the figures, and how they are augmented.
-      json_file: The file for `Inspection.to_json`.
-      grid_file: The file for `draw_grid`.
-      augmented_file: The file for `draw_augmented`.
-      image_size: Height and width that pictures are resized to before they are augmented.
-      **augmentation: Arguments of `RandomAffine` and `RandomIntensity`.
-
     Returns:
-      What was found, for people.
+      The findings, as text.
 
     Raises:
-      UserError: Of the archive, the dataset, the augmentation, or a file that cannot be written.
+      UserError: The archive, the dataset or the augmentation is wrong, or a file cannot be written.
     """
-    if bool(augmented_file) != bool(augmentation):
+    source, findings = config.source, config.findings
+    if bool(findings.augmented) != (config.transform != TransformConfig()):
         raise UserError(
-            "augmented: expected both, a file and flags of the augmentation: "
+            "augmented: expected both a file and flags of the augmentation, such as "
             "--augmented=augmented.png --rotation_range=20"
         )
-    if archive:
-        listed = read_archive(archive, follow_links=follow_links)
-        found = inspect(str(listed.path), listed.left_out, _examples(listed), seed)
+    if source.archive:
+        listed = read_archive(source.archive, follow_links=source.follow_links)
+        found = inspect(str(listed.path), listed.left_out, _examples(listed), findings.seed)
     else:
-        found = _inspect_dataset(dataset, data_dir, seed)
-    if json_file:
-        with output_file(json_file) as temporary:
+        assert source.dataset  # The flags require an archive or a dataset.
+        found = _inspect_dataset(source.dataset, source.data_dir, findings.seed)
+    if findings.json:
+        with output_file(findings.json) as temporary:
             temporary.write_text(json.dumps(found.to_json(), indent=2) + "\n")
-    if grid_file:
-        draw_grid(found.sample, grid_file)
-    if augmented_file:
-        draw_augmented(found.sample[:_AUGMENTED], augmented_file, image_size, seed, **augmentation)
+    if findings.grid:
+        draw_grid(found.sample, findings.grid)
+    if findings.augmented:
+        draw_augmented(
+            found.sample[:_AUGMENTED],
+            findings.augmented,
+            findings.image_size,
+            findings.seed,
+            config.transform,
+        )
     return found.summary()
 
 
@@ -282,23 +267,24 @@ def inspect(
     examples: Iterable[tuple[str, str, str, bytes]],
     seed: int = 42,
 ) -> Inspection:
-    """Looks at every picture once, and keeps no more of them than a sample.
+    """Inspects every image once; keeps only a sample of them in memory.
 
     Args:
-      name: Of the dataset.
-      left_out: How many files are no examples, by kind.
-      examples: Split, class, filename and encoded picture of each.
-      seed: Draws the sample.
+      name: Name of the dataset.
+      left_out: Number of files that are no examples, by kind.
+      examples: Split, class name, filename and encoded image of each example.
+      seed: Seed for drawing the sample.
     """
-    pictures, sample = [], []
+    images: list[Found] = []
+    sample: list[tuple[float, Found, bytes]] = []
     for split, label, filename, encoded in examples:
         found = _look(split, label, filename, encoded)
-        pictures.append(found)
+        images.append(found)
         if found.fault is None:
-            # Those with the largest random numbers are a fair sample, however many there will be.
+            # The images with the largest random numbers are a fair sample of any number of images.
             number = random.Random(f"{seed} {filename}").random()
             sample = heapq.nlargest(_SAMPLE, [*sample, (number, found, encoded)], lambda s: s[0])
-    return Inspection(name, left_out, pictures, [entry[1:] for entry in sample])
+    return Inspection(name, left_out, images, [entry[1:] for entry in sample])
 
 
 def _look(split: str, label: str, filename: str, encoded: bytes) -> Found:
@@ -310,11 +296,11 @@ def _look(split: str, label: str, filename: str, encoded: bytes) -> Found:
                 orientation = decoding.orientation(image)
                 format = image.format
                 size = image.size[::-1] if orientation >= 5 else image.size
-                image.draft(None, (1, 1))  # A JPEG's faults show in an eighth of its size as well.
+                image.draft(None, (1, 1))  # Faults of a JPEG also show at 1/8 of its size.
                 image.load()
     except UnidentifiedImageError:
-        fault = "no picture"
-    except Exception as error:  # Each of Pillow's decoders has its own.
+        fault = "no image"
+    except Exception as error:  # Each of Pillow's decoders raises its own kind.
         fault = " ".join(str(error).split())
     digest = hashlib.sha256(encoded).digest()
     return Found(filename, split, label, len(encoded), digest, format, size, orientation > 1, fault)
@@ -322,11 +308,11 @@ def _look(split: str, label: str, filename: str, encoded: bytes) -> Found:
 
 def _examples(archive: Archive) -> Iterator[tuple[str, str, str, bytes]]:
     for split in archive.splits:
-        for picture, encoded in archive.read(split):
-            yield split, picture.label, picture.filename, encoded
+        for image, encoded in archive.read(split):
+            yield split, image.label, image.filename, encoded
 
 
-def _inspect_dataset(dataset: str | None, data_dir: str | None, seed: int) -> Inspection:
+def _inspect_dataset(dataset: str, data_dir: str | None, seed: int) -> Inspection:
     tf = import_tensorflow()
     from pizza_steak import records
 
@@ -343,19 +329,18 @@ def _inspect_dataset(dataset: str | None, data_dir: str | None, seed: int) -> In
 
 
 def draw_grid(sample: Sequence[tuple[Found, bytes]], path: str) -> None:
-    """Draws pictures with their classes and sizes.
+    """Draws images with their classes and sizes.
 
     Raises:
-      UserError: There is no picture, or the file cannot be written.
+      UserError: There is no image, or the file cannot be written.
     """
     _check_some(sample)
-    images = []
-    for _, encoded in sample:
+    images, captions = [], []
+    for found, encoded in sample:
         with decoding.open_image(encoded) as image:
-            images.append(np.asarray(ImageOps.exif_transpose(image).convert("RGBA").convert("RGB")))
-    captions = [
-        f"{found.label}\n{found.size[0]} x {found.size[1]}, {found.split}" for found, _ in sample
-    ]
+            upright = ImageOps.exif_transpose(image)
+            images.append(np.asarray(upright.convert("RGBA").convert("RGB")))
+            captions.append(f"{found.label}\n{upright.width} x {upright.height}, {found.split}")
     figures.picture_grid(images, captions, path)
 
 
@@ -364,22 +349,21 @@ def draw_augmented(
     path: str,
     image_size: int,
     seed: int,
-    **augmentation: Any,
+    transform: TransformConfig,
 ) -> None:
-    """Draws pictures, a row each, beside augmented versions of them.
+    """Draws images, a row each, beside augmented versions of them.
 
     Raises:
-      UserError: There is no picture, the augmentation makes no sense, or the file cannot be
+      UserError: There is no image, an argument of the augmentation is wrong, or the file cannot be
         written.
     """
     _check_some(sample)
     tf = import_tensorflow()
     from pizza_steak import input_pipeline
-    from pizza_steak.augmentation import RandomAffine, RandomIntensity
+    from pizza_steak.augmentation import augmentation_layers
 
-    intensity = {name: augmentation.pop(name) for name in _INTENSITY if name in augmentation}
     try:
-        layers = RandomAffine(**augmentation), RandomIntensity(**intensity)
+        layers = augmentation_layers(transform)
     except ValueError as error:
         raise UserError(" ".join(str(error).split())) from error
     format = decoding.Format((image_size, image_size))
@@ -390,11 +374,11 @@ def draw_augmented(
         for layer in layers:
             images = layer.augment(images, seeds)
         versions.append(images)
-    images = np.concatenate(np.stack(versions, axis=1))  # Row after row of the figure.
+    images = np.concatenate(np.stack(versions, axis=1))  # Row after row.
     captions = ["original", *(f"version {number + 1}" for number in range(_VERSIONS))]
     figures.picture_grid(images, captions, path, columns=len(versions))
 
 
 def _check_some(sample: Sequence[tuple[Found, bytes]]) -> None:
     if not sample:
-        raise UserError("figure: none of the pictures can be decoded; mend them first")
+        raise UserError("figure: none of the images can be decoded; repair them first")

@@ -1,7 +1,6 @@
 """ImageDataGenerator's standardisation, as the first layers of a model.
 
-As layers they are saved with the model and applied wherever it is used, with the statistics of the
-pictures that it was trained on.
+The layers are saved with the model, with the statistics of its training images.
 """
 
 import keras
@@ -10,13 +9,13 @@ import tensorflow as tf
 
 from pizza_steak.errors import UserError
 
-# A ZCA matrix has the square of this many numbers: 64 x 64 x 3 pixels make 600 MB.
+# A ZCA matrix has the square of this number of elements: 600 MB for 64 x 64 x 3 pixels.
 _MOST_ZCA_VALUES = 64 * 64 * 3
 
 
 @keras.saving.register_keras_serializable(package="pizza_steak")
 class SamplewiseNormalization(keras.layers.Layer):
-    """Each picture less its mean, over its standard deviation, over all pixels and channels.
+    """Subtracts each image's mean and divides by its standard deviation, over all its values.
 
     Args:
       center: Whether to subtract the mean.
@@ -47,7 +46,7 @@ class SamplewiseNormalization(keras.layers.Layer):
 
 
 def normalization_layers(
-    pictures: tf.data.Dataset,
+    images: tf.data.Dataset,
     *,
     rescale: float | None = 1 / 255,
     samplewise_center: bool = False,
@@ -57,33 +56,33 @@ def normalization_layers(
     zca_whitening: bool = False,
     zca_epsilon: float = 1e-6,
 ) -> list[keras.layers.Layer]:
-    """The layers that the arguments of ImageDataGenerator stand for, in its order.
+    """Returns the layers that do what ImageDataGenerator does with these arguments, in its order.
 
-    As there, dividing by a standard deviation centers too, and ZCA whitening centers featurewise
-    and takes the place of featurewise_std_normalization. Featurewise statistics are there of what
-    is given to `fit`, usually not rescaled; here they are of the pictures as they come to each
-    layer, rescaled and normalised samplewise.
+    As in ImageDataGenerator, dividing by a standard deviation also centers, and ZCA whitening
+    centers featurewise and replaces featurewise_std_normalization. ImageDataGenerator measures the
+    images given to its `fit`, usually not rescaled. Here each layer is measured on its own input,
+    rescaled and normalised samplewise.
 
     Args:
-      pictures: One pass over the pictures that statistics are taken of, the training split and no
-        other: batches of shape (B, H, W, C), values 0 to 255. Read only where statistics are asked.
-      rescale: Factor of the pixels; with None the layers take floats alone.
-      samplewise_center: Subtract each picture's mean.
-      samplewise_std_normalization: Divide each picture by its standard deviation.
-      featurewise_center: Subtract the pictures' mean, a number a channel.
-      featurewise_std_normalization: Divide by their standard deviation, a number a channel.
-      zca_whitening: Multiply by the ZCA matrix of the pictures (Krizhevsky, "Learning Multiple
+      images: One pass over the training images, to measure statistics: batches of shape
+        (B, H, W, C), values 0 to 255. It is read only if statistics are needed.
+      rescale: Factor of the pixels; with None the layers take only floats.
+      samplewise_center: Subtract each image's mean.
+      samplewise_std_normalization: Divide each image by its standard deviation.
+      featurewise_center: Subtract the mean of all images, by channel.
+      featurewise_std_normalization: Divide by the standard deviation of all images, by channel.
+      zca_whitening: Multiply by the ZCA matrix of the images (Krizhevsky, "Learning Multiple
         Layers of Features from Tiny Images", 2009, appendix A).
-      zca_epsilon: Added to the singular values.
+      zca_epsilon: Value added to the singular values.
 
     Returns:
-      Layers that compute in float32, whatever the dtype policy.
+      Layers that compute in float32 with any dtype policy.
 
     Raises:
-      UserError: The pictures are too large for ZCA whitening.
+      UserError: The images are too large for ZCA whitening.
     """
-    shape = pictures.element_spec.shape
-    # Built at once: a layer that is built while a dataset is traced belongs to that trace alone.
+    shape = images.element_spec.shape
+    # Built now: a layer that is built while a dataset is traced can only be used in that trace.
     made: list[keras.layers.Layer] = []
 
     def add(layer: keras.layers.Layer) -> None:
@@ -96,37 +95,37 @@ def normalization_layers(
         add(SamplewiseNormalization(scale=samplewise_std_normalization, dtype="float32"))
     if featurewise_center or featurewise_std_normalization or zca_whitening:
         measured = keras.layers.Normalization(dtype="float32")
-        measured.adapt(_through(made, pictures))
+        measured.adapt(_through(made, images))
         mean, variance = (np.ravel(value) for value in (measured.mean, measured.variance))
         if zca_whitening or not featurewise_std_normalization:
             variance = np.ones_like(variance)
         add(keras.layers.Normalization(mean=mean, variance=variance, dtype="float32"))
     if zca_whitening:
-        made += _zca_layers(_through(made, pictures), shape[1:], zca_epsilon)
+        made += _zca_layers(_through(made, images), shape[1:], zca_epsilon)
     return made
 
 
-def _through(layers: list[keras.layers.Layer], pictures: tf.data.Dataset) -> tf.data.Dataset:
+def _through(layers: list[keras.layers.Layer], images: tf.data.Dataset) -> tf.data.Dataset:
     def call(images):
         images = tf.cast(images, tf.float32)
         for layer in layers:
             images = layer(images)
         return images
 
-    return pictures.map(call)
+    return images.map(call)
 
 
 def _zca_layers(
-    pictures: tf.data.Dataset, shape: tuple[int, int, int], epsilon: float
+    images: tf.data.Dataset, shape: tuple[int, int, int], epsilon: float
 ) -> list[keras.layers.Layer]:
     values = int(np.prod(shape))
     if values > _MOST_ZCA_VALUES:
         height, width, channels = shape
         raise UserError(
-            f"zca_whitening: its matrix for {height} x {width} pictures of {channels} channels has "
-            f"{values:,} rows; expected at most {_MOST_ZCA_VALUES:,}: take a smaller --image_size"
+            f"zca_whitening: its matrix for {height} x {width} images of {channels} channels has "
+            f"{values:,} rows; expected at most {_MOST_ZCA_VALUES:,}; pass a smaller --image_size"
         )
-    flat = np.concatenate([np.reshape(batch, (-1, values)) for batch in pictures])
+    flat = np.concatenate([np.reshape(batch, (-1, values)) for batch in images])
     vectors, singular, _ = np.linalg.svd(flat.T, full_matrices=False)
     matrix = (vectors * (np.sqrt(len(flat)) / (singular + epsilon))) @ vectors.T
     whiten = keras.layers.Dense(

@@ -1,4 +1,4 @@
-"""The TFDS builder: an archive of class folders as records of encoded pictures."""
+"""The TFDS builder: writes an archive of class folders as records of encoded images."""
 
 import contextlib
 import dataclasses
@@ -12,9 +12,9 @@ from pizza_steak import contents, preparations, sample
 from pizza_steak.archive import Archive, read_archive
 from pizza_steak.errors import ArchiveError, UserError
 
-# The chapter's own archive, then the one of the course that it follows. The sizes are those of the
-# chapter's download log and of a public pointer to the second, whose SHA-256 is in checksums.tsv;
-# no checksum of the first was ever published, so its size has to do.
+# The archives of the chapter and of the course that it follows, with their sizes in bytes.
+# The chapter's download log has the first size, a public pointer to the file the second. The second
+# file's SHA-256 is in checksums.tsv; no checksum of the first was published, so its size must do.
 _URLS = {
     "https://infoslack.pro/pizza_steak.zip": 109_497_985,
     "https://storage.googleapis.com/ztm_tf_course/food_vision/pizza_steak.zip": 109_540_975,
@@ -24,10 +24,10 @@ _PUBLISHED_CLASSES = ("pizza", "steak")
 
 @dataclasses.dataclass(eq=False)
 class ArchiveConfig(tfds.core.BuilderConfig):
-    """A user's archive as a configuration of its own.
+    """The configuration of a user's archive.
 
     Attributes:
-      archive: Its listing.
+      archive: The listing of the archive.
     """
 
     archive: Archive | None = None
@@ -38,7 +38,7 @@ class ArchiveConfig(tfds.core.BuilderConfig):
     ) -> "ArchiveConfig":
         """Returns the configuration of an archive, named by its file and its fingerprint.
 
-        Where the same images are prepared in `data_dir` under another file's name, it has that.
+        If `data_dir` holds the same images under another name, the configuration has that name.
         """
         home = preparations.home(data_dir)
         digits = contents.fingerprint(archive, home / contents.CACHE)[:12]
@@ -47,7 +47,7 @@ class ArchiveConfig(tfds.core.BuilderConfig):
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """Class folders of pictures; by default photographs of pizza and steak from Food-101."""
+    """Class folders of images; by default photographs of pizza and steak from Food-101."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "Initial release."}
@@ -59,7 +59,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             name="photos", description="Photographs of pizza and steak from Food-101."
         ),
         tfds.core.BuilderConfig(
-            name="sample", description="Rendered pictures of pizza and steak; needs no network."
+            name="sample", description="Rendered images of pizza and steak; needs no network."
         ),
     ]
 
@@ -85,8 +85,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(archive, split) for split in archive.splits}
 
     def _generate_examples(self, archive: Archive, split: str) -> Iterator[tuple[str, dict]]:
-        for picture, encoded in archive.read(split):
-            yield picture.filename, _example(picture.filename, picture.label, encoded)
+        for image, encoded in archive.read(split):
+            yield image.filename, _example(image.filename, image.label, encoded)
 
     def _generate_samples(self, split: str) -> Iterator[tuple[str, dict]]:
         for filename, label, encoded in sample.pictures(split):
@@ -98,7 +98,7 @@ def _example(filename: str, label: str, encoded: bytes) -> dict:
 
 
 def _published(dl_manager: tfds.download.DownloadManager) -> Archive:
-    """The published archive, from the manual_dir or the first address that answers."""
+    """Returns the published archive, from the manual_dir or the first address that answers."""
     archive = read_archive(_manual(dl_manager) or _download(dl_manager))
     if archive.classes != _PUBLISHED_CLASSES:
         raise ArchiveError(
@@ -111,7 +111,7 @@ def _published(dl_manager: tfds.download.DownloadManager) -> Archive:
 def _manual(dl_manager: tfds.download.DownloadManager):
     try:
         path = dl_manager.manual_dir / "pizza_steak.zip"
-    except AssertionError:  # TFDS's way to say that there is no manual_dir, or nothing in it.
+    except AssertionError:  # TFDS raises it if there is no manual_dir or it is empty.
         return None
     return path if path.exists() else None
 
@@ -122,7 +122,7 @@ def _download(dl_manager: tfds.download.DownloadManager):
         try:
             with _fewer_retries():
                 path = dl_manager.download(url)
-        except Exception as error:  # requests, urllib3, TFDS: each has its own.
+        except Exception as error:  # requests, urllib3 and TFDS each raise their own.
             failures.append(f"{url} ({type(error).__name__})")
             continue
         if (found := path.stat().length) == size:
@@ -136,7 +136,7 @@ def _download(dl_manager: tfds.download.DownloadManager):
 
 @contextlib.contextmanager
 def _fewer_retries() -> Iterator[None]:
-    """Three tries an address: TFDS's ten take three minutes where there is no network."""
+    """Limits TFDS to three tries an address: ten take three minutes without a network."""
     tries, downloader.MAX_RETRIES = downloader.MAX_RETRIES, 3
     try:
         yield

@@ -1,4 +1,4 @@
-"""What is prepared in a data_dir: the records of each dataset and all that derives from them."""
+"""Lists and removes prepared datasets: records and everything derived from them."""
 
 import contextlib
 import dataclasses
@@ -24,10 +24,10 @@ class Preparation:
     """A prepared dataset.
 
     Attributes:
-      name: Of the dataset, without `pizza_steak/`.
-      images: How many there are, in all splits.
-      bytes: The size of all files: records, index, decoded images.
-      last_use: When it was opened last, in seconds since 1970.
+      name: Name of the dataset, without `pizza_steak/`.
+      images: Number of images in all splits.
+      bytes: Size of all files: records, index, decoded images.
+      last_use: Time of the last use, in seconds since 1970.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Preparation:
 
 
 def home(data_dir: str | os.PathLike[str] | None = None) -> pathlib.Path:
-    """Returns the folder of this package's datasets in a data_dir, by default TFDS's."""
+    """Returns the folder of this package's datasets in a data_dir, by default TFDS's own."""
     data_dir = data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
     return pathlib.Path(data_dir).expanduser() / _NAME
 
@@ -50,7 +50,7 @@ def find(folder: pathlib.Path, stem: str, digits: str) -> str:
 
 
 def mark_used(folder: pathlib.Path) -> None:
-    """Notes that the records in a folder are used now; does nothing in a read-only data_dir."""
+    """Records that a dataset is used now; does nothing in a read-only data_dir."""
     with contextlib.suppress(OSError):
         (folder / _MARKER).touch()
 
@@ -61,18 +61,18 @@ def report(
     remove: Sequence[str] = (),
     unused_for: float | None = None,
 ) -> str:
-    """Lists what is prepared, or removes some of it.
+    """Lists the prepared datasets, or removes some of them.
 
     Args:
-      data_dir: Where it is, by default TFDS's `~/tensorflow_datasets`.
+      data_dir: Folder of the datasets, by default TFDS's `~/tensorflow_datasets`.
       remove: Names to remove, with or without `pizza_steak/`.
-      unused_for: Also removes all that were not used for so many seconds.
+      unused_for: Also remove datasets that were not used for this many seconds.
 
     Returns:
-      The list, or what was removed, for people.
+      A table of the datasets, or of the removed ones, as text.
 
     Raises:
-      UserError: A name is unknown, or something cannot be removed; names before it are removed.
+      UserError: A name is unknown, or a dataset cannot be removed; earlier ones are removed then.
     """
     folder = home(data_dir)
     now = time.time()
@@ -98,13 +98,13 @@ def report(
 
 
 def prepared(folder: pathlib.Path) -> list[Preparation]:
-    """Returns what is prepared in a folder, the last used first."""
+    """Returns the datasets prepared in a folder, the last used first."""
     found = filter(None, map(_read, folder.glob("[!.]*")))
     return sorted(found, key=lambda preparation: -preparation.last_use)
 
 
 def _read(folder: pathlib.Path) -> Preparation | None:
-    """Returns what is prepared in a folder, or None if TFDS prepared nothing of this package."""
+    """Returns the dataset in a folder, or None if it is none of this package."""
     infos = [] if folder.is_symlink() else sorted(folder.glob(f"*/{_INFO}"))
     try:
         info = json.loads(infos[-1].read_bytes())
@@ -133,8 +133,8 @@ def _bytes(folder: pathlib.Path) -> int:
 def _remove(folder: pathlib.Path) -> None:
     hidden = folder.with_name(f".{uuid.uuid4().hex}.{folder.name}")
     with lock(folder), contextlib.suppress(FileNotFoundError):  # Another process removed it.
-        folder.rename(hidden)  # Nobody finds half of it.
-    for left in folder.parent.glob(f".{'[0-9a-f]' * 32}.*"):  # By processes that were killed, too.
+        folder.rename(hidden)  # Other processes never see a partly removed folder.
+    for left in folder.parent.glob(f".{'[0-9a-f]' * 32}.*"):  # Also those of killed processes.
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(left, ignore_errors=left != hidden)
 

@@ -1,7 +1,7 @@
-"""The prepared records: pictures as TFDS wrote them, found by row.
+"""Reads the prepared records, encoded images written by TFDS, by row.
 
-TFDS reads its records from front to back. Training needs them in the order of a permutation, so
-the index made here knows where the bytes of each picture lie.
+TFDS reads records sequentially. Training needs them in the order of a permutation, so this module
+makes an index of the position of each image in its file.
 """
 
 import collections
@@ -15,6 +15,7 @@ import shutil
 import struct
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -34,13 +35,13 @@ _PUBLISHED = {"train": 750, "test": 250}  # Of each of two classes.
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-    """A prepared dataset, N encoded pictures; a row is an index from 0 to N - 1.
+    """A prepared dataset, N encoded images; a row is an index from 0 to N - 1.
 
-    Rows number the examples of all splits, split after split by name, in the records' order, which
-    TFDS shuffled by a hash of the filenames: any slice of a split is a fair sample of it.
+    Rows number the examples of all splits, split after split by name, in the records' order. TFDS
+    shuffled them by a hash of the filenames, so any slice of a split is a fair sample of it.
 
     Attributes:
-      builder: The TFDS builder that wrote them.
+      builder: The TFDS builder that wrote the records.
       labels: int64 array of shape (N,), indices into `classes`.
       filenames: Array of shape (N,), paths below the archive's root.
       digests: uint64 array of shape (N, 2), 16 bytes of the SHA-256 of each encoded image.
@@ -51,18 +52,18 @@ class Records:
     filenames: np.ndarray
     digests: np.ndarray
     _shards: np.ndarray
-    _starts: np.ndarray  # Of the records in their files,
-    _offsets: np.ndarray  # and of the pictures in them.
+    _starts: np.ndarray  # Positions of the records in their files.
+    _offsets: np.ndarray  # Positions of the images in their files.
     _lengths: np.ndarray
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The class names, in the labels' order."""
+        """The class names, in the order of the labels."""
         return tuple(self.builder.info.features["label"].names)
 
     @property
     def folder(self) -> pathlib.Path:
-        """Where the records lie, and what is derived from them."""
+        """The folder of the records and of everything derived from them."""
         return pathlib.Path(self.builder.data_dir)
 
     @property
@@ -70,12 +71,12 @@ class Records:
         """Hexadecimal digest of the class names and each image's label, filename and content."""
         digest = hashlib.sha256("\0".join(self.classes).encode())
         for column in (self.labels, self.filenames, self.digests):
-            digest.update(np.ascontiguousarray(column))
+            digest.update(column.tobytes())
         return digest.hexdigest()[:12]
 
     @property
     def counts(self) -> dict[str, int]:
-        """The number of images of each split, by its name."""
+        """The number of images of each split, by name."""
         return {name: info.num_examples for name, info in self.builder.info.splits.items()}
 
     def rows(self, split: str) -> np.ndarray:
@@ -83,7 +84,7 @@ class Records:
         return splits.rows(split, self.counts, name=self.builder.info.full_name)
 
     def read(self, rows: tf.Tensor) -> tf.Tensor:
-        """The encoded pictures at `rows`, as a string tensor of the same shape, (B,)."""
+        """Returns the encoded images at rows, a string tensor of the same shape, (B,)."""
 
         def read(rows: np.ndarray) -> np.ndarray:
             return np.array(self.encoded(rows), object)
@@ -92,16 +93,16 @@ class Records:
         return tf.ensure_shape(encoded, rows.shape)
 
     def read_in_graph(self, rows: tf.Tensor) -> tf.Tensor:
-        """As `read`, by TensorFlow's operations alone: for a graph that runs elsewhere.
+        """Does what `read` does with TensorFlow operations only, for a graph that runs elsewhere.
 
-        It takes five times as long, about 0.1 ms a picture. Where it runs, the records are read
-        under the same path as here.
+        It takes five times as long, about 0.1 ms per image. The records must have the same path
+        where the graph runs.
         """
         paths = tf.constant([os.path.abspath(path) for path in self._paths])
         feature = {"image": tf.io.FixedLenFeature((), tf.string)}
 
         def read(row: tf.Tensor) -> tf.Tensor:
-            # TFRecordDataset, but from an offset on, which only its operation takes.
+            # TFRecordDataset takes no offset; its operation does.
             records = tf.raw_ops.TFRecordDatasetV2(
                 filenames=tf.gather(paths, tf.gather(self._shards, row)),
                 compression_type="",
@@ -118,8 +119,8 @@ class Records:
         return tf.map_fn(read, rows, fn_output_signature=tf.string)
 
     def encoded(self, rows: np.ndarray) -> list[bytes]:
-        """The encoded pictures at `rows`, int64 of shape (B,)."""
-        # Not through a map of the file: its pages would count as memory of the process.
+        """Returns the encoded images at rows, int64 of shape (B,)."""
+        # Not memory-mapped: the pages would count as memory of the process.
         with contextlib.ExitStack() as stack:
             files = {
                 shard: stack.enter_context(open(self._paths[shard], "rb", buffering=0))
@@ -145,24 +146,25 @@ def prepare(
     data_dir: str | os.PathLike[str] | None = None,
     follow_links: bool = False,
 ) -> Records:
-    """Builds the records where they are not there yet, and opens them.
+    """Builds the records if they are missing, and opens them.
 
-    Records of the same images are taken as they are, whatever the archive was called then.
+    Records of the same images are reused, also if the archive had another name then.
 
     Args:
       dataset: `pizza_steak/photos` (downloaded) or `pizza_steak/sample` (rendered).
       archive: A zip or folder of class folders to use in place of `dataset`.
-      data_dir: Where TFDS keeps its datasets; by default `~/tensorflow_datasets`.
-      follow_links: Whether links to folders in an archive that is a folder are followed.
+      data_dir: Folder of TFDS's datasets; by default `~/tensorflow_datasets`.
+      follow_links: Whether to follow links to folders in an archive that is a folder.
 
     Raises:
       UserError: The dataset is unknown, cannot be downloaded, or `data_dir` cannot be written.
       ArchiveError: The archive is refused; nothing was written.
     """
-    if archive:
-        config = ArchiveConfig.of(read_archive(archive, follow_links=follow_links), data_dir)
-    else:
-        config = _config_named(dataset)
+    config: str | ArchiveConfig = (
+        ArchiveConfig.of(read_archive(archive, follow_links=follow_links), data_dir)
+        if archive
+        else _config_named(dataset)
+    )
     try:
         with _quiet_tfds():
             builder = _prepared_builder(config, data_dir)
@@ -181,9 +183,9 @@ def split_counts(
     archive: str | os.PathLike[str] | None = None,
     follow_links: bool = False,
 ) -> dict[str, int]:
-    """Returns the number of images of each split, by its name, without preparing anything.
+    """Returns the number of images of each split, by name, without preparing anything.
 
-    Those of `pizza_steak/photos` are the published ones.
+    For `pizza_steak/photos` these are the published numbers.
 
     Raises:
       UserError: The dataset is unknown.
@@ -197,7 +199,7 @@ def split_counts(
 
 
 def is_prepared(dataset: str, *, data_dir: str | os.PathLike[str] | None = None) -> bool:
-    """Returns whether `prepare` has nothing to download or render."""
+    """Returns whether the records are there already."""
     return Builder(data_dir=data_dir, config=_config_named(dataset)).is_prepared()
 
 
@@ -205,13 +207,14 @@ def _prepared_builder(
     config: str | ArchiveConfig, data_dir: str | os.PathLike[str] | None
 ) -> tfds.core.DatasetBuilder:
     builder = Builder(data_dir=data_dir, config=config)
-    if builder.is_prepared():
+    # Another process may have prepared the records since: the builder does not know them then.
+    if builder.is_prepared() and builder.info.splits:
         return builder
     folder = pathlib.Path(builder.data_dir)
     with lock(folder.parent), _no_empty_folders(folder):
-        for left in folder.parent.glob("incomplete.*"):  # By a process that was killed.
+        for left in folder.parent.glob("incomplete.*"):  # Left by a process that was killed.
             shutil.rmtree(left)
-        # Anew, because a builder only knows the records that were there when it was made.
+        # A builder only knows the records that were there when it was made: make another.
         builder = Builder(data_dir=data_dir, config=config)
         builder.download_and_prepare()
     return builder
@@ -219,7 +222,7 @@ def _prepared_builder(
 
 @contextlib.contextmanager
 def _quiet_tfds() -> Iterator[None]:
-    """Without what TFDS tells about each step; its progress bars stay, on a terminal."""
+    """Silences TFDS's messages about each step; on a terminal, its progress bars stay."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     if not sys.stderr.isatty():
@@ -233,13 +236,13 @@ def _quiet_tfds() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_empty_folders(folder: pathlib.Path) -> Iterator[None]:
-    """Removes what TFDS leaves around `folder` and its downloads when a build fails."""
+    """Removes the empty folders that TFDS leaves when a build fails."""
     try:
         yield
     except BaseException:
         root = folder.parents[2]
         for empty in (*root.glob("downloads/**/*.tmp.*"), folder.parent, folder.parents[1]):
-            with contextlib.suppress(OSError):  # It is not there, or holds something.
+            with contextlib.suppress(OSError):  # It is missing or not empty.
                 empty.rmdir()
         raise
 
@@ -255,7 +258,7 @@ def _config_named(dataset: str) -> str:
 
 
 def _files(builder: tfds.core.DatasetBuilder) -> dict[str, int]:
-    """The record files in the rows' order, each with its number of examples."""
+    """Returns the record files in the order of the rows, each with its number of examples."""
     splits = builder.info.splits
     return {
         os.fspath(path): count
@@ -265,7 +268,7 @@ def _files(builder: tfds.core.DatasetBuilder) -> dict[str, int]:
 
 
 def _index(builder: tfds.core.DatasetBuilder) -> dict[str, np.ndarray]:
-    """The columns of `Records`, read once from the records and then from a file beside them."""
+    """Returns the columns of `Records`; keeps them in a file beside the records."""
     path = pathlib.Path(builder.data_dir, "index-3.npz")  # Older ones lack columns.
 
     def write(temporary: pathlib.Path) -> None:
@@ -277,7 +280,7 @@ def _index(builder: tfds.core.DatasetBuilder) -> dict[str, np.ndarray]:
         return dict(columns)
 
 
-def _scan(paths: Sequence[str]) -> dict[str, np.ndarray]:
+def _scan(paths: Sequence[str]) -> dict[str, Any]:
     columns = collections.defaultdict(list)
     for shard, path in enumerate(paths):
         for offset, record in _frames(path):
@@ -295,9 +298,9 @@ def _scan(paths: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def _frames(path: str) -> Iterator[tuple[int, bytes]]:
-    """The records of a TFRecord file, each with the offset of its content.
+    """Yields the records of a TFRecord file, each with the offset of its content.
 
-    A record is framed by its length (8 bytes), the length's checksum (4) and its own (4):
+    A record is its length (8 bytes), the checksum of that (4), the content, and its checksum (4):
     https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details
     """
     with open(path, "rb") as file:

@@ -1,8 +1,8 @@
-"""Renders pictures of pizza and steak: the data set `pizza_steak/sample`, which needs no network.
+"""Renders images of pizza and steak: the dataset `pizza_steak/sample`, which needs no network.
 
-A scene is drawn twice, as its colour and as its height above the table, so that relief and shadows
-follow from the light alone. Both classes share tables, dishes and trimmings, and the camera meters
-every scene towards a random tint, so that a picture's mean colour does not give its class away.
+A scene is drawn twice, as colour and as height above the table, so that shading and shadows follow
+from the light. Both classes share tables, dishes and side dishes. The camera exposes every scene
+towards a random tint, so that the mean colour of an image does not reveal its class.
 """
 
 import copy
@@ -59,8 +59,8 @@ def _outlines(rng, places, radius, *, wobble=0.03, stretch=1.0, squareness=2.0, 
     """Returns closed curves around `places`, each turned at random.
 
     Args:
-      rng: The picture's source of randomness.
-      places: Complex numbers, as are all positions here: N centres.
+      rng: The image's random generator.
+      places: N centres; complex numbers, as are all positions in this module.
       radius: Least and greatest radius.
       wobble: Standard deviation of the longest of four waves on the curve, relative to its radius.
       stretch: Length over the round shape's; the width shrinks as much.
@@ -107,7 +107,7 @@ class _Scene:
         return points.reshape(len(points), -1).tolist()
 
     def draw(self, outlines, tones, height=None):
-        """Fills each outline with its tone; without a height it only stains what is there."""
+        """Fills each outline with its tone; without a height it only changes colour."""
         paint, raise_to = ImageDraw.Draw(self.colour, "RGBA"), ImageDraw.Draw(self.height)
         for polygon, tone in zip(self._pixels(outlines), tones, strict=True):
             paint.polygon(polygon, tone)
@@ -138,12 +138,12 @@ class _Scene:
         self.draw(outlines, tones, height)
 
     def melt(self, radius):
-        """Lets the colours run into each other over a distance of `radius`."""
+        """Blurs the colours over a distance of `radius`."""
         blur = ImageFilter.BoxBlur(float(radius * abs(self.scale)))
         self.colour = self.colour.filter(blur)
 
     def layer(self, zoom=1.0, centre=0j):
-        """Returns a copy to draw on, enlarged around `centre`, which takes the dish's place."""
+        """Returns a copy to draw on, enlarged around `centre`, which moves to the dish's centre."""
         layer = copy.copy(self)
         layer.colour, layer.height = self.colour.copy(), self.height.copy()
         layer.scale = self.scale * zoom
@@ -152,9 +152,10 @@ class _Scene:
         return layer
 
     def keep(self, layer, outline):
-        """Takes over what `layer` shows inside `outline`: what overhangs is cut off."""
+        """Copies what `layer` shows inside `outline`."""
         mask = Image.new("L", self.colour.size)
-        ImageDraw.Draw(mask).polygon(*layer._pixels(outline[None]), 255)
+        (polygon,) = layer._pixels(outline[None])
+        ImageDraw.Draw(mask).polygon(polygon, 255)
         self.colour.paste(layer.colour, mask=mask)
         self.height.paste(layer.height, mask=mask)
 
@@ -232,14 +233,14 @@ def _photograph(scene):
     colour = scene.colour.filter(ImageFilter.BoxBlur(rng.uniform(0.5, 1.1)))
     relief = scene.height.filter(ImageFilter.BoxBlur(1))
     height = np.asarray(relief, np.float32)
-    grain = Image.fromarray(0.6 * rng.standard_normal((72, 72), np.float32))
-    grain = np.asarray(grain.resize(size, Image.Resampling.BICUBIC))
+    grains = Image.fromarray(0.6 * rng.standard_normal((72, 72), np.float32))
+    grain = np.asarray(grains.resize(size, Image.Resampling.BICUBIC))
 
-    light = _turns(rng)  # The direction in which it travels.
+    light = _turns(rng)  # The direction of the light.
     reach = 0.025 * min(size)
     shift = (1, 0, -reach * light.real, 0, 1, -reach * light.imag)
-    shadow = relief.transform(size, Image.Transform.AFFINE, shift)
-    shadow = np.asarray(shadow.filter(ImageFilter.BoxBlur(reach)), np.float32) - height
+    shifted = relief.transform(size, Image.Transform.AFFINE, shift)
+    shadow = np.asarray(shifted.filter(ImageFilter.BoxBlur(reach)), np.float32) - height
     down, across = np.gradient(height + 5 * grain * (height > 64))
     slope = across * np.float32(light.real) + down * np.float32(light.imag)
     shade = 1 + 0.06 * grain + 0.035 * slope.clip(-12, 12) - 0.012 * shadow.clip(0, 50)
@@ -266,8 +267,8 @@ def _photograph(scene):
 def pictures(split: str) -> Iterator[tuple[str, str, bytes]]:
     """Renders a split, class after class.
 
-    A picture depends on its split, class and number alone, not on those rendered before it. Its
-    bytes are the same again with the same NumPy and Pillow on the same platform.
+    An image depends only on its split, class and number, not on images rendered before it. Its
+    bytes are reproducible with the same NumPy and Pillow on the same platform.
 
     Args:
       split: A key of `PICTURES`.
@@ -279,10 +280,10 @@ def pictures(split: str) -> Iterator[tuple[str, str, bytes]]:
     for label, serve in zip(CLASSES, (_serve_pizza, _serve_steak), strict=True):
         for number in range(PICTURES[split]):
             rng = np.random.default_rng([list(PICTURES).index(split), CLASSES.index(label), number])
-            longer = rng.integers(180, 449)
-            size = longer, round(longer * rng.uniform(0.66, 1.0))
-            size = tuple(int(side) for side in rng.permutation(size))
-            scene = _Scene(rng, size)
+            longer = int(rng.integers(180, 449))
+            sides = longer, round(longer * rng.uniform(0.66, 1.0))
+            width, height = rng.permutation(sides).tolist()
+            scene = _Scene(rng, (width, height))
             _lay_table(scene)
             serve(scene)
             yield f"{split}/{label}/{number:04}.jpg", label, _photograph(scene)

@@ -1,10 +1,10 @@
-"""Which images are trained on, validated on and tested on: named, or cut by class and content.
+"""Chooses the images of training, validation and test: by name, or cut by class and content.
 
 A split is named by a TFDS split string, such as `train[:80%]`, or it is a fraction. A fraction is
-cut out of the images of the split `train`, in each class by a hash of the images' bytes: the test
-split has the lowest hashes, validation the highest, training those between them. So the cut is the
-same in every process and on every machine, the test split does not depend on the size of the
-validation split, and images that are added move few others.
+cut out of the split `train`, in each class by a hash of the images' bytes: the test split gets the
+lowest hashes, validation the highest, training the rest. So the cut is the same in every process
+and on every machine, the test split does not depend on the size of the validation split, and added
+images move few others.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ PURPOSES = ("train", "validation", "test")
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What is asked for, as the flags of these names say it.
+    """The requested splits, as given by the flags of these names.
 
     Attributes:
       train_split: A split string, a fraction such as "0.5", or None: all of `train` that validation
@@ -44,13 +44,13 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A request for certain splits and counts: all that can be said before an image is read.
+    """The splits as far as they are known before images are read.
 
     Attributes:
-      texts: What each split is, for people, by its purpose; without "validation" if there is none.
-      named: Rows of the splits that have a name, by their purpose.
-      fractions: Fractions of `base` of the splits that are cut, by their purpose.
-      base: The rows that are cut.
+      texts: Description of each split, by purpose; without "validation" if there is none.
+      named: Rows of the named splits, by purpose.
+      fractions: Fraction of `base` for each split that is cut, by purpose.
+      base: The rows to cut.
     """
 
     texts: Mapping[str, str]
@@ -59,21 +59,21 @@ class Plan:
     base: np.ndarray
 
     def rows(self, labels: np.ndarray, digests: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns the rows of each split, by its purpose.
+        """Returns the rows of each split, by purpose.
 
         Args:
-          labels: int array of shape (N,), of all rows.
+          labels: int array of shape (N,), class indices of all rows.
           digests: uint64 array of shape (N, 2), hashes of the images' bytes.
 
         Raises:
-          UserError: A split gets no image.
+          UserError: A split gets no images.
         """
         places = cut(labels[self.base], digests[self.base], self.fractions)
         found = {purpose: self.base[places[purpose]] for purpose in ("train", *self.fractions)}
         if "train" in self.named:
             taken = [found[purpose] for purpose in self.fractions]
             found["train"] = _without(self.named["train"], taken)
-        found = self.named | found
+        found = {**self.named, **found}
         for purpose, text in self.texts.items():
             if not found[purpose].size:
                 flag = f"--{purpose}_split"
@@ -85,27 +85,26 @@ class Plan:
 
 
 def plan(request: Request, counts: Mapping[str, int], name: str) -> Plan:
-    """Finds out what each split is.
+    """Plans each split.
 
     Args:
-      request: What is asked for.
-      counts: The number of images of each split that is there, by its name.
-      name: Of what has these splits, for people.
+      request: The requested splits.
+      counts: The number of images of each existing split, by name.
+      name: Name of the dataset, for messages.
 
     Raises:
-      UserError: A split string is wrong, fractions leave nothing, or there is nothing to cut.
+      UserError: A split string is wrong, fractions leave no images, or there is nothing to cut.
     """
     asked = {purpose: _asked(request, purpose, counts) for purpose in PURPOSES}
     fractions = {purpose: part for purpose, part in asked.items() if isinstance(part, float)}
     _check_fractions(request, fractions)
+    strings = {purpose: part for purpose, part in asked.items() if isinstance(part, str)}
     named = {
-        purpose: rows(part, counts, f"--{purpose}_split", name)
-        for purpose, part in asked.items()
-        if isinstance(part, str)
+        purpose: rows(part, counts, f"--{purpose}_split", name) for purpose, part in strings.items()
     }
     train = rows("train", counts, "--train_split", name) if "train" in counts else np.arange(0)
     base = train[np.isin(train, named.get("train", train))]
-    whole = "train" if len(base) == len(train) else asked["train"]
+    whole = "train" if len(base) == len(train) else strings["train"]
     tested = [purpose for purpose in ("validation", "test") if asked[purpose] is not None]
     others = [p for p in tested if p in named and np.isin(named[p], base).any()]
     base = _without(base, [named[purpose] for purpose in others])
@@ -118,11 +117,11 @@ def plan(request: Request, counts: Mapping[str, int], name: str) -> Plan:
             f"{_said(counts)}); pass a split string, such as --{from_base[0]}_split={min(counts)}"
         )
     texts = {p: f"{100 * part:.4g} % of {_less(whole, others)}" for p, part in fractions.items()}
-    texts |= {purpose: asked[purpose] for purpose in named}
+    texts |= strings
     if asked["train"] is None:
         texts["train"] = _less("train", [p for p in tested if p in fractions or p in others])
     elif "train" in named:
-        texts["train"] = _less(asked["train"], [p for p in tested if p in fractions])
+        texts["train"] = _less(strings["train"], [p for p in tested if p in fractions])
     texts = {purpose: texts[purpose] for purpose in PURPOSES if purpose in texts}
     return Plan(texts, named, fractions, base)
 
@@ -132,16 +131,16 @@ def rows(spec: str, counts: Mapping[str, int], flag: str = "split", name: str = 
 
     Args:
       spec: The split string.
-      counts: The number of images of each split, by its name. Rows number the images of all splits,
+      counts: The number of images of each split, by name. Rows number the images of all splits,
         split after split by name.
-      flag: What the split string was given as, for people.
-      name: Of what has these splits, for people.
+      flag: The flag of the split string, for messages.
+      name: Name of the dataset, for messages.
 
     Returns:
       int64 array, in the order of the split string.
 
     Raises:
-      UserError: There is no such split, it cannot be read as a split string, or it is empty.
+      UserError: The split does not exist, is empty, or is no split string.
     """
     names = sorted(counts)
     infos = {split: types.SimpleNamespace(num_examples=counts[split]) for split in names}
@@ -161,7 +160,7 @@ def rows(spec: str, counts: Mapping[str, int], flag: str = "split", name: str = 
 
 
 def fraction(text: str) -> float | None:
-    """Returns the number that a text is; None for a split string."""
+    """Returns the value of a number, or None for a split string."""
     try:
         return float(text)
     except ValueError:
@@ -171,23 +170,23 @@ def fraction(text: str) -> float | None:
 def cut(
     labels: np.ndarray, digests: np.ndarray, fractions: Mapping[str, float]
 ) -> dict[str, np.ndarray]:
-    """Cuts images into splits: each class by itself, in the order of the digests.
+    """Cuts images into splits, each class separately, in the order of the digests.
 
-    Each class of three different images or more gets one into each split, one of two images gets
-    them into the training and the test split (or, where that is not cut, validation). The same
-    bytes are never in two splits: bytes of several classes go where the first of these puts them.
+    A class of three or more different images has one in each split. A class of two has them in the
+    training and the test split (or validation, if no test split is cut). The same bytes are never
+    in two splits: bytes that several classes have follow the first of these classes.
 
     Args:
-      labels: int array of shape (N,).
-      digests: uint64 array of shape (N, 2).
-      fractions: Of each class, by purpose; without "train", that gets all that is left.
+      labels: int array of shape (N,), class indices.
+      digests: uint64 array of shape (N, 2), hashes of the images' bytes.
+      fractions: Fractions of each class, by purpose; without "train", training gets the rest.
 
     Returns:
-      For each of `PURPOSES`, the places of its images, rising.
+      For each of `PURPOSES`, the indices of its images, increasing.
     """
     if not labels.size:
         return {purpose: np.arange(0) for purpose in PURPOSES}
-    # A content is one of the different digests, numbered in their order.
+    # Contents number the different digests, in their order.
     contents = np.unique(digests, axis=0, return_inverse=True)[1].reshape(-1)
     owners = np.full(contents.max() + 1, labels.max(), labels.dtype)
     np.minimum.at(owners, contents, labels)
@@ -204,7 +203,7 @@ def cut(
 
 
 def shared(digests: np.ndarray, others: np.ndarray) -> int:
-    """Returns how many of the images have the same bytes as one of the others.
+    """Returns how many images have the same bytes as one of the others.
 
     Args:
       digests: uint64 array of shape (N, 2).
@@ -216,11 +215,11 @@ def shared(digests: np.ndarray, others: np.ndarray) -> int:
 
 
 def _cut_class(sizes: np.ndarray, fractions: Mapping[str, float]) -> tuple[slice, slice, slice]:
-    """Returns which contents of a class are for training, validation and test.
+    """Returns the slices of a class's contents for training, validation and test.
 
     Args:
-      sizes: How many images have each content, in the order of the digests.
-      fractions: As `cut` takes them.
+      sizes: Number of images of each content, in the order of the digests.
+      fractions: As for `cut`.
     """
     count, images = len(sizes), sizes.sum()
     test = validation = 0
@@ -237,13 +236,13 @@ def _cut_class(sizes: np.ndarray, fractions: Mapping[str, float]) -> tuple[slice
 
 
 def _nearest(sizes: np.ndarray, images: float, most: int) -> int:
-    """Returns how many of the first contents come nearest to so many images: 1 to `most`."""
+    """Returns how many of the first contents hold the nearest to `images` images, 1 to `most`."""
     totals = np.cumsum(sizes[:most])
     return 1 + int(np.abs(totals - math.floor(images + 0.5)).argmin())
 
 
 def _asked(request: Request, purpose: str, counts: Collection[str]) -> str | float | None:
-    """Returns a split string, a fraction, or None: for training, all that is left, else none."""
+    """Returns a split string, a fraction, or None: the rest for training, else no split."""
     flag = f"{purpose}_split"
     text = getattr(request, flag)
     if text is None:

@@ -1,4 +1,4 @@
-"""TensorFlow, imported without what it tells while that is done."""
+"""Imports TensorFlow without its log messages."""
 
 import contextlib
 import os
@@ -7,17 +7,17 @@ from types import ModuleType
 
 
 def import_tensorflow() -> ModuleType:
-    """Imports TensorFlow, and has it tell only what is worse than a warning from then on."""
-    # It tells of each CUDA library that it does not find; what fails still raises.
+    """Imports TensorFlow, and makes it log only errors that end the process."""
+    # TensorFlow logs each CUDA library that it does not find; failures still raise.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with stderr_dropped():  # Some of it is told before that variable is read.
+    with stderr_dropped():  # Some messages come before that variable is read.
         import tensorflow
     return tensorflow
 
 
 @contextlib.contextmanager
 def stderr_dropped() -> Iterator[None]:
-    """Drops what is written to stderr, by C++ code too."""
+    """Drops everything written to stderr, by C++ code too."""
     stderr = os.dup(2)
     with open(os.devnull, "w") as devnull:
         os.dup2(devnull.fileno(), 2)

@@ -16,8 +16,8 @@ import warm
 from absl import flags
 from PIL import Image
 
+from pizza_steak.flags import define_flags, from_flags
 from trainers.configuration import FitConfig
-from trainers.flags import define_flags, from_flags
 
 ROOT = pathlib.Path(__file__).parents[1]
 SIZE = 32

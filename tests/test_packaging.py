@@ -54,11 +54,14 @@ def test_it_holds_every_file_of_the_packages_and_no_test(wheel):
     }
     for name in ("checksums.tsv", "TAGS.txt", "CITATIONS.bib", "README.md"):
         assert f"pizza_steak/{name}" in names
+    for package in PACKAGES:
+        assert f"{package}/py.typed" in names
 
 
-def test_its_command_works_without_the_checkout(run_unpacked):
+@pytest.mark.parametrize("command", ["trainers.fit", "pizza_steak.inspect"])
+def test_its_command_works_without_the_checkout(run_unpacked, command):
     _, run = run_unpacked
-    assert "--archive" in run("-m", "trainers.fit", "--help")
+    assert "--archive" in run("-m", command, "--help")
 
 
 def test_its_dataset_is_found_by_tfds(run_unpacked):

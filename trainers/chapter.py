@@ -1,4 +1,4 @@
-"""Trains the chapter's seven models on one archive, and compares them.
+"""Trains the chapter's seven models on one archive and compares them.
 
 python -m trainers.chapter --archive=~/pizza_steak.zip
 """
@@ -8,7 +8,8 @@ from trainers.configuration import ChapterConfig
 
 
 def main(config: ChapterConfig) -> None:
-    from trainers.training import comparison  # Imports TensorFlow, which --help must not wait for.
+    # Imports TensorFlow, for which --help must not wait.
+    from trainers.training import comparison
 
     print(comparison.train_chapter(config))
 

@@ -1,10 +1,11 @@
-"""What a run can be told: one frozen dataclass per concern, each field a flag."""
+"""The flags of the commands: one frozen dataclass per concern, each field a flag."""
 
 import dataclasses
 import math
 import re
 
-from trainers.flags import Numbers, flag, same_flag
+from pizza_steak.configuration import TransformConfig
+from pizza_steak.flags import Numbers, flag, same_flag
 
 
 def _check_address(text: str | None) -> None:
@@ -19,144 +20,117 @@ def _check_dispatcher(text: str | None) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Which pictures, and how they become batches."""
+    """Which images to use, and how to batch them."""
 
     dataset: str = flag(
         "pizza_steak/photos",
-        "pizza_steak/photos (downloaded) or pizza_steak/sample (rendered, needs no network).",
+        "pizza_steak/photos (needs a download) or pizza_steak/sample (rendered, needs no network).",
     )
     archive: str | None = flag(
-        None, "Zip file or folder of class folders to use in place of --dataset."
+        None,
+        "Zip file or folder of class folders, in place of --dataset.",
+        per_process=True,
     )
     data_dir: str | None = flag(
-        None, "Where records and decoded pictures are kept; by default ~/tensorflow_datasets."
+        None,
+        "Folder for records and decoded images; by default ~/tensorflow_datasets.",
+        per_process=True,
     )
     train_split: str | None = flag(
         None,
-        "Images to train on: a TFDS split string such as 'train[:80%]', or a fraction of train; by "
-        "default all of train that validation and test do not take.",
+        "Images to train on: a TFDS split string such as 'train[:80%]', or a fraction of train; "
+        "by default the part of train that is neither validation nor test.",
     )
     validation_split: str | None = flag(
         None,
-        "Images to validate on after every epoch: a TFDS split string, a fraction of train, or "
-        "none, and then the last epoch's model is kept in place of the best; by default the split "
-        "validation, or without one --validation_fraction of train.",
+        "Images to validate on after each epoch: a TFDS split string, a fraction of train, or "
+        "none; by default the split validation, or --validation_fraction of train if there is no "
+        "such split. With none, the model of the last epoch is kept instead of the best one.",
     )
     test_split: str | None = flag(
         None,
-        "Images to test the best model on at the end: a TFDS split string, or a fraction of train; "
-        "by default the split test, or without one --test_fraction of train.",
+        "Images to test the best model on after training: a TFDS split string, or a fraction of "
+        "train; by default the split test, or --test_fraction of train if there is no such split.",
     )
     validation_fraction: float = flag(
         0.15,
-        "Fraction of each class of train that is cut out to validate on if there is no split "
-        "validation, and no --validation_split is given.",
+        "Fraction of each class of train to validate on if there is neither a split validation "
+        "nor --validation_split.",
     )
     test_fraction: float = flag(
         0.15,
-        "Fraction of each class of train that is cut out to test on if there is no split test, and "
-        "no --test_split is given.",
+        "Fraction of each class of train to test on if there is neither a split test nor "
+        "--test_split.",
     )
     classes: tuple[str, ...] | None = flag(
-        None, "Some of the classes, in the order of their labels; by default all, sorted by name."
+        None, "Classes to use, in the order of their labels; by default all, sorted by name."
     )
     follow_links: bool = flag(False, "Follow links to folders in an --archive that is a folder.")
     image_size: Numbers = flag(
         224,
-        "Height and width that pictures are resized to, in pixels: one number for both, or two.",
+        "Height and width of resized images, in pixels: one number for both, or two.",
         minimum=1,
     )
     aspect_ratio: str = flag(
         "stretch",
-        "What becomes of pictures of another aspect ratio: stretched, cropped to their middle, or "
-        "padded with black.",
+        "How to handle images of another aspect ratio: stretch them, crop them to the center, or "
+        "pad them with black.",
         ("stretch", "crop", "pad"),
     )
-    color_mode: str = flag("rgb", "Channels of the pictures.", ("rgb", "grayscale", "rgba"))
+    color_mode: str = flag("rgb", "Color channels of the images.", ("rgb", "grayscale", "rgba"))
     interpolation: str = flag(
         "bilinear",
-        "How pictures are resized.",
+        "Interpolation method for resizing images.",
         ("bilinear", "nearest", "bicubic", "lanczos3", "lanczos5", "area", "gaussian",
          "mitchellcubic"),
     )  # fmt: skip
     antialias: bool = flag(
         True,
-        "Let every pixel count when images are shrunk, as Pillow does; bilinear, bicubic and "
-        "lanczos3 then give Pillow's pixels.",
+        "Antialias when downscaling, as Pillow does; bilinear, bicubic and lanczos3 then give the "
+        "same pixels as Pillow.",
     )
     exif: str = flag(
-        "apply", "Turn images upright by their EXIF orientation, or ignore it.", ("apply", "ignore")
-    )
-    class_mode: str | None = flag(
-        None,
-        "Form of the labels; by default binary for two classes, else sparse.",
-        ("binary", "categorical", "sparse", "none"),
+        "apply",
+        "Whether to apply or to ignore the EXIF orientation of images.",
+        ("apply", "ignore"),
     )
     batch_size: int | None = flag(
-        None, "Pictures a step, of all devices together; by default 32.", minimum=1
+        None, "Batch size, summed over all devices; by default 32.", minimum=1
     )
     batch_size_per_replica: int | None = flag(
-        None, "In place of --batch_size: pictures a step of each device.", minimum=1
+        None, "Batch size of each device, in place of --batch_size.", minimum=1
     )
     decoded_cache: str | None = flag(
         None,
-        "Where decoded pictures are kept: on the disk for every later run, in this run's memory, "
-        "or nowhere; by default on the disk, and nowhere with --data_service.",
+        "Where to keep decoded images: on disk for all later runs, in the memory of this run, or "
+        "nowhere; by default on disk, and nowhere with --data_service.",
         ("disk", "memory", "none"),
+        per_process=True,
     )
     data_on_device: bool = flag(
         False,
-        "Copy the decoded pictures to the device's memory once, and gather and augment batches "
-        "there: the same batches, but none of them has to be moved.",
+        "Copy all decoded images to the device's memory once, and gather and augment batches "
+        "there. The batches are the same.",
     )
     data_service: str | None = flag(
         None,
-        "Address grpc://host:port that python -m trainers.data_service prints: pictures are "
-        "decoded and augmented there.",
+        "Address grpc://host:port of a tf.data service that decodes and augments the images; "
+        "python -m trainers.data_service prints it.",
         check=_check_address,
+        identity=False,
+        per_process=True,
     )
     on_bad_image: str = flag(
         "fail",
-        "What a picture that cannot be decoded does: end the run, or be left out with a warning.",
+        "How to handle unreadable images: end the run, or leave them out with a warning.",
         ("fail", "skip"),
     )
 
 
 @dataclasses.dataclass(frozen=True)
-class AugmentationConfig:
-    """How training pictures are varied, each anew in every epoch."""
+class AugmentationConfig(TransformConfig):
+    """How to augment training images, differently in every epoch."""
 
-    rotation_range: float = flag(0.0, "Degrees to turn by, to either side.", minimum=0.0)
-    width_shift_range: Numbers = flag(
-        0.0,
-        "As --height_shift_range, of the width; as there it shifts up and down.",
-        minimum=0.0,
-    )
-    height_shift_range: Numbers = flag(
-        0.0,
-        "Fraction of the height (below 1), or pixels, to shift by to either side; of several "
-        "numbers one is drawn. As in ImageDataGenerator it shifts sideways (keras issue 17398).",
-        minimum=0.0,
-    )
-    shear_range: float = flag(0.0, "Degrees to shear by, to either side.", minimum=0.0)
-    zoom_range: Numbers = flag(
-        0.0, "z for factors from 1 - z to 1 + z, or the smallest and the largest.", minimum=0.0
-    )
-    horizontal_flip: bool = flag(False, "Mirror half of the pictures left to right.")
-    vertical_flip: bool = flag(False, "Mirror half of the pictures top to bottom.")
-    fill_mode: str = flag(
-        "nearest", "What lies beyond the edges.", ("constant", "nearest", "reflect", "wrap")
-    )
-    cval: float = flag(0.0, "The value beyond the edges with --fill_mode=constant, 0 to 255.")
-    interpolation_order: str = flag(
-        "1", "How pictures are resampled: 1 is bilinear, 0 nearest.", ("0", "1")
-    )
-    brightness_range: Numbers | None = flag(
-        None, "The smallest and the largest factor of the pixels, such as 0.8,1.2.", minimum=0.0
-    )
-    channel_shift_range: float = flag(
-        0.0, "Added to all channels, at most, to either side; of 255.", minimum=0.0
-    )
     contrast_factor: float | None = flag(
         None, "Factor of Keras's RandomContrast, in the model.", minimum=0.0
     )
@@ -165,13 +139,13 @@ class AugmentationConfig:
     )
     hue_factor: float | None = flag(None, "Factor of Keras's RandomHue, in the model.", minimum=0.0)
     rand_augment: int | None = flag(
-        None, "Operations a picture of Keras's RandAugment, in the model; slow.", minimum=1
+        None, "Operations per image of Keras's RandAugment, in the model; slow.", minimum=1
     )
     augment_on: str = flag(
         "host",
-        "Where it runs, but for Keras's own layers: in the input pipeline, beside the training "
-        "step (with --data_on_device: on the device, by the same numbers), or on the device, as "
-        "the model's first layers.",
+        "Where to augment: on the host, in the input pipeline (with --data_on_device on the "
+        "device, with the same random numbers), or on the device, as the model's first layers. "
+        "Keras's own layers are always in the model.",
         ("host", "device"),
     )
 
@@ -189,57 +163,65 @@ CHAPTERS_AUGMENTATION = AugmentationConfig(
 
 @dataclasses.dataclass(frozen=True)
 class NormalizationConfig:
-    """How pixels are scaled, by the model's own first layers."""
+    """How to normalize pixels, in the first layers of the model."""
 
-    rescale: float = flag(1 / 255, "Factor of the pixels, 0 to 255.")
-    samplewise_center: bool = flag(False, "Subtract each picture's mean.")
+    rescale: float = flag(1 / 255, "Factor of the pixels, which are 0 to 255.")
+    samplewise_center: bool = flag(False, "Subtract the mean of each image.")
     samplewise_std_normalization: bool = flag(
-        False, "Subtract each picture's mean and divide by its standard deviation."
+        False, "Subtract the mean of each image and divide by its standard deviation."
     )
-    featurewise_center: bool = flag(False, "Subtract the training pictures' mean, by channel.")
+    featurewise_center: bool = flag(False, "Subtract the mean of the training images, per channel.")
     featurewise_std_normalization: bool = flag(
         False,
-        "Subtract the training pictures' mean and divide by their standard deviation, by channel.",
+        "Subtract the mean of the training images and divide by their standard deviation, per "
+        "channel.",
     )
     zca_whitening: bool = flag(
-        False, "Whiten by the training pictures' covariance; for small pictures only."
+        False,
+        "Apply ZCA whitening with the covariance of the training images; for small images only.",
     )
-    zca_epsilon: float = flag(1e-6, "Added to the singular values of ZCA whitening.", minimum=0.0)
+    zca_epsilon: float = flag(
+        1e-6, "Value added to the singular values in ZCA whitening.", minimum=0.0
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Which network."""
+    """Which network to train."""
 
     model: str = flag(
         "tinyvgg",
-        "tinyvgg, playground, dense, conv3 or conv3_pool; the sizes below that are not given are "
-        "its own.",
+        "Network: tinyvgg, playground, dense, conv3 or conv3_pool. Sizes below that are not given "
+        "are those of this network.",
     )
-    filters: int | None = flag(None, "Filters of a convolution of the first block.", minimum=1)
+    filters: int | None = flag(None, "Filters of each convolution in the first block.", minimum=1)
     filter_growth: float = flag(
-        1.0, "Filters of a block, as a multiple of those of the block before.", minimum=0.0
+        1.0, "Factor by which the number of filters grows from block to block.", minimum=0.0
     )
-    blocks: int | None = flag(None, "Blocks of convolutions, each ended by a pooling.", minimum=0)
-    convolutions: int | None = flag(None, "Convolutions a block.", minimum=1)
-    kernel_size: int | None = flag(None, "Height and width of a convolution's kernel.", minimum=1)
+    blocks: int | None = flag(
+        None, "Blocks of convolutions; each ends with a pooling layer.", minimum=0
+    )
+    convolutions: int | None = flag(None, "Convolutions per block.", minimum=1)
+    kernel_size: int | None = flag(None, "Height and width of convolution kernels.", minimum=1)
     padding: str = flag(
         "valid",
-        "Whether convolutions leave the edges out, so that pictures shrink, or pad with zeros.",
+        "Padding of convolutions: valid adds none, so that images shrink at the edges; same adds "
+        "zeros.",
         ("valid", "same"),
     )
     pool_size: int | None = flag(
-        None, "Height and width that a pooling takes the maximum of; 1 for none.", minimum=1
+        None, "Height and width of max pooling windows; 1 for no pooling.", minimum=1
     )
     global_pooling: bool = flag(
-        False, "Take the mean of each filter, in place of all values, before the dense layers."
+        False, "Average each filter before the dense layers, instead of flattening the filters."
     )
-    dense_layers: int | None = flag(None, "Dense layers before the last.", minimum=0)
-    dense_units: int | None = flag(None, "Units of each of them.", minimum=1)
-    batch_normalization: bool = flag(False, "Normalise batches before every activation.")
+    dense_layers: int | None = flag(None, "Dense layers before the output layer.", minimum=0)
+    dense_units: int | None = flag(None, "Units of each of these dense layers.", minimum=1)
+    batch_normalization: bool = flag(False, "Apply batch normalization before each activation.")
     dropout: float = flag(
         0.0,
-        "Share of the values dropped after each dense layer, or before the last layer.",
+        "Fraction of values to drop after each dense layer, or before the output layer if it is "
+        "the only one.",
         minimum=0.0,
         maximum=1.0,
     )
@@ -247,104 +229,115 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimisationConfig:
-    """How it is trained."""
+    """How to train the model."""
 
-    epochs: int = flag(5, "Passes over the training pictures.", minimum=1)
+    epochs: int = flag(5, "Epochs to train for.", minimum=1)
     optimizer: str = flag("adam", "Name of a Keras optimizer.")
     learning_rate: float = flag(0.001, "Learning rate.", minimum=0.0)
     scale_learning_rate: str = flag(
         "none",
-        "Take the learning rate as it is, or times the number of replicas.",
+        "How to scale the learning rate: not at all, or by the number of replicas.",
         ("none", "linear"),
     )
     learning_rate_schedule: str = flag(
         "constant",
-        "Keep the learning rate, or let it fall to 0 over all epochs along a half cosine.",
+        "Keep the learning rate constant, or decay it to 0 over all epochs along a half cosine.",
         ("constant", "cosine"),
     )
-    weight_decay: float | None = flag(None, "Decoupled from the gradient, as AdamW's.", minimum=0.0)
+    weight_decay: float | None = flag(
+        None, "Weight decay, decoupled from the gradient as in AdamW.", minimum=0.0
+    )
     label_smoothing: float = flag(
         0.0,
-        "Share of each label that is spread evenly over all classes while training.",
+        "Fraction of each label to spread evenly over all classes in training.",
         minimum=0.0,
         maximum=1.0,
     )
     class_weight: str | None = flag(
-        None, "'balanced' weighs each class by the inverse of its share of pictures.", ("balanced",)
+        None,
+        "'balanced' gives rare classes more weight: the inverse of their share of the training "
+        "images.",
+        ("balanced",),
     )
     early_stopping_patience: int | None = flag(
         None,
-        "Stop after so many epochs without a better validation loss.",
+        "Stop after this many epochs without a lower validation loss.",
         minimum=0,
     )
     reduce_lr_patience: int | None = flag(
         None,
-        "Divide the learning rate by ten after so many epochs without a better one.",
+        "Divide the learning rate by ten after this many epochs without a lower validation loss.",
         minimum=0,
     )
-    seed: int = flag(42, "Draws the weights and the order of the pictures.", minimum=0)
+    seed: int = flag(
+        42, "Seed of the weights, the order of the images and the augmentation.", minimum=0
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class DevicesConfig:
-    """What it is computed with."""
+    """Which devices to compute on, and how."""
 
     strategy: str = flag(
         "auto",
-        "One device; a replica of the model on each, which share each batch (MirroredStrategy); or "
-        "on each of several processes, which TF_CONFIG or Slurm's variables name "
-        "(MultiWorkerMirroredStrategy, trainers.fit only); auto: whatever there is.",
+        "How to use devices. none: one device; mirrored: a replica of the model on each device, "
+        "which share each batch (MirroredStrategy); multi_worker: the same over several "
+        "processes, which TF_CONFIG or Slurm's variables name (MultiWorkerMirroredStrategy, "
+        "trainers.fit only); auto: all that there are.",
         ("auto", "none", "mirrored", "multi_worker"),
     )
     devices: Numbers | None = flag(
         None,
-        "How many devices, the first ones, or their indices, such as 0,2; by default all GPUs, or "
-        "without a GPU all of --cpu_devices.",
+        "Number of devices, the first ones are used, or indices such as 0,2; by default all GPUs, "
+        "or without a GPU all of --cpu_devices.",
         minimum=0,
+        per_process=True,
     )
     cpu_devices: int | None = flag(
         None,
-        "Take the CPU, as so many devices, to try replicas without GPUs; they share its cores.",
+        "Use the CPU as this many devices, which share its cores, to try replicas without GPUs.",
         minimum=1,
     )
     precision: str = flag(
         "auto",
-        "Keras dtype policy: float32, mixed_float16, mixed_bfloat16; float64, which tells rounding "
-        "from errors; or auto: mixed_float16 on GPUs of compute capability 7.0 and above, else "
+        "Keras dtype policy: float32, mixed_float16, mixed_bfloat16, float64 (to tell rounding "
+        "from errors), or auto: mixed_float16 on GPUs of compute capability 7.0 and above, else "
         "float32.",
     )
     jit_compile: str = flag(
         "auto",
-        "XLA; auto: on one GPU, not on a CPU, where it is slower, nor on several devices.",
+        "Compile the training step with XLA; auto: as Keras chooses on a GPU, and never on a CPU, "
+        "where it is slower.",
         ("auto", "on", "off"),
     )
     onednn: str = flag(
         "on",
-        "oneDNN's kernels on a CPU; TensorFlow leaves them off on some processors, where they are "
-        "three times as fast. The variable TF_ENABLE_ONEDNN_OPTS, where it is set, comes first.",
+        "Use oneDNN's CPU kernels; TensorFlow turns them off on some processors where they are "
+        "three times as fast. The variable TF_ENABLE_ONEDNN_OPTS, if set, overrides this flag.",
         ("on", "off"),
     )
     deterministic: bool = flag(
         False,
-        "Train with operations alone that give the same bits every time, as those of a CPU do "
-        "anyway; on a GPU some are slower.",
+        "Use only deterministic operations. On a CPU all are; on a GPU some are slower.",
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class ClusterConfig:
-    """With which other processes; who they are is said by TF_CONFIG, or by Slurm."""
+    """How to train with other processes, which TF_CONFIG or Slurm names."""
 
     cluster_timeout: float = flag(
         300.0,
-        "Seconds that each waits for the others to come, and at most for one that has died or "
-        "fallen silent, before it ends and says which.",
+        "Seconds to wait for the other processes at the start, and at most for one that has died "
+        "or is silent; then the run ends and names that process.",
         minimum=1.0,
+        identity=False,
+        per_process=True,
     )
 
 
 def checkpoint_interval(text: str) -> tuple[float, float]:
-    """The steps and the seconds that --checkpoint_every asks for; infinite where it does not.
+    """Returns the steps and the seconds of a --checkpoint_every; infinity if it has none.
 
     Raises:
       ValueError: It is neither "epoch" nor a number of steps or of seconds.
@@ -359,30 +352,36 @@ def checkpoint_interval(text: str) -> tuple[float, float]:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """What it leaves behind."""
+    """What the run writes, and where."""
 
     run_dir: str | None = flag(
-        None, "Folder for all that the run leaves; by default runs/<model>-<time>."
+        None,
+        "Folder of the run; by default runs/<model>-<time>.",
+        identity=False,
+        per_process=True,
     )
-    overwrite: bool = flag(False, "Replace the run in --run_dir.")
+    overwrite: bool = flag(False, "Replace the run in --run_dir.", identity=False, per_process=True)
     resume: bool | str = flag(
         False,
-        "Go on with the run in --run_dir where it was last saved; auto: if there is one, and else "
-        "start it.",
+        "Resume the run in --run_dir from its last checkpoint; auto: resume if there is a run, "
+        "else start one.",
         ("auto",),
+        identity=False,
+        per_process=True,
     )
     checkpoint_every: str = flag(
         "epoch",
-        "When the state is saved that --resume goes on from: after every epoch, or within epochs "
-        "too, every so many steps (500) or seconds (60s).",
+        "When to save the checkpoint that --resume continues from: after every epoch, or also "
+        "within epochs, after this many steps (500) or seconds (60s).",
         check=checkpoint_interval,
+        identity=False,
     )
-    tensorboard: bool = flag(True, "Write curves for TensorBoard.")
+    tensorboard: bool = flag(True, "Write logs for TensorBoard.")
 
 
 @dataclasses.dataclass(frozen=True)
 class FitConfig:
-    """All that `trainers.fit` takes."""
+    """All flags of `trainers.fit`."""
 
     data: DataConfig = DataConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
@@ -396,19 +395,21 @@ class FitConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ComparisonConfig:
-    """Which of the chapter's models."""
+    """Which of the chapter's models to train, and where to."""
 
-    only: tuple[str, ...] | None = flag(None, "Some of model_1 to model_7; by default all.")
+    only: tuple[str, ...] | None = flag(
+        None, "Models to train, of model_1 to model_7; by default all."
+    )
     run_dir: str = flag(
         "runs/chapter",
-        "Folder of their run directories and the comparison; what is trained there is not trained "
-        "again.",
+        "Folder of the run directories and the comparison; models that are trained there already "
+        "are not trained again.",
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class ChapterDataConfig(DataConfig):
-    """Which images, and how they become batches; the chapter validates on the test images."""
+    """Which images to use, and how to batch them; the chapter validates on the test images."""
 
     train_split: str | None = same_flag(DataConfig, "train_split", default="train")
     validation_split: str | None = same_flag(DataConfig, "validation_split", default="test")
@@ -416,7 +417,7 @@ class ChapterDataConfig(DataConfig):
 
 @dataclasses.dataclass(frozen=True)
 class ChapterConfig:
-    """All that `trainers.chapter` takes."""
+    """All flags of `trainers.chapter`."""
 
     data: ChapterDataConfig = ChapterDataConfig()
     optimisation: OptimisationConfig = OptimisationConfig()
@@ -426,35 +427,35 @@ class ChapterConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeasuringConfig:
-    """What is measured, and how often."""
+    """What to measure, and how often."""
 
-    repeats: int = flag(3, "How often each row is timed, in turns.", minimum=1)
+    repeats: int = flag(3, "How often to time each row; the rows take turns.", minimum=1)
     passes: int = flag(
-        5, "Passes over the training pictures by the rows that start from decoded ones.", minimum=1
+        5, "Passes over the training images in the rows that start from decoded images.", minimum=1
     )
     pictures: int = flag(
         512,
-        "Training pictures that a turn takes, at most, of the slow rows: those that train, and the "
-        "peers. Two batches, where that is more.",
+        "Most training images per turn in the slow rows, which train or are peers; at least two "
+        "batches.",
         minimum=1,
     )
-    peers: bool = flag(True, "Measure Keras's own ways to load pictures beside ours.")
+    peers: bool = flag(True, "Also measure Keras's own ways of loading images.")
     only: tuple[str, ...] | None = flag(
-        None, "Parts of names, such as warm,decode: measure the rows that have one, and no others."
+        None, "Measure only rows whose name contains one of these texts, such as warm,decode."
     )
     threads: int | None = flag(
-        None, "Processor cores that everything is held to, the peers too; Linux only.", minimum=1
+        None, "Number of processor cores to use, for the peers too; Linux only.", minimum=1
     )
     json: str | None = flag(None, "File for the figures, as JSON.")
-    plot: str | None = flag(None, "File for a chart of them: .png, .pdf or .svg.")
+    plot: str | None = flag(None, "File for a chart of the figures: .png, .pdf or .svg.")
     profile: str | None = flag(
-        None, "Folder for a TensorBoard trace of one more turn of training end to end."
+        None, "Folder for a TensorBoard trace of one more turn of end-to-end training."
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class BenchmarkConfig:
-    """All that `trainers.benchmark` takes."""
+    """All flags of `trainers.benchmark`."""
 
     data: DataConfig = DataConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
@@ -467,83 +468,85 @@ class BenchmarkConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PageConfig:
-    """Which runs are reported on, and where."""
+    """Which runs to report on, and where to."""
 
     runs: str = flag("runs/*", "Run directories, as a pattern with * and ?.")
-    output: str = flag("report.html", "The page to write; a file that is there is replaced.")
+    output: str = flag("report.html", "Page to write; an existing file is replaced.")
 
 
 @dataclasses.dataclass(frozen=True)
 class ReportConfig:
-    """All that `trainers.report` takes."""
+    """All flags of `trainers.report`."""
 
     page: PageConfig = PageConfig()
 
 
 @dataclasses.dataclass(frozen=True)
 class ServersConfig:
-    """What is started."""
+    """Which servers to start."""
 
     port: int = flag(
-        0, "Port of the dispatcher that is started; 0 for any free one.", minimum=0, maximum=65535
+        0, "Port of the dispatcher to start; 0 for any free port.", minimum=0, maximum=65535
     )
     dispatcher: str | None = flag(
         None,
-        "Address host:port of a dispatcher elsewhere that the workers are for; none is started.",
+        "Address host:port of a running dispatcher to add workers to, instead of starting one.",
         check=_check_dispatcher,
     )
-    workers: int = flag(1, "Workers to start, on any free ports. One uses all cores.", minimum=0)
+    workers: int = flag(
+        1, "Number of workers to start, on free ports. One worker uses all cores.", minimum=0
+    )
     host: str | None = flag(
         None,
-        "Name or address under which others reach this machine; by default localhost, for nobody "
-        "else, or with --dispatcher the address that this machine has there.",
+        "Name or address of this machine for other machines; by default localhost, which only "
+        "this machine can reach, or with --dispatcher the address that connects to it.",
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class DataServiceConfig:
-    """All that `trainers.data_service` takes."""
+    """All flags of `trainers.data_service`."""
 
     servers: ServersConfig = ServersConfig()
 
 
 @dataclasses.dataclass(frozen=True)
 class ArtifactConfig:
-    """Which run's model is exported, how, and where to."""
+    """Which run's model to export, in which format, and where to."""
 
     run_dir: str | None = flag(None, "Folder of a finished run.")
     format: str = flag(
         "saved_model",
-        "A SavedModel for TensorFlow and its Serving, a .tflite file for LiteRT, or an .onnx file "
-        "for ONNX Runtime.",
+        "Format of the export: a SavedModel for TensorFlow and TensorFlow Serving, a .tflite file "
+        "for LiteRT, or an .onnx file for ONNX Runtime.",
         ("saved_model", "litert", "onnx"),
     )
     output: str | None = flag(
         None,
         "File or folder to write; by default saved_model, model.tflite or model.onnx in --run_dir.",
     )
-    overwrite: bool = flag(False, "Replace the export that is there.")
+    overwrite: bool = flag(False, "Replace an existing export.")
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportConfig:
-    """All that `trainers.export` takes."""
+    """All flags of `trainers.export`."""
 
     artifact: ArtifactConfig = ArtifactConfig()
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """Which run's model is evaluated, and where the outcome goes."""
+    """Which run's model to evaluate, and where to write the results."""
 
     run_dir: str | None = flag(None, "Folder of a finished run.")
     split: str | None = flag(
         None,
         "Images to evaluate on: train, validation or test, which are the run's own splits, or any "
-        "TFDS split string; by default test, or of another --archive without test all images.",
+        "TFDS split string; by default test, or all images of another --archive that has no test.",
     )
     json: str | None = flag(
-        None, "File for the numbers, as JSON; by default evaluation.json in --out_dir."
+        None, "File for the results, as JSON; by default evaluation.json in --out_dir."
     )
     out_dir: str | None = flag(
         None, "Folder for the figures; by default evaluation/ in the run's folder."
@@ -552,22 +555,20 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationDataConfig:
-    """Which pictures it is evaluated on; by default as the run's flags say."""
+    """Which images to evaluate on; a flag that is not given has the run's value."""
 
-    archive: str | None = flag(None, "Zip file or folder of class folders, those of the run.")
-    data_dir: str | None = flag(None, "Where records and decoded pictures are kept.")
+    archive: str | None = flag(None, "Zip file or folder of class folders, with the run's classes.")
+    data_dir: str | None = flag(None, "Folder for records and decoded images.")
     follow_links: bool | None = flag(None, "Follow links to folders in --archive.")
     decoded_cache: str | None = flag(
-        None, "Where decoded pictures are kept.", ("disk", "memory", "none")
+        None, "Where to keep decoded images.", ("disk", "memory", "none")
     )
-    on_bad_image: str | None = flag(
-        None, "What a picture that cannot be decoded does.", ("fail", "skip")
-    )
+    on_bad_image: str | None = flag(None, "How to handle unreadable images.", ("fail", "skip"))
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
-    """All that `trainers.evaluate` takes."""
+    """All flags of `trainers.evaluate`."""
 
     evaluation: EvaluationConfig = EvaluationConfig()
     data: EvaluationDataConfig = EvaluationDataConfig()
@@ -575,20 +576,20 @@ class EvaluateConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PredictionConfig:
-    """Which run's model predicts, and where the outcome goes."""
+    """Which run's model to predict with, and where to write the results."""
 
     run_dir: str | None = flag(None, "Folder of a finished run.")
     json: str | None = flag(
-        None, "File for the probabilities of all classes, as JSON; - is the standard output."
+        None, "File for the probabilities of all classes, as JSON; - for standard output."
     )
     csv: str | None = flag(
-        None, "File for path, class, probability and error, as CSV; - is the standard output."
+        None, "File for path, class, probability and error, as CSV; - for standard output."
     )
-    batch_size: int = flag(32, "Pictures a step.", minimum=1)
+    batch_size: int = flag(32, "Images per batch.", minimum=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class PredictConfig:
-    """All that `trainers.predict` takes."""
+    """All flags of `trainers.predict`."""
 
     prediction: PredictionConfig = PredictionConfig()

@@ -1,4 +1,4 @@
-"""The pictures of a run: what the data flags say, opened and split."""
+"""The images of a run: opened and split as the data flags say."""
 
 import dataclasses
 import functools
@@ -19,6 +19,7 @@ from pizza_steak import (
     splits,
 )
 from pizza_steak.errors import UserError
+from pizza_steak.flags import Numbers
 from trainers.configuration import DataConfig
 
 _BATCH_SIZE = 32
@@ -26,36 +27,33 @@ _BATCH_SIZE = 32
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Decoded pictures with their labels, in splits.
+    """Decoded images with their labels, in splits.
 
     Attributes:
-      records: The records they were decoded from.
-      pictures: The decoded pictures.
-      image_shape: Of each: (height, width, channels).
+      records: The records that the images come from.
+      pictures: The decoded images.
+      image_shape: Height, width and channels of each image.
       classes: The class names, in the labels' order.
-      class_mode: "binary", "categorical" or "sparse".
-      splits: What the splits are, for people, by what they are for: "train", "validation" where
-        there is one, "test".
-      rows: Rows of the records by what they are for, without those of bad pictures and of classes
-        that are not asked for.
-      service: Address of the tf.data service that makes the batches, None to make them here.
+      splits: The text of each split, by its purpose: "train", "validation" if there is one, "test".
+      rows: Rows of the records by purpose, without unreadable images and the classes that were not
+        asked for.
+      service: Address of the tf.data service that makes the batches; None to make them here.
     """
 
     records: records.Records
     pictures: decoded.Pictures
     image_shape: tuple[int, int, int]
     classes: tuple[str, ...]
-    class_mode: str
     splits: Mapping[str, str]
     rows: Mapping[str, np.ndarray]
     service: str | None = None
 
     def labels(self, purpose: str) -> np.ndarray:
-        """The class indices of a split, int64, in the order of its rows."""
+        """Returns the class indices of a split, int64, in the order of its rows."""
         return self._all_labels[self.rows[purpose]]
 
     def counts(self, purpose: str) -> np.ndarray:
-        """How many pictures of each class a split has, in the labels' order."""
+        """Returns the number of images of each class in a split, in the labels' order."""
         return np.bincount(self.labels(purpose), minlength=len(self.classes))
 
     def shared(self, purpose: str, other: str) -> int:
@@ -66,7 +64,7 @@ class Data:
 
     @functools.cached_property
     def overlaps(self) -> dict[str, int]:
-        """How many images of a split have the bytes of one of another, such as "test in train"."""
+        """The number of images that two splits share, by a text such as "test in train"."""
         pairs = (("validation", "train"), ("test", "train"), ("test", "validation"))
         found = {f"{one} in {other}": self.shared(one, other) for one, other in pairs}
         return {pair: count for pair, count in found.items() if count}
@@ -74,11 +72,19 @@ class Data:
     def fingerprint(self, purpose: str) -> str:
         """Returns a hexadecimal digest of the content of a split's images."""
         digests = np.sort(self.records.digests[self.rows[purpose]], axis=0)
-        return hashlib.sha256(np.ascontiguousarray(digests)).hexdigest()[:12]
+        return hashlib.sha256(digests.tobytes()).hexdigest()[:12]
 
-    def encode(self, labels: np.ndarray) -> np.ndarray:
-        """Class indices in the form of the class mode."""
-        return input_pipeline.encode_labels(labels, self.class_mode, len(self.classes))
+    def class_weight(self, kind: str | None) -> dict[int, float] | None:
+        """Returns what images of each class, by its index, count in the loss.
+
+        Args:
+          kind: "balanced" gives n / (C * n_c) for each class c of the training images, as
+            scikit-learn does (King and Zeng, 2001); None gives None.
+        """
+        if kind is None:
+            return None
+        counts = self.counts("train")
+        return {c: counts.sum() / (len(counts) * n) for c, n in enumerate(counts) if n}
 
     def batches(
         self,
@@ -88,12 +94,12 @@ class Data:
         class_weight: Mapping[int, float] | None = None,
         **options: Any,
     ) -> tf.data.Dataset:
-        """The batches of a split; `options` as in `input_pipeline.batches`.
+        """Returns the batches of a split; `options` are those of `input_pipeline.batches`.
 
         Args:
-          purpose: Which split.
-          batch_size: Pictures a batch.
-          class_weight: What pictures of each class, by its index, count in the loss.
+          purpose: The split.
+          batch_size: Images per batch.
+          class_weight: What images of each class, by its index, count in the loss.
         """
         labels, weights = self._all_labels, None
         if class_weight:
@@ -102,7 +108,7 @@ class Data:
         return input_pipeline.batches(
             self.pictures,
             self.rows[purpose],
-            self.encode(labels),
+            labels.astype(np.float32),
             batch_size,
             weights=weights,
             service=self.service,
@@ -111,37 +117,34 @@ class Data:
 
     @property
     def _all_labels(self) -> np.ndarray:
-        """Of all records: an index into `classes`, or 0 for one that is in no split."""
+        """The class indices of all records; 0 for a record that is in no split."""
         asked = {name: label for label, name in enumerate(self.classes)}
         return np.array([asked.get(name, 0) for name in self.records.classes])[self.records.labels]
 
 
 def load(config: DataConfig, split: str | None = None) -> Data:
-    """Prepares, splits and decodes what the flags name.
+    """Prepares, splits and decodes the images that the flags name.
 
     Args:
       config: The flags.
-      split: A TFDS split string to load as "test", and nothing else, in place of the flags' splits.
+      split: A TFDS split string, which becomes the split "test" in place of the flags' splits.
 
     Raises:
-      UserError: Of the archive, the dataset, a class, a split, the class mode or a picture.
+      UserError: The archive, the dataset, a class, a split or an image is wrong.
     """
     format = format_of(config)
     prepared, texts, rows = open_splits(config, split)
     classes = _classes(config.classes, prepared.classes)
-    class_mode = input_pipeline.choose_class_mode(config.class_mode, len(classes))
-    if class_mode == "none":
-        raise UserError("class_mode 'none': gives no labels to train on; expected another")
     service, cache = config.data_service, config.decoded_cache
     if service and cache not in (None, "none"):
         raise UserError(
-            f"data_service: pictures are decoded there, and not kept; expected no "
+            "data_service: decodes images and does not keep them; expected no "
             f"--decoded_cache={cache} with it"
         )
     if service and config.data_on_device:
         raise UserError(
-            "data_service: makes batches anew in every epoch, and data_on_device keeps their "
-            "pictures; expected one of the two"
+            "data_service and data_on_device: expected one of the two; the first makes all batches "
+            "again in every epoch, the second keeps their images"
         )
     pictures = decoded.decode(
         prepared,
@@ -153,36 +156,36 @@ def load(config: DataConfig, split: str | None = None) -> Data:
     for purpose, text in texts.items():
         if not rows[purpose].size:
             raise UserError(
-                f"split {text!r}: none of its pictures can be decoded and is of the classes "
-                f"{', '.join(classes)}"
+                f"split {text!r}: has no readable image of the classes {', '.join(classes)}"
             )
     if service:
         _check_not_for_pillow(prepared, np.concatenate(list(rows.values())))
         data_service.check(service, prepared)
+        assert isinstance(pictures, decoded.StreamedPictures)  # Nothing is kept.
         pictures = dataclasses.replace(pictures, in_graph=True)
-    return Data(prepared, pictures, format.shape, classes, class_mode, texts, rows, service)
+    return Data(prepared, pictures, format.shape, classes, texts, rows, service)
 
 
 def open_splits(
     config: DataConfig, split: str | None = None
 ) -> tuple[records.Records, dict[str, str], dict[str, np.ndarray]]:
-    """Prepares and splits what the flags name, but decodes nothing.
+    """Prepares and splits the images that the flags name, but decodes nothing.
 
     Args:
       config: The flags.
-      split: As of `load`.
+      split: As for `load`.
 
     Returns:
-      The records, and what the splits are and their rows, by purpose: those of the classes that are
-      asked for.
+      The records, the texts of the splits by purpose, and their rows by purpose, those of the
+      classes that were asked for.
 
     Raises:
-      UserError: Of the archive, the dataset, a class or a split; a wrong split is found before
-        anything is prepared.
+      UserError: The archive, the dataset, a class or a split is wrong; a wrong split is found
+        before anything is prepared.
     """
     names = [field.name for field in dataclasses.fields(splits.Request)]
     request = splits.Request(**{name: getattr(config, name) for name in names})
-    where = {"archive": config.archive, "follow_links": config.follow_links}
+    where: dict[str, Any] = {"archive": config.archive, "follow_links": config.follow_links}
     name = str(config.archive or config.dataset)
 
     def plan(counts: Mapping[str, int]) -> splits.Plan:
@@ -193,7 +196,7 @@ def open_splits(
 
     plan(records.split_counts(config.dataset, **where))
     prepared = records.prepare(config.dataset, data_dir=config.data_dir, **where)
-    planned = plan(prepared.counts)  # pizza_steak/photos may be from a zip of the user's own.
+    planned = plan(prepared.counts)  # pizza_steak/photos may come from the user's own zip.
     rows = planned.rows(prepared.labels, prepared.digests)
     kept = np.isin(np.array(prepared.classes), _classes(config.classes, prepared.classes))
     rows = {purpose: found[kept[prepared.labels[found]]] for purpose, found in rows.items()}
@@ -203,18 +206,17 @@ def open_splits(
 def _check_not_for_pillow(prepared: records.Records, rows: np.ndarray) -> None:
     if found := np.intersect1d(decoding_in_graph.for_pillow(prepared), rows).tolist():
         raise UserError(
-            f"data_service: cannot decode {len(found):,} of the pictures, the first is "
-            f"{prepared.filenames[found[0]]}; what is neither JPEG nor PNG, CMYK and PNG with less "
-            "than 8 bits of grey are decoded in Python: convert them to JPEG or PNG, or pass no "
-            "--data_service"
+            f"data_service: cannot decode {len(found):,} images, the first is "
+            f"{prepared.filenames[found[0]]}; it decodes JPEG and PNG, but not CMYK, nor PNG with "
+            "less than 8 bits of grey: convert these images, or pass no --data_service"
         )
 
 
 def with_batch_size(config: DataConfig, replicas: int = 1) -> DataConfig:
-    """The flags with a `batch_size`, that of all replicas together, whichever way they say it.
+    """Returns the flags with a `batch_size`, summed over all replicas.
 
     Raises:
-      UserError: They say it both ways.
+      UserError: Both flags of the batch size are given.
     """
     if config.batch_size_per_replica is None:
         return dataclasses.replace(config, batch_size=config.batch_size or _BATCH_SIZE)
@@ -228,8 +230,14 @@ def with_batch_size(config: DataConfig, replicas: int = 1) -> DataConfig:
     return dataclasses.replace(config, batch_size=batch_size, batch_size_per_replica=None)
 
 
+def batch_size_of(config: DataConfig) -> int:
+    """Returns the batch size of flags from `with_batch_size`."""
+    assert config.batch_size is not None
+    return config.batch_size
+
+
 def format_of(config: DataConfig) -> decoding.Format:
-    """The form that the flags ask for.
+    """Returns the format that images are decoded to.
 
     Raises:
       UserError: The image size is neither one whole number nor two.
@@ -245,18 +253,19 @@ def format_of(config: DataConfig) -> decoding.Format:
     )
 
 
-def _size(image_size: float | tuple[float, ...]) -> tuple[int, int]:
-    size = image_size if isinstance(image_size, tuple) else (image_size, image_size)
-    if len(size) != 2 or not all(isinstance(length, int) for length in size):
+def _size(image_size: Numbers) -> tuple[int, int]:
+    size = [image_size] * 2 if isinstance(image_size, int | float) else list(image_size)
+    whole = [length for length in size if isinstance(length, int)]
+    if not len(size) == len(whole) == 2:
         raise UserError(
             f"image_size {','.join(map(str, size))}: expected whole pixels, one number for both "
             "height and width, or two"
         )
-    return size
+    return whole[0], whole[1]
 
 
 def _classes(asked: tuple[str, ...] | None, there: tuple[str, ...]) -> tuple[str, ...]:
-    """The classes that were asked for, in that order; by default those that are there."""
+    """Returns the classes that were asked for, in that order; by default all."""
     if asked is None:
         return there
     if unknown := [name for name in asked if name not in there]:

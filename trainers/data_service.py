@@ -1,9 +1,9 @@
-"""Starts a tf.data service, whose workers decode and augment pictures for trainers.fit.
+"""Starts a tf.data service, whose workers decode and augment images for trainers.fit.
 
 python -m trainers.data_service --port=5050
 
-Ctrl-C or SIGTERM stops it. Whoever reaches its ports can have its processes read and write files:
-keep them within a network that you trust.
+Ctrl-C or SIGTERM stops it. Whoever reaches its ports can make its processes read and write files:
+keep the ports within a network that you trust.
 """
 
 import contextlib
@@ -18,14 +18,14 @@ from trainers.configuration import DataServiceConfig
 def main(config: DataServiceConfig) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):
-        # Imports TensorFlow, which --help must not wait for.
+        # Imports TensorFlow, for which --help must not wait.
         from pizza_steak.tensorflow_import import import_tensorflow
 
-        import_tensorflow().config.set_visible_devices([], "GPU")  # They are for the training.
+        import_tensorflow().config.set_visible_devices([], "GPU")  # They belong to the training.
         from pizza_steak import data_service
 
         with data_service.serve(**dataclasses.asdict(config.servers)) as address:
-            print(f"{address} is served; train with --data_service={address}", flush=True)
+            print(f"{address} is ready; train with --data_service={address}", flush=True)
             threading.Event().wait()
     print("stopped")
 

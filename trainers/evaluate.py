@@ -1,4 +1,4 @@
-"""Tells how good a finished run's model is, on any split or archive of its classes.
+"""Evaluates the model of a finished run on any split, or on another archive of its classes.
 
 python -m trainers.evaluate --run_dir=runs/tinyvgg --split='test[:50%]'
 """
@@ -9,7 +9,8 @@ from trainers.hardware import devices
 
 
 def main(config: EvaluateConfig) -> None:
-    from trainers.runs import run_directory  # Imports TFDS, which --help must not wait for.
+    # Imports TFDS, for which --help must not wait.
+    from trainers.runs import run_directory
 
     run = run_directory.open_run(config.evaluation.run_dir)
     devices.prepare(run.config.devices)
@@ -17,7 +18,7 @@ def main(config: EvaluateConfig) -> None:
 
     outcome = evaluation.evaluate(run, config)
     print(outcome.summary())
-    print(f"\nfigures in {outcome.write(config.evaluation)}")
+    print(f"\nfigures saved to {outcome.write(config.evaluation)}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Exports a finished run's model, to be used without Keras.
+"""Exports the model of a finished run for use without Keras.
 
 python -m trainers.export --run_dir=runs/tinyvgg --format=saved_model
 """
@@ -9,7 +9,8 @@ from trainers.hardware import devices
 
 
 def main(config: ExportConfig) -> None:
-    from trainers.runs import run_directory  # Imports TFDS, which --help must not wait for.
+    # Imports TFDS, for which --help must not wait.
+    from trainers.runs import run_directory
 
     run = run_directory.open_run(config.artifact.run_dir)
     devices.prepare(run.config.devices)

@@ -1,8 +1,8 @@
-"""Tells the classes of pictures, by a finished run's model.
+"""Predicts the classes of images with the model of a finished run.
 
 python -m trainers.predict --run_dir=runs/tinyvgg photo.jpg ~/photos 'more/*.jpg' food.zip/test
 
-An IMAGE is a file, a folder, a pattern, or a zip; what stands behind a zip's path is within it.
+An IMAGE is a file, a folder, a pattern or a zip; what follows the path of a zip is within it.
 """
 
 import sys
@@ -13,7 +13,8 @@ from trainers.hardware import devices
 
 
 def main(config: PredictConfig, images: list[str]) -> None:
-    from trainers.runs import run_directory  # Imports TFDS, which --help must not wait for.
+    # Imports TFDS, for which --help must not wait.
+    from trainers.runs import run_directory
 
     run = run_directory.open_run(config.prediction.run_dir)
     devices.prepare(run.config.devices)

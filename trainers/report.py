@@ -1,4 +1,4 @@
-"""Writes one HTML page about several runs, to compare them.
+"""Writes one HTML page that compares several runs.
 
 python -m trainers.report --runs='runs/*' --output=report.html
 """
@@ -8,7 +8,8 @@ from trainers.configuration import ReportConfig
 
 
 def main(config: ReportConfig) -> None:
-    from trainers.pages import run_report  # Imports Matplotlib, which --help must not wait for.
+    # Imports Matplotlib, for which --help must not wait.
+    from trainers.pages import run_report
 
     print(run_report.write(config))
 

@@ -1,1 +1,1 @@
-"""The search for a better model."""
+"""Searches for better models and learning rates."""

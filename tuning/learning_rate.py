@@ -1,9 +1,9 @@
-"""Suggests a learning rate for a model, after a short training in which the rate grows.
+"""Suggests a learning rate for a model, by a short training in which the rate grows.
 
 python -m tuning.learning_rate --flagfile=tinyvgg.flags --archive=~/pizza_steak.zip
 
-It takes the flags of trainers.fit that say which pictures, which model and how it is trained.
-Nothing is kept of the training but a figure (--plot).
+It takes the flags of trainers.fit for the images, the model and its training, and writes nothing
+but a figure (--plot).
 """
 
 from trainers import command
@@ -11,7 +11,8 @@ from tuning.configuration import LearningRateConfig
 
 
 def main(config: LearningRateConfig) -> None:
-    from tuning import learning_rate_finder  # Imports TensorFlow, which --help must not wait for.
+    # Imports TensorFlow, for which --help must not wait.
+    from tuning import learning_rate_finder
 
     print(learning_rate_finder.run(config).summary())
 

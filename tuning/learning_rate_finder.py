@@ -1,8 +1,8 @@
-"""The learning rate range test: a short training in which the rate grows, and what it tells.
+"""The learning rate range test: a short training with a growing rate, and the rate it suggests.
 
-Leslie N. Smith, "Cyclical Learning Rates for Training Neural Networks" (2015), section 3.3. That
-the rate grows by a factor, not by a term, and that the test ends where the loss diverges, is the
-form of Sylvain Gugger, "How Do You Find A Good Learning Rate" (2018).
+From Leslie N. Smith, "Cyclical Learning Rates for Training Neural Networks" (2015), section 3.3.
+The rate grows by a constant factor, and the test ends when the loss diverges, as in Sylvain Gugger,
+"How Do You Find A Good Learning Rate" (2018).
 """
 
 import dataclasses
@@ -10,41 +10,37 @@ import math
 import pathlib
 from collections.abc import Iterable, Iterator
 
-import keras
 import numpy as np
 from matplotlib.figure import Figure
 
 from pizza_steak import figures
 from pizza_steak.errors import UserError
-from trainers import data as run_data
-from trainers.hardware import devices
-from trainers.models import preprocessing
+from trainers import setup
 from trainers.pages import plots
-from trainers.training import loop
 from tuning.configuration import LearningRateConfig, RangeTestConfig
 
-# Decades of the learning rate that the smoothed loss remembers: ten steps of the default's forty a
-# decade. That takes off four fifths of the batches' scatter, and shifts the curve by less than a
-# factor of two. In decades, so that with more --steps it is smoother and shifted no further.
+# The memory of the smoothed loss, in decades of the learning rate: by default ten steps. It removes
+# four fifths of the scatter between batches and shifts the curve by less than a factor of two. In
+# decades, so that more --steps smooth more and shift no further.
 _MEMORY = 0.25
-# Decades of the straight line that is fitted to the smoothed loss. The difference of two steps
+# The length in decades of the line that is fitted to the smoothed loss. The difference of two steps
 # would find the steepest piece of noise.
 _LINE = 1.0
-# Times the least: above that, and above the first, the smoothed loss has diverged.
+# The smoothed loss has diverged above its first value and above this many times its least value.
 _DIVERGED = 4.0
-# In standard deviations of the smoothed loss: of mere noise, one curve in 500 seems to fall so far.
+# In standard deviations of the smoothed loss: one curve of pure noise in 500 falls so far.
 _LEAST_FALL = 8.0
 
 
 @dataclasses.dataclass(frozen=True)
 class RangeTest:
-    """How the loss went while the learning rate grew.
+    """The losses of a range test.
 
     Attributes:
-      rates: Learning rates of the N steps that were planned, of shape (N,).
+      rates: Learning rates of the N planned steps, of shape (N,).
       losses: Loss of each step's batch, before the step, of shape (S,); S is less than N if the
         loss diverged. All are finite.
-      smoothed: Their exponential mean, corrected for its start at 0 as Adam's, of shape (S,).
+      smoothed: Exponential mean of the losses, with Adam's bias correction, of shape (S,).
     """
 
     rates: np.ndarray
@@ -53,33 +49,30 @@ class RangeTest:
 
     @property
     def diverged_at(self) -> float | None:
-        """The learning rate after which there is no loss any more; None if all steps were made."""
+        """The learning rate of the last step if the loss diverged; None if all steps were taken."""
         steps = len(self.losses)
         return float(self.rates[max(steps - 1, 0)]) if steps < len(self.rates) else None
 
     @property
     def least(self) -> int:
-        """The step at which the smoothed loss is least."""
+        """The step with the least smoothed loss."""
         return int(self.smoothed.argmin())
 
     @property
     def steepest(self) -> int | None:
-        """The step, up to `least`, at which the smoothed loss falls fastest.
+        """The step, up to `least`, at which the smoothed loss falls fastest; None for mere noise.
 
-        That is where a straight line through half a decade before and after has the steepest slope
-        by the logarithm of the learning rate. The rule is that of `steep` in fastai's lr_find and
-        of Lightning's Tuner.lr_find, which take the slope of two or three steps. (At the least loss
-        itself the rate is too high: some of what lower ones have gained is undone there already.)
-
-        Returns:
-          None if the loss never falls further than noise would.
+        A straight line is fitted to half a decade before and after each step; the steepest slope
+        over the logarithm of the learning rate wins. fastai's lr_find ("steep") and Lightning's
+        Tuner.lr_find use the same rule with the slope of two or three steps. The rate of the least
+        loss is too high: there, the loss is about to rise.
         """
         first = math.ceil(_memory(self.rates))
         if len(self.losses) <= first or self.least <= first:
             return None
-        # Half of all differences of two normal variables are above 0.95 standard deviations.
+        # Half of the differences of two normal variables are above 0.95 standard deviations.
         scatter = np.median(np.abs(np.diff(self.losses[: self.least + 1])))
-        scatter /= math.sqrt(2 * _memory(self.rates) - 1)  # What is left of it in the mean.
+        scatter /= math.sqrt(2 * _memory(self.rates) - 1)  # Of the mean.
         rounding = 1e-6 * self.smoothed[first]
         fall = self.smoothed[first] - self.smoothed[self.least]
         if fall <= _LEAST_FALL * scatter + rounding:
@@ -95,12 +88,14 @@ class RangeTest:
 
     @property
     def line(self) -> tuple[np.ndarray, np.ndarray]:
-        """Learning rates and losses of the straight line at `steepest`."""
-        around = np.arange(self.steepest - self._half_line, self.steepest + self._half_line + 1)
+        """Learning rates and losses of the line at `steepest`."""
+        steepest = self.steepest
+        assert steepest is not None  # Without a suggestion there is no line.
+        around = np.arange(steepest - self._half_line, steepest + self._half_line + 1)
         return self.rates[around], np.polyval(np.polyfit(around, self.smoothed[around], 1), around)
 
     def summary(self) -> str:
-        """What it tells, for people, on one line."""
+        """Returns the suggestion in one line."""
         if self.suggestion is None:
             end = "" if self.diverged_at is None else f"; it diverges at {self.diverged_at:.2g}"
             return (
@@ -115,26 +110,24 @@ class RangeTest:
 
     @property
     def _half_line(self) -> int:
-        """Steps of the line to either side; fewer where the loss is least soon."""
+        """Steps of the line to either side; fewer if the loss is least early."""
         half = round(_LINE / 2 * _steps_a_decade(self.rates))
         return max(min(half, self.least // 2), 1)
 
 
 def run(config: LearningRateConfig) -> RangeTest:
-    """Makes the range test that the flags describe, and draws it.
+    """Runs the range test that the flags describe, and draws it.
 
-    The learning rate of `config.optimisation` and its schedule are not used.
+    It ignores the learning rate of `config.optimisation` and its schedule.
 
     Raises:
-      UserError: For anything that the user can mend, or the loss never falls, which is drawn too.
+      UserError: The user has to change something; or the loss never falls, which is drawn too.
     """
     asked = config.range_test
     rates = _rates(asked)
     plot = pathlib.Path(asked.plot).expanduser()
     if not plot.parent.is_dir():
-        raise UserError(
-            f"plot {plot}: cannot be written; expected a file in a folder that is there"
-        )
+        raise UserError(f"plot {plot}: cannot be written; expected a file in an existing folder")
     found = observe(rates, train(config, rates))
     draw(found, f"{config.model.model}, {config.optimisation.optimizer}", plot)
     if found.suggestion is None:
@@ -145,11 +138,11 @@ def run(config: LearningRateConfig) -> RangeTest:
 
 
 def observe(rates: np.ndarray, losses: Iterable[float]) -> RangeTest:
-    """Smooths losses as they come, and takes no more of them once they diverge.
+    """Smooths losses as they come, and stops once they diverge.
 
     Args:
-      rates: Growing by a constant factor, of shape (N,).
-      losses: N of them, or infinite or NaN from some step on.
+      rates: Learning rates that grow by a constant factor, of shape (N,).
+      losses: N losses, which may become infinite or NaN.
     """
     decay = 1 - 1 / _memory(rates)
     kept, smoothed, mean = [], [], 0.0
@@ -165,10 +158,10 @@ def observe(rates: np.ndarray, losses: Iterable[float]) -> RangeTest:
 
 
 def draw(found: RangeTest, title: str, path: pathlib.Path) -> None:
-    """Draws the loss by learning rate, each batch's and smoothed, and the suggestion.
+    """Draws the loss of each batch and the smoothed loss by learning rate, and the suggestion.
 
     Raises:
-      UserError: As `figures.save`.
+      UserError: The file cannot be written.
     """
     smooth_color, suggestion_color, end_color = (plots.line_style(index)[0] for index in (0, 1, 6))
     rates, losses, smoothed = found.rates[: len(found.losses)], found.losses, found.smoothed
@@ -192,7 +185,7 @@ def draw(found: RangeTest, title: str, path: pathlib.Path) -> None:
         xlabel="learning rate (log scale)",
         ylabel="training loss",
     )
-    if len(losses):  # Single batches and the divergence may go far beyond.
+    if len(losses):  # Single batches and the divergence may lie far outside.
         low, first = losses.min(), smoothed[0]
         axes.set_ylim(low - 0.05 * (first - low), min(losses.max(), 2 * first - low) + 0.05)
     axes.grid(color="0.9")
@@ -214,37 +207,27 @@ def _steps_a_decade(rates: np.ndarray) -> float:
 
 
 def _memory(rates: np.ndarray) -> float:
-    """Steps that the smoothed loss remembers: at each, 1 / memory of it is forgotten."""
+    """Returns the memory of the smoothed loss in steps: each step replaces 1 / memory of it."""
     return max(_MEMORY * _steps_a_decade(rates), 1.0)
 
 
 def train(config: LearningRateConfig, rates: np.ndarray) -> Iterator[float]:
-    """Trains one step at each learning rate; gives the loss of its batch, before the step."""
-    # A schedule would hold the learning rate.
+    """Trains one step at each learning rate, and yields the loss of its batch before the step."""
+    # With a schedule, the optimizer's learning rate could not be set.
     optimisation = dataclasses.replace(config.optimisation, learning_rate_schedule="constant")
-    chosen = devices.choose(config.devices)
-    pictures = run_data.with_batch_size(config.data, chosen.replicas)
-    config = dataclasses.replace(config, optimisation=optimisation, data=pictures)
-    seed, batch_size = optimisation.seed, pictures.batch_size
-    loop.check(config)
-    data = run_data.load(config.data)
-    keras.utils.set_random_seed(seed)
-    chosen.set_precision()
-    with chosen.scope():
-        augmentation = preprocessing.augmentation_of(config.augmentation, seed)
-    model = loop.compiled_model(config, data, chosen, augmentation)
-    steps_an_epoch = math.ceil(len(data.rows["train"]) / batch_size)
+    ready = setup.prepare(dataclasses.replace(config, optimisation=optimisation))
+    data, model = ready.data, ready.model
     batches = data.batches(
         "train",
-        batch_size,
-        class_weight=loop.class_weight(optimisation, data),
-        seed=seed,
+        ready.config.data.batch_size,
+        class_weight=data.class_weight(optimisation.class_weight),
+        seed=optimisation.seed,
         shuffle=True,
-        epochs=math.ceil(len(rates) / steps_an_epoch),
-        augment=augmentation.on_batches if augmentation else None,
+        epochs=math.ceil(len(rates) / ready.steps("train")),
+        augment=ready.augment,
     )
     for rate, batch in zip(rates, batches, strict=False):
         model.optimizer.learning_rate = rate
-        model.reset_metrics()  # Else it is the mean loss of all steps.
+        model.reset_metrics()  # Or the loss would be the mean over all steps so far.
         logs = model.train_on_batch(*batch, return_dict=True)
         yield float(logs["loss"])

@@ -1,4 +1,4 @@
-"""Searches for the best settings of a classifier, and trains and tests that.
+"""Searches for the best settings of a classifier, then trains and tests that classifier.
 
 python -m tuning.sweep --flagfile=sweep.flags --archive=~/pizza_steak.zip
 """
@@ -8,9 +8,10 @@ from tuning.configuration import SweepConfig
 
 
 def main(config: SweepConfig) -> None:
-    from tuning import search  # Imports TensorFlow, which --help must not wait for.
+    # Imports TensorFlow, for which --help must not wait.
+    from tuning.search import loop
 
-    print(search.search(config))
+    print(loop.search(config))
 
 
 if __name__ == "__main__":

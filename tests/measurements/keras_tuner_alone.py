@@ -20,7 +20,7 @@ import zipfile
 
 from absl import app, flags
 
-from trainers.flags import define_flags, from_flags
+from pizza_steak.flags import define_flags, from_flags
 from tuning.configuration import SweepConfig
 
 _ALONE = flags.DEFINE_bool("alone", False, "Run Keras Tuner alone, once, in this process.")
@@ -65,7 +65,7 @@ def run_alone(config: SweepConfig) -> dict:
     import tensorflow as tf
 
     from trainers import data as run_data
-    from tuning.search_space import SearchSpace
+    from tuning.space.search_space import SearchSpace
 
     space = SearchSpace(config, run_data.load(config.data))
     size = (config.data.image_size, config.data.image_size)

@@ -1,5 +1,7 @@
+import gc
 import hashlib
 import io
+import os
 import shutil
 import types
 
@@ -9,7 +11,7 @@ import tensorflow as tf
 from images import encode, noise
 from PIL import Image
 
-from pizza_steak.decoded import CACHES, StreamedPictures, decode
+from pizza_steak.decoded import CACHES, DecodedPictures, StreamedPictures, decode
 from pizza_steak.decoding import Format, decode_image
 from pizza_steak.errors import BadImageError
 from pizza_steak.records import prepare
@@ -134,7 +136,7 @@ def test_all_bad_pictures_are_named_in_one_line(spoilt, cache):
             decode(spoilt, 12, cache=cache)
         message = str(raised.value)
         assert "\n" not in message
-        assert "3 pictures" in message and "--on_bad_image=skip" in message
+        assert "3 images" in message and "--on_bad_image=skip" in message
         assert all(filename in message for filename in BAD)
         assert {filename for filename, _ in raised.value.failures} == BAD
 
@@ -190,3 +192,61 @@ print(hashlib.sha256(decoded.decode(food, 128).array.tobytes()).hexdigest())
     expected = decode(food, 128, cache="memory").array
     assert digests == [hashlib.sha256(expected.tobytes()).hexdigest()] * 2
     np.testing.assert_array_equal(np.load(*food.folder.rglob("images.npy")), expected)
+
+
+LARGER_THAN_MEMORY = """
+import os, sys
+import numpy as np
+import tensorflow as tf
+from pizza_steak.decoded import DecodedPictures
+from pizza_steak.input_pipeline import batches
+
+array = np.asarray(np.load(sys.argv[1], mmap_mode="r"))
+if sys.argv[2] == "deterministic":
+    tf.keras.utils.set_random_seed(1)
+    tf.config.experimental.enable_op_determinism()
+pictures = DecodedPictures(array, bad={})
+rows = np.array([0, len(array) // 2, len(array) - 1])
+dataset = batches(pictures, rows, None, 2, augment=lambda images, seeds: images + 1)
+del array, pictures
+found = [images[:, 0, 0, 0].tolist() for images in dataset.as_numpy_iterator()]
+nested = tf.data.Dataset.range(1).flat_map(lambda _: dataset)
+strategy = tf.distribute.MirroredStrategy(["CPU:0"])
+for other in (nested, strategy.experimental_distribute_dataset(dataset)):
+    assert [images.numpy()[:, 0, 0, 0].tolist() for images in other] == found
+anonymous = next(line for line in open("/proc/self/status") if line.startswith("RssAnon"))
+print(found, int(anonymous.split()[1]) < 2**20)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads Linux's counters")
+@pytest.mark.parametrize("mode", ["default", "deterministic"])
+def test_an_array_larger_than_memory_is_gathered_in_place(run_python, tmp_path, mode):
+    path = tmp_path / "images.npy"
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    shape = (memory // (512 * 512 * 3) + 1_000, 512, 512, 3)
+    with path.open("wb") as file:  # Sparse: it takes no room on the disk.
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        start = file.tell()
+        file.truncate(start + np.prod(shape))
+        for row, pixel in ((shape[0] // 2, 7), (shape[0] - 1, 9)):
+            file.seek(start + row * np.prod(shape[1:]))
+            file.write(bytes([pixel]))
+    path.chmod(0o444)
+    assert run_python(LARGER_THAN_MEMORY, path, mode).strip() == "[[1, 8], [10]] True"
+
+
+def test_images_outlive_the_array_that_held_them(food):
+    pictures = decode(food, 10, cache="memory")
+    dataset = tf.data.Dataset.range(3).batch(3).map(pictures.gather)
+    expected = pictures.array[:3].copy()
+    del pictures
+    gc.collect()
+    np.testing.assert_array_equal(next(dataset.as_numpy_iterator()), expected)
+
+
+def test_no_image_is_gathered_from_an_empty_array():
+    pictures = DecodedPictures(np.zeros((0, 4, 5, 3), np.uint8), bad={})
+    assert gathered(pictures, []).shape == (0, 4, 5, 3)

@@ -1,5 +1,6 @@
 import itertools
 import math
+import os
 
 import numpy as np
 import pytest
@@ -204,21 +205,25 @@ def test_binary_is_for_two_classes():
 
 
 READING = """
+import os
 import time
 import numpy as np
 import tensorflow as tf
-from pizza_steak.decoded import DecodedPictures
 from pizza_steak.input_pipeline import batches
 
 class Slow:
-    shape = (100, 2, 2, 3)
+    bad, parallel_calls = {}, os.cpu_count()
 
-    def __getitem__(self, rows):
+    def gather(self, rows):
+        images = tf.numpy_function(self.read, [rows], tf.uint8, stateful=False)
+        return tf.ensure_shape(images, (*rows.shape, 2, 2, 3))
+
+    def read(self, rows):
         time.sleep(0.2)
-        return np.zeros((len(rows), *self.shape[1:]), np.uint8)
+        return np.zeros((len(rows), 2, 2, 3), np.uint8)
 
 def dataset(context=None):
-    return batches(DecodedPictures(Slow(), bad={}), np.arange(100), None, 1)
+    return batches(Slow(), np.arange(100), None, 1)
 
 strategy = tf.distribute.MirroredStrategy(["CPU:0"])
 iterators = [iter(dataset()), iter(strategy.distribute_datasets_from_function(dataset))]
@@ -231,3 +236,32 @@ def test_python_ends_while_pictures_are_being_read(start_python):
     process = start_python(READING)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
+
+
+AUGMENTING = """
+import threading
+import numpy as np
+import tensorflow as tf
+from pizza_steak.decoded import DecodedPictures
+from pizza_steak.input_pipeline import batches
+
+tf.keras.utils.set_random_seed(1)
+tf.config.experimental.enable_op_determinism()
+two = threading.Barrier(2, timeout=60)
+
+def wait(images):
+    two.wait()
+    return images
+
+def augment(images, seeds):
+    return tf.numpy_function(wait, [images], tf.uint8, stateful=False)
+
+pictures = DecodedPictures(np.zeros((8, 2, 2, 3), np.uint8), bad={})
+print(len(list(batches(pictures, np.arange(8), None, 1, augment=augment))))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.cpu_count() < 2, reason="needs two cores")
+def test_deterministic_operations_augment_several_batches_at_once(run_python):
+    assert run_python(AUGMENTING).strip() == "8"

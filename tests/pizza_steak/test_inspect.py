@@ -1,22 +1,26 @@
 """`python -m pizza_steak.inspect`: what it finds, draws and answers to wrong input."""
 
+import dataclasses
 import io
 import json
+import pathlib
 import subprocess
 import sys
 import zipfile
 
 import numpy as np
 import pytest
-from absl import flags
+from absl.flags import FlagValues
 from images import encode, turned
 from PIL import Image
 
-from pizza_steak import inspect, inspection
+from pizza_steak import flags, inspection
 from pizza_steak.archive import read_archive
+from pizza_steak.configuration import InspectConfig, TransformConfig
 from pizza_steak.errors import UserError
 from trainers import configuration as configs
-from trainers.flags import define_flags, from_flags
+
+PACKAGE = pathlib.Path(inspection.__file__).parent
 
 
 def encoded(image: Image.Image, format: str) -> bytes:
@@ -28,6 +32,20 @@ def encoded(image: Image.Image, format: str) -> bytes:
 def rows(text: str) -> list[list[str]]:
     """The cells of a table's lines."""
     return [line.split() for line in text.splitlines()]
+
+
+def report(**values) -> str:
+    """The text about a dataset, with these values of flags."""
+    parsed = FlagValues()
+    flags.define_flags(InspectConfig, parsed)
+    config = flags.from_flags(InspectConfig, parsed)
+    for concern in dataclasses.fields(config):
+        known = {field.name for field in dataclasses.fields(concern.type)} & values.keys()
+        changes = {name: values.pop(name) for name in known}
+        changed = dataclasses.replace(getattr(config, concern.name), **changes)
+        config = dataclasses.replace(config, **{concern.name: changed})
+    assert not values
+    return inspection.report(config)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +69,7 @@ def inspected(make_archive, tmp_path_factory):
 
     def inspect(layout, **options):
         path = tmp_path_factory.mktemp("inspected") / "found.json"
-        text = inspection.report(archive=make_archive(layout), json_file=path, **options)
+        text = report(archive=make_archive(layout), json=path, **options)
         return json.loads(path.read_text()), text
 
     return inspect
@@ -137,7 +155,7 @@ def test_long_lists_are_cut_and_complete_in_json(inspected, sound):
     files = {f"train/a/bad {number:02}.jpg": b"no picture" for number in range(30)}
     found, text = inspected(sound | files)
     assert found["broken"].keys() == files.keys()
-    assert text.count("no picture)") == 10
+    assert text.count("no image)") == 10
     assert "and 20 more" in text
 
 
@@ -159,8 +177,8 @@ def test_the_sample_is_seeded_sound_and_drawn_from_all(make_archive, jpeg, sound
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param({"grid_file": "figure"}, id="grid"),
-        pytest.param({"augmented_file": "figure", "rotation_range": 90}, id="augmented"),
+        pytest.param({"grid": "figure"}, id="grid"),
+        pytest.param({"augmented": "figure", "rotation_range": 90}, id="augmented"),
     ],
 )
 def test_figures_are_sound_and_the_same_for_the_same_seed(make_archive, sound, tmp_path, options):
@@ -169,7 +187,7 @@ def test_figures_are_sound_and_the_same_for_the_same_seed(make_archive, sound, t
     pixels = []
     for seed in (1, 1, 2):
         paths = {name: tmp_path / "figure" for name, value in options.items() if value == "figure"}
-        inspection.report(archive=archive, seed=seed, image_size=32, **options | paths)
+        report(archive=archive, seed=seed, image_size=32, **options | paths)
         with Image.open(tmp_path / "figure") as image:
             pixels.append(np.asarray(image))
     np.testing.assert_array_equal(pixels[0], pixels[1])
@@ -183,7 +201,9 @@ def test_the_augmented_are_versions_of_the_original(jpeg, monkeypatch):
         inspection.figures, "picture_grid", lambda images, *args, **kwargs: drawn.extend(images)
     )
     found = inspection.Found("1.jpg", "train", "a", 0, b"", "JPEG", (24, 20), False, None)
-    inspection.draw_augmented([(found, jpeg())], "figure.png", 24, 1, horizontal_flip=True)
+    inspection.draw_augmented(
+        [(found, jpeg())], "figure.png", 24, 1, TransformConfig(horizontal_flip=True)
+    )
     original, *versions = map(np.asarray, drawn)
     flipped = [bool((version == original[:, ::-1]).all()) for version in versions]
     unchanged = [bool((version == original).all()) for version in versions]
@@ -193,7 +213,7 @@ def test_the_augmented_are_versions_of_the_original(jpeg, monkeypatch):
 
 def test_the_datasets_of_the_package_are_told_of(sample_records):
     data_dir = sample_records.folder.parents[2]
-    text = inspection.report(dataset="pizza_steak/sample", data_dir=data_dir)
+    text = report(dataset="pizza_steak/sample", data_dir=data_dir)
     assert ["pizza", "120", "40", "160"] in rows(text)
 
 
@@ -211,28 +231,29 @@ def test_the_datasets_of_the_package_are_told_of(sample_records):
     ],
 )
 def test_flags_of_the_augmentation_are_those_of_fit(argument):
-    values = flags.FlagValues()
-    define_flags(configs.FitConfig, values)
-    values(["fit", argument])
-    (name, value), *_ = (
-        item
-        for item in vars(inspect.parser().parse_args(["--archive=food.zip", argument])).items()
-        if item[0] in argument
+    parsed = {}
+    for config, source in ((configs.FitConfig, []), (InspectConfig, ["--archive=food.zip"])):
+        parsed[config] = FlagValues()
+        flags.define_flags(config, parsed[config])
+        parsed[config](["command", argument, *source])
+    augmentation = flags.from_flags(configs.FitConfig, parsed[configs.FitConfig]).augmentation
+    transform = flags.from_flags(InspectConfig, parsed[InspectConfig]).transform
+    assert transform != TransformConfig()
+    assert repr(transform) == repr(
+        TransformConfig(**{name: getattr(augmentation, name) for name in vars(transform)})
     )
-    assert getattr(from_flags(configs.FitConfig, values).augmentation, name) == value
-    assert type(values[name].value) is type(value)
 
 
 BAD_INPUT = {
     "no archive": ({"archive": "/nowhere/food.zip"}, "/nowhere/food.zip: no such file"),
     "unknown dataset": ({"dataset": "pizza_steak/chips"}, "'pizza_steak/chips': unknown"),
-    "json in no folder": ({"json_file": "/nowhere/a.json"}, "/nowhere/a.json: No such file"),
-    "figure of no format": ({"grid_file": "{here}/a.exe"}, "a.exe: no figure's suffix"),
-    "figure is a folder": ({"grid_file": "{here}"}, "Is a directory"),
-    "nothing to augment": ({"augmented_file": "{here}/a.png"}, "--rotation_range"),
+    "json in no folder": ({"json": "/nowhere/a.json"}, "/nowhere/a.json: No such file"),
+    "figure of no format": ({"grid": "{here}/a.exe"}, "a.exe: no figure's suffix"),
+    "figure is a folder": ({"grid": "{here}"}, "Is a directory"),
+    "nothing to augment": ({"augmented": "{here}/a.png"}, "--rotation_range"),
     "augmented nowhere": ({"rotation_range": 20}, "--augmented"),
     "augmentation makes no sense": (
-        {"augmented_file": "{here}/a.png", "zoom_range": 2},
+        {"augmented": "{here}/a.png", "zoom_range": 2},
         "zoom_range=2",
     ),
 }
@@ -246,7 +267,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(make_archive, sound, tmp_path,
     }
     source = {} if {"archive", "dataset"} & options.keys() else {"archive": make_archive(sound)}
     with pytest.raises(UserError) as caught:
-        inspection.report(**source, **options)
+        report(**source, **options)
     assert message in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
@@ -254,8 +275,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(make_archive, sound, tmp_path,
 
 def test_a_figure_of_nothing_is_a_users_error(make_archive, tmp_path):
     archive = make_archive({"train/a/1.jpg": b"no picture", "train/b/1.jpg": b"no picture"})
-    with pytest.raises(UserError, match="none of the pictures"):
-        inspection.report(archive=archive, grid_file=tmp_path / "a.png")
+    with pytest.raises(UserError, match="none of the images"):
+        report(archive=archive, grid=tmp_path / "a.png")
 
 
 def run(*argv, python=()):
@@ -267,7 +288,7 @@ def run(*argv, python=()):
 def test_an_archive_is_inspected_without_tensorflow(make_archive, sound):
     done = run(f"--archive={make_archive(sound)}", python=["-X", "importtime"])
     assert done.returncode == 0
-    assert "7 pictures of 2 classes" in done.stdout
+    assert "7 images of 2 classes" in done.stdout
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "pizza_steak.inspection" in imported
     assert not imported & {"tensorflow", "keras"}
@@ -281,30 +302,39 @@ def test_bad_input_exits_with_status_1_and_one_line():
     assert line.startswith("error: archive /nowhere/food.zip: ")
 
 
-def test_help_lists_the_flags_and_exits_with_status_0(capsys):
-    with pytest.raises(SystemExit) as exit:
-        inspect.main(["--help"])
-    assert exit.value.code == 0
-    told = capsys.readouterr().out
+@pytest.mark.slow
+def test_help_lists_the_flags_and_exits_with_status_0():
+    done = run("--help")
+    assert done.returncode == 0
     for flag in ("--archive", "--dataset", "--grid", "--augmented", "--json", "--zoom_range"):
-        assert flag in told
+        assert flag in done.stdout
 
 
+@pytest.mark.slow
+def test_no_module_of_the_package_shadows_the_standard_library():
+    for module in ("dataclasses", "inspect"):
+        program = f"import {module}; print({module}.__file__)"
+        command = [sys.executable, "-c", program]
+        done = subprocess.run(command, cwd=PACKAGE, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert pathlib.Path(done.stdout.strip()).parent != PACKAGE
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "argv, named",
     [
-        ([], "--archive"),
-        (["--archive=food.zip", "--dataset=pizza_steak/sample"], "--dataset"),
-        (["--archive=food.zip", "--sead=3"], "--sead=3"),
+        ([], "archive"),
+        (["--archive=food.zip", "--dataset=pizza_steak/sample"], "dataset"),
+        (["--archive=food.zip", "--sead=3"], "sead"),
         (["--archive=food.zip", "--image_size=0"], "--image_size"),
         (["--archive=food.zip", "--zoom_range=wide"], "--zoom_range"),
     ],
 )
-def test_wrong_flags_exit_with_status_2_and_one_line(argv, named, capsys):
-    with pytest.raises(SystemExit) as exit:
-        inspect.main(argv)
-    assert exit.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
+def test_wrong_flags_exit_with_status_2_and_one_line(argv, named):
+    done = run(*argv)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
     assert named in line
 
@@ -317,4 +347,4 @@ def test_a_damaged_zip_is_named(make_archive, sound):
     content[offset + 100] ^= 0xFF
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"train/a/2\.jpg cannot be read"):
-        inspection.report(archive=path)
+        report(archive=path)

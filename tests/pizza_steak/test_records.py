@@ -186,6 +186,20 @@ print(records.prepare(archive=sys.argv[1], data_dir=sys.argv[2]).fingerprint)
     assert fingerprints == [expected, expected]
 
 
+def test_records_that_are_prepared_while_they_are_looked_for_are_known(
+    archive, tmp_path, monkeypatch
+):
+    def builder_and_then_records(**options):
+        builder = Builder(**options)
+        monkeypatch.setattr(records, "Builder", Builder)
+        records.prepare(archive=archive, data_dir=tmp_path)
+        return builder
+
+    monkeypatch.setattr(records, "Builder", builder_and_then_records)
+    counts = records.prepare(archive=archive, data_dir=tmp_path).counts
+    assert counts == records.split_counts(archive=archive)
+
+
 def test_what_a_killed_process_left_of_records_is_removed(archive, tmp_path):
     name = ArchiveConfig.of(read_archive(archive), tmp_path).name
     left = tmp_path / "pizza_steak" / name / "incomplete.ABC123_1.0.0"

@@ -25,7 +25,7 @@ from small_runs import (
     start_command,
 )
 
-from trainers.training.callbacks import Progress, saved_progress
+from trainers.runs.checkpoint import Progress, read_progress
 
 pytestmark = pytest.mark.slow
 
@@ -78,11 +78,11 @@ PLAN_FOR_EVER = """
 NO_MEMORY = """
     import time
     from pizza_steak.errors import UserError
-    from trainers.training import loop
+    from trainers import setup
     def no_memory(*arguments):
         time.sleep(3)
         raise UserError("no memory; expected more")
-    loop.compiled_model = no_memory
+    setup._compiled_model = no_memory
 """
 SIGTERM_AT_THE_START = """
     import signal
@@ -233,7 +233,7 @@ def test_three_that_were_preempted_have_the_numbers_of_one(start, tmp_path):
     flags = ("--epochs=2", *IN_FLOAT64, "--resume=auto")
     preempted = start(3, *flags, changes={2: SIGTERM_AT_THE_START})
     assert [status for status, _ in preempted.ends()] == [PREEMPTED] * 3
-    assert saved_progress(tmp_path / "run" / "backup" / "latest.h5") == Progress(step=1)
+    assert read_progress(tmp_path / "run" / "backup" / "latest.h5") == Progress(step=1)
     together = start(3, *flags)
     alone = start.alone(*flags, f"--run_dir={tmp_path}/alone")
     assert together.ends() == [(0, "")] * 3
@@ -307,8 +307,8 @@ def test_sigterm_is_not_lost_while_a_process_waits_for_others(start):
 def test_unequal_devices_are_refused(start, tmp_path):
     processes = start(2, changes={0: TWO_DEVICES})
     message = (
-        "devices 1 CPU: differ from the chief's, 2 CPU; expected as many of one kind in every "
-        "process (--devices)\n"
+        "devices 1 CPU: the chief has 2 CPU; expected as many of the same kind in every process "
+        "(--devices)\n"
     )
     assert processes.ends(60) == [
         (1, f"error: worker 1 ({processes.addresses[1]}) has ended: {message}"),
@@ -360,7 +360,10 @@ def test_a_cluster_that_does_not_form_ends_in_time(start, tmp_path):
     "own, reason",
     [
         (["--archive=missing.zip"], "archive missing.zip: .*"),
-        (["--batch_size=4"], r"flags: differ from the chief's \(--batch_size=4 --batch_size=8\).*"),
+        (
+            ["--batch_size=4"],
+            r"flags: differ from the chief's \(--batch_size=8, here --batch_size=4\).*",
+        ),
     ],
 )
 def test_what_one_fails_at_is_told_by_all(start, tmp_path, own, reason):

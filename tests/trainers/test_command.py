@@ -6,8 +6,8 @@ import pytest
 from small_runs import fit, layout, parse_flags, run_command, snapshot, train_and_test
 
 from pizza_steak.errors import UserError
+from pizza_steak.flags import fields
 from trainers import configuration as configs
-from trainers.flags import fields
 from trainers.runs import run_directory
 
 
@@ -27,7 +27,7 @@ def test_help_lists_the_flags_without_waiting_for_tensorflow():
     "argument, named",
     [
         ("--epochs=many", "epochs"),
-        ("--class_mode=multilabel", "class_mode"),
+        ("--color_mode=cmyk", "color_mode"),
         ("--learnig_rate=1", "learnig_rate"),
         ("--flagfile=/nowhere/tinyvgg.flags", "/nowhere/tinyvgg.flags"),
         ("food.zip", "food.zip"),
@@ -77,16 +77,14 @@ BAD_INPUT = {
     "unknown optimizer": ("--optimizer=adamant", "'adamant'"),
     "abstract optimizer": ("--optimizer=optimizer", "'optimizer'"),
     "optimizer around another": ("--optimizer=LossScaleOptimizer", "'LossScaleOptimizer'"),
-    "binary of three classes": ("--archive={three} --class_mode=binary", "3 classes"),
-    "labels of no kind": ("--class_mode=none", "'none'"),
     "pictures too small": ("--image_size=4", "4 x 4"),
     "archive with too long a name": (f"--archive={'x' * 300}", "xxx"),
     "run_dir with too long a name": (f"--run_dir={'x' * 300}", "xxx"),
     "run_dir under a file": ("--run_dir={here}/file/run", "{here}/file"),
     "run_dir is a file": ("--run_dir={here}/file", "is a file"),
     "run_dir holds a run": ("--run_dir={here}/run", "--overwrite"),
-    "run_dir holds other files": ("--run_dir={here}/files", "no run"),
-    "run_dir to overwrite is no run": ("--run_dir={here}/files --overwrite", "no run"),
+    "run_dir holds other files": ("--run_dir={here}/files", "not a run"),
+    "run_dir to overwrite is no run": ("--run_dir={here}/files --overwrite", "not a run"),
     "too few images for three splits": (
         "--archive={two_each} --validation_split=0.15",
         "--validation_split: 15 % of train comes to no image",
@@ -138,7 +136,6 @@ def archives(make_archive, tmp_path_factory):
         "bad_test": make_archive(
             train | {name: file for name, file in no_picture.items() if name.startswith("test")}
         ),
-        "three": make_archive(layout(train_and_test("dark", "light", "middle"))),
     }
 
 
@@ -216,10 +213,11 @@ def test_a_loss_that_is_no_number_names_its_epoch_and_step(small_flags, tmp_path
     assert not (tmp_path / "run" / "model.keras").exists()
 
 
-def test_a_validation_loss_that_is_no_number_ends_the_run(small_flags, tmp_path):
+def test_a_validation_loss_that_is_no_number_ends_the_run(make_archive, small_flags, tmp_path):
+    archive = make_archive(layout(train_and_test("dark", "light", "middle")))
     one_step = ["--batch_size=64", "--epochs=1", "--optimizer=sgd", "--learning_rate=1e38"]
     with pytest.raises(UserError, match="loss became nan in epoch 1"):
-        fit(*small_flags, f"--run_dir={tmp_path}/run", "--class_mode=sparse", *one_step)
+        fit(*small_flags, f"--archive={archive}", f"--run_dir={tmp_path}/run", *one_step)
     assert not (tmp_path / "run" / "model.keras").exists()
 
 

@@ -63,7 +63,7 @@ def test_a_flagfile_with_another_model_trains_that_model(name):
     parameters = {"tinyvgg": 31_101, "conv3": 477_341}
     for model, expected in parameters.items():
         config = parse_flags(f"--flagfile={ROOT}/{name}.flags", f"--model={model}").model
-        assert networks.build(config, (224, 224, 3), 2, "binary").count_params() == expected
+        assert networks.build(config, (224, 224, 3), 2).count_params() == expected
 
 
 def test_every_flagfile_of_a_model_is_one_of_the_chapter():

@@ -8,7 +8,8 @@ import pytest
 from absl import flags
 from small_runs import ROOT, parse_flags
 
-from pizza_steak import decoded, decoding, input_pipeline
+from pizza_steak import decoded, decoding
+from pizza_steak.flags import define_flags, fields, to_flags
 from trainers import configuration as configs
 from trainers.configuration import (
     DataConfig,
@@ -18,7 +19,6 @@ from trainers.configuration import (
     OptimisationConfig,
     RunConfig,
 )
-from trainers.flags import define_flags, fields, to_flags
 
 FIELDS = {field.name: field for _, field in fields(FitConfig)}
 
@@ -50,7 +50,6 @@ def test_no_flags_give_the_defaults():
                 data_dir="",
                 train_split="train[:80%] + test",
                 test_split="test[50%:]",
-                class_mode="none",
             )
         ),
         FitConfig(model=ModelConfig(filters=1, kernel_size=7)),
@@ -106,7 +105,7 @@ def test_checkpoints_are_made_every_so_many_steps_or_seconds(text, interval):
         "--checkpoint_every=0",
         "--checkpoint_every=60m",
         "--resume=maybe",
-        "--class_mode=multilabel",
+        "--color_mode=cmyk",
         "--data_service=localhost:5050",
         "--epochs=0",
         "--filters=ten",
@@ -126,7 +125,6 @@ def test_values_that_cannot_be_meant_are_refused(flag):
         ("decoded_cache", decoded.CACHES),
         ("interpolation", decoding.INTERPOLATIONS),
         ("exif", decoding.EXIF),
-        ("class_mode", input_pipeline.CLASS_MODES),
     ],
 )
 def test_choices_are_what_the_library_implements(name, implemented):

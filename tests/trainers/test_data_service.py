@@ -146,7 +146,9 @@ def test_pictures_that_only_pillow_decodes_are_refused(make_archive, picture, tm
     flags += [f"--run_dir={tmp_path}/run", f"--data_service={NOWHERE}"]
     with pytest.raises(UserError) as caught:
         fit(f"--archive={make_archive(files)}", f"--data_dir={tmp_path}", *flags)
-    assert f"2 of the pictures, the first is {prepared.filenames[rows[0]]}" in str(caught.value)
+    assert f"cannot decode 2 images, the first is {prepared.filenames[rows[0]]}" in str(
+        caught.value
+    )
     assert len(str(caught.value).splitlines()) == 1
 
 

@@ -1,5 +1,6 @@
 """What a run is computed with: what is chosen, refused and said; and each precision trains."""
 
+import json
 import pathlib
 
 import h5py
@@ -7,15 +8,15 @@ import keras
 import numpy as np
 import pytest
 from absl import flags
-from small_runs import fit, fit_and_stop, parse_flags
+from small_runs import fit, fit_and_stop, parse_flags, run_command
 
 from pizza_steak.errors import UserError
 from trainers import data as run_data
+from trainers import setup
 from trainers.configuration import DataConfig, DevicesConfig
 from trainers.hardware import devices
 from trainers.models import networks
 from trainers.runs import run_directory
-from trainers.training import loop
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16", "float64")
 
@@ -91,6 +92,17 @@ def test_the_table_says_what_was_decided_and_why(small_flags, tmp_path, capsys):
     assert "--precision=float32\n" in (tmp_path / "run" / "run.flags").read_text()
 
 
+@pytest.mark.slow
+def test_the_table_and_environment_json_say_what_keras_makes_of_xla(small_flags, tmp_path):
+    # Keras turns XLA off with --deterministic. In a process of its own, which is deterministic.
+    argv = [*small_flags, f"--run_dir={tmp_path}/run", "--epochs=1"]
+    status, stdout, stderr = run_command(*argv, "--jit_compile=on", "--deterministic")
+    assert status == 0, stderr
+    assert "\njit_compile off (Keras's choice)\n" in stdout
+    environment = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert environment["jit_compile"] is False
+
+
 def test_a_run_of_other_devices_is_used_on_one(small_flags, tmp_path):
     # As for one that was trained on a machine with eight of them.
     values = parse_flags("--strategy=mirrored", "--devices=0,7", "--cpu_devices=8").devices
@@ -126,10 +138,8 @@ def data(small_flags):
 @pytest.mark.parametrize("model", networks.SIZES)
 def test_every_model_learns_in_every_precision(small_flags, data, model, precision):
     given = [*small_flags, "--filters=2", "--learning_rate=0.001", f"--model={model}"]
-    keras.utils.set_random_seed(2)
-    chosen = devices.choose(DevicesConfig(precision=precision))
-    chosen.set_precision()
-    network = loop.compiled_model(parse_flags(*given), data, chosen, None)
+    given += ["--image_size=24", "--seed=2", f"--precision={precision}"]
+    network = setup.prepare(parse_flags(*given), load=lambda _: data).model
     # All of the pictures, again and again.
     history = network.fit(
         data.batches("train", 24).repeat(), steps_per_epoch=1, epochs=3, verbose=0
@@ -190,7 +200,7 @@ def test_a_backup_has_the_scale_of_the_loss(small_flags, tmp_path):
             if isinstance(item, h5py.Dataset):
                 content[name] = item[()]
 
-        with h5py.File(run_directory.Run(run_dir, "", resumed=True).backup) as file:
+        with h5py.File(run_directory.Run(run_dir).backup) as file:
             file.visititems(note)
         return content
 

@@ -24,7 +24,7 @@ from small_runs import (
 
 from pizza_steak.errors import UserError
 from trainers.configuration import EvaluateConfig, EvaluationConfig, EvaluationDataConfig
-from trainers.finished import evaluation
+from trainers.finished import evaluation, prediction
 from trainers.runs import run_directory, scores
 
 FIGURES = ("calibration.png", "confusion_matrix.png", "mistakes.png")
@@ -60,7 +60,6 @@ def test_loss_and_accuracy_are_those_of_the_run(untrained, evaluated):
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--class_mode=categorical"],
         ["--validation_split=none", "--label_smoothing=0.1"],
         ["--archive={three}"],
         ["--archive={three}", "--classes=middle,dark", "--test_split=test[:60%]"],
@@ -75,6 +74,29 @@ def test_they_are_so_of_any_run(three_classes, small_flags, tmp_path, flags):
     assert values["loss"] == result["test_loss"]
     assert values["accuracy"] == result["test_accuracy"]
     assert list(values["by_class"]) == result["classes"]
+
+
+def test_a_run_of_an_older_version_may_have_an_output_for_each_of_two_classes(untrained, tmp_path):
+    run_dir = shutil.copytree(untrained, tmp_path / "run")
+    with (run_dir / "run.flags").open("a") as file:
+        file.write("--class_mode=categorical\n")
+    model = keras.models.load_model(run_dir / "model.keras")
+    two = keras.layers.Dense(2, activation="softmax")(model.layers[-2].output)
+    keras.Model(model.input, two).save(run_dir / "model.keras")
+
+    values = evaluate(run_dir).values
+    folder = tmp_path / "images"
+    for name, content in layout({"dark": 6, "light": 7}).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    archive = evaluate(run_dir, {"archive": str(folder)}).values
+    predictions = prediction.predict(run_directory.open_run(str(run_dir)), [str(folder)])
+    truth = np.repeat([0, 1], [6, 7])
+    assert predictions.probabilities.shape == (13, 2)
+    of_truth = predictions.probabilities[range(13), truth]
+    assert archive["loss"] == pytest.approx(-np.log(of_truth).mean(), rel=1e-5)
+    assert archive["accuracy"] == np.mean(predictions.probabilities.argmax(1) == truth)
+    assert values["pictures"] == 12
 
 
 def test_numbers_are_those_that_their_definitions_give(untrained, evaluated):
@@ -156,7 +178,7 @@ def test_of_many_classes_the_summary_has_the_most_frequent_confusions():
     names = [f"class_{number}" for number in range(101)]
     values = {"by_class": dict.fromkeys(names), "confusion_matrix": matrix, "pictures": 912}
     _, line = evaluation.Evaluation(values, np.empty(0))._confusions().splitlines()
-    assert line.split() == ["3", "class_7", "taken", "for", "class_5"]
+    assert line.split() == ["3", "true", "class_7,", "predicted", "class_5"]
 
 
 # What it is of.
@@ -330,9 +352,9 @@ def with_unknown_flags(run_dir):
         (without_flags, "no run there"),
         (with_unknown_flags, "flux_capacitor"),
         (unfinished, "not finished"),
-        (without_model, "missing, or no Keras model"),
-        (pickled, "missing, or no Keras model"),
-        (truncated, "missing, or no Keras model"),
+        (without_model, "missing, or not a Keras model"),
+        (pickled, "missing, or not a Keras model"),
+        (truncated, "missing, or not a Keras model"),
         (zip_of_something, "cannot be loaded"),
         (with_a_lambda, "cannot be loaded"),
     ],
@@ -398,7 +420,7 @@ def test_the_command_prints_the_numbers_and_nothing_else(untrained, tmp_path):
     assert (status, stderr) == (0, "")
     result = result_of(untrained)
     assert f"accuracy {scores.test_accuracy_text(result)}, loss {result['test_loss']:.4f}" in stdout
-    assert f"figures in {tmp_path}/out" in stdout
+    assert f"figures saved to {tmp_path}/out" in stdout
 
 
 @pytest.mark.slow

@@ -106,7 +106,7 @@ def test_it_says_on_what_it_was_checked_and_nothing_else(exported, format):
     path, (status, stdout, stderr) = exported(format)
     checked, where = stdout.splitlines()
     as_files = ", 12 of them as files too" if format == "saved_model" else ""
-    assert checked.startswith(f"checked on 12 pictures{as_files}: the same classes as the Keras ")
+    assert checked.startswith(f"checked on 12 images{as_files}: the same classes as the Keras ")
     assert float(checked.split()[-1]) <= 1e-4
     assert where == f"exported to {path}"
     assert (status, stderr) == (0, "")
@@ -182,7 +182,7 @@ def test_onnx_says_the_same_of_batches_of_any_size(exported, images, expected):
 @pytest.mark.parametrize("format", FORMATS)
 def test_it_computes_in_float32_what_was_trained_in_half_of_it(half_run_dir, format, tmp_path):
     made = export(half_run_dir, format=format, output=str(tmp_path / "made"))
-    assert (made.pictures, made.files) == (18, 17 if format == "saved_model" else 0)
+    assert (made.images, made.files) == (18, 17 if format == "saved_model" else 0)
     assert made.difference <= 1e-4
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
@@ -201,9 +201,9 @@ def test_nothing_is_replaced_but_an_export_with_overwrite(run_dir, tmp_path):
     output.write_text("before")
     folder.mkdir()
     before = snapshot(tmp_path)
-    with pytest.raises(UserError, match="is there already; pass --overwrite"):
+    with pytest.raises(UserError, match="already exists; pass --overwrite"):
         export(run_dir, output=str(output))
-    with pytest.raises(UserError, match="is a folder and no SavedModel"):
+    with pytest.raises(UserError, match="is a folder but not a SavedModel"):
         export(run_dir, output=str(folder), overwrite=True)
     assert snapshot(tmp_path) == before
     for format in ("saved_model", "saved_model", "litert"):
@@ -236,9 +236,12 @@ def model_of_other_pictures(path: pathlib.Path) -> None:
     ("write", "message"),
     [
         (lambda path: None, "model .*model.keras: missing"),
-        (lambda path: path.write_text("no zip"), "model .*model.keras: missing, or no Keras model"),
+        (
+            lambda path: path.write_text("no zip"),
+            "model .*model.keras: missing, or not a Keras model",
+        ),
         (model_with_code, "model .*model.keras: cannot be loaded .*Lambda"),
-        (model_of_other_pictures, r"model .*model.keras: takes pictures of \(8, 8, 3\)"),
+        (model_of_other_pictures, r"model .*model.keras: takes images of \(8, 8, 3\)"),
     ],
 )
 def test_a_model_that_is_not_the_runs_is_one_line(run_dir, tmp_path, write, message):
@@ -253,7 +256,7 @@ def test_a_model_that_is_not_the_runs_is_one_line(run_dir, tmp_path, write, mess
 
 
 def test_a_missing_folder_is_named(run_dir, tmp_path):
-    with pytest.raises(UserError, match="missing is no folder that can be written"):
+    with pytest.raises(UserError, match="missing is not a writable folder"):
         export(run_dir, output=str(tmp_path / "missing" / "model"))
 
 

@@ -13,7 +13,7 @@ from small_runs import fit, run_command
 from pizza_steak.errors import UserError
 from trainers import data as run_data
 from trainers.configuration import PredictionConfig
-from trainers.finished import prediction
+from trainers.finished import loading, prediction, sources
 from trainers.runs import run_directory
 
 
@@ -55,7 +55,7 @@ def run(make_run):
     "flags",
     [
         ["--aspect_ratio=crop", "--color_mode=grayscale", "--interpolation=nearest"],
-        ["--aspect_ratio=pad", "--image_size=20,30", "--class_mode=categorical"],
+        ["--aspect_ratio=pad", "--image_size=20,30"],
     ],
 )
 def test_files_get_the_predictions_of_the_decoded_array_to_the_last_bit(make_run, folder, flags):
@@ -63,8 +63,8 @@ def test_files_get_the_predictions_of_the_decoded_array_to_the_last_bit(make_run
     data = run_data.load(run.config.data)
     rows = data.rows["test"]
     images = data.pictures.gather(rows).numpy()
-    outputs = prediction.load_model(run).predict(images, batch_size=4, verbose=0)
-    expected = outputs if len(outputs[0]) == 2 else np.concatenate([1 - outputs, outputs], axis=1)
+    outputs = loading.load_model(run).predict(images, batch_size=4, verbose=0)
+    expected = np.concatenate([1 - outputs, outputs], axis=1)
 
     files = [str(folder / name) for name in data.records.filenames[rows]]
     predictions = prediction.predict(run, files, batch_size=4)
@@ -96,31 +96,31 @@ def test_a_path_finds_the_same_in_a_folder_and_in_its_zip(
     request, photographs, kind, path, expected
 ):
     root = request.getfixturevalue(kind)
-    found = prediction.find([f"{root}/{path}"])
+    found = sources.find([f"{root}/{path}"])
     assert [source.path for source in found] == [f"{root}/{name}" for name in expected]
     assert [source.read() for source in found] == [photographs[name] for name in expected]
 
 
 def test_pictures_come_in_the_order_of_the_arguments(folder):
     paths = [f"{folder}/test/b/1.jpg", f"{folder}/test/a/0.jpg", f"{folder}/test/b/1.jpg"]
-    assert [source.path for source in prediction.find(paths)] == paths
+    assert [source.path for source in sources.find(paths)] == paths
 
 
 def test_what_is_no_picture_is_left_out_of_folders_and_zips(make_archive, jpeg):
     files = {"a.jpg": jpeg(), "notes.txt": b"", ".DS_Store": b"", "__MACOSX/a.jpg": b""}
     for as_zip in (True, False):
         root = make_archive(files, as_zip=as_zip)
-        assert [source.path for source in prediction.find([str(root)])] == [f"{root}/a.jpg"]
+        assert [source.path for source in sources.find([str(root)])] == [f"{root}/a.jpg"]
 
 
 NOT_FOUND = {
-    "no such file": ("{here}/none.jpg", "none.jpg: no picture there"),
-    "empty folder": ("{here}/empty", "empty: no picture there"),
-    "empty pattern": ("{here}/*.gif", "*.gif: no picture there"),
-    "no such member": ("{zip}/none", "none: no picture there"),
+    "no such file": ("{here}/none.jpg", "none.jpg: no image there"),
+    "empty folder": ("{here}/empty", "empty: no image there"),
+    "empty pattern": ("{here}/*.gif", "*.gif: no image there"),
+    "no such member": ("{zip}/none", "none: no image there"),
     "not a zip": ("{here}/no.zip", "not a zip file"),
     "member of no zip": ("{here}/no.zip/a.jpg", "not a zip file"),
-    "too long a name": ("x" * 300, "xxx: no picture there"),
+    "too long a name": ("x" * 300, "xxx: no image there"),
 }
 
 
@@ -129,7 +129,7 @@ def test_a_path_without_pictures_is_one_line(zipped, tmp_path, path, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "no.zip").write_text("no zip")
     with pytest.raises(UserError) as caught:
-        prediction.find([path.format(here=tmp_path, zip=zipped)])
+        sources.find([path.format(here=tmp_path, zip=zipped)])
     assert message in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
 

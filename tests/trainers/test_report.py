@@ -124,7 +124,7 @@ def test_the_numbers_are_those_of_the_models_that_were_kept(trained):
         assert row["Test loss"] == f"{result['test_loss']:.4f}"
         assert row["Parameters"] == f"{result['parameters']:,}"
         speed = page.row("throughput", name)
-        assert speed["Training pictures a second"] == f"{result['train_images_per_second']:,.0f}"
+        assert speed["Training images per second"] == f"{result['train_images_per_second']:,.0f}"
         assert speed["Seconds of training"] == f"{result['fit_seconds']:,.1f}"
 
 
@@ -156,7 +156,7 @@ def test_figures_are_those_of_the_runs(trained):
     page = report(trained)
     (matrix,) = page.images("Confusion matrices: wide")
     assert matrix == (trained / "wide" / "confusion_matrix.png").read_bytes()
-    (augmented,) = page.images("Augmented pictures")
+    (augmented,) = page.images("Augmented images")
     with (
         Image.open(io.BytesIO(augmented)) as shown,
         Image.open(trained / "turned" / "augmentation.png") as drawn,
@@ -235,8 +235,11 @@ def test_a_run_of_an_older_version_is_shown_without_what_it_did_not_say(runs):
 def test_folders_that_are_no_runs_are_named(trained, tmp_path):
     config = ReportConfig(PageConfig(f"{trained}/*", str(tmp_path / "report.html")))
     told = run_report.write(config)
-    assert told.splitlines()[-1] == f"left out: {trained}/pictures: no run; it has no run.flags"
-    assert f"<li>{trained}/pictures: no run" in (tmp_path / "report.html").read_text()
+    assert (
+        told.splitlines()[-1]
+        == f"left out: {trained}/pictures: not a run directory; run.flags is missing"
+    )
+    assert f"<li>{trained}/pictures: not a run directory" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

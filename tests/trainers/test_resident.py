@@ -81,6 +81,6 @@ def test_pictures_that_do_not_fit_are_refused_before_anything_is_written(
     monkeypatch.setattr(os, "sysconf", pages.__getitem__)
     with pytest.raises(UserError) as caught:
         fit(*small_flags, f"--run_dir={tmp_path}/run", "--data_on_device")
-    assert str(caught.value).startswith("data_on_device: 36 pictures of 32 x 32 x 3 bytes take")
+    assert str(caught.value).startswith("data_on_device: 36 images of 32 x 32 x 3 bytes take")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()

@@ -14,8 +14,8 @@ from PIL import Image
 from small_runs import ROOT, layout, run_command, snapshot, train_and_test
 
 from pizza_steak.errors import UserError
+from pizza_steak.flags import define_flags, fields, from_flags
 from trainers.configuration import CHAPTERS_AUGMENTATION, BenchmarkConfig
-from trainers.flags import define_flags, fields, from_flags
 from trainers.throughput import measurement, stages
 from trainers.throughput.measurement import Measurement
 from trainers.throughput.stages import COLD, END_TO_END, ON_HOST, OURS, PEERS, SERVICE, STEP, WARM
@@ -298,7 +298,7 @@ def test_only_takes_parts_of_names(archive):
 @pytest.mark.parametrize(
     "argv, message",
     [
-        (["--only=hot"], "only hot: in no name; the names are archive to records,"),
+        (["--only=hot"], "only hot: in no name of a row; the names are archive to records,"),
         (["--only=ImageDataGenerator", "--nopeers"], "only ImageDataGenerator"),
         (["--json=/nowhere/figures.json"], "/nowhere/figures.json"),
         (["--plot=/"], "/: cannot be written"),
@@ -345,6 +345,6 @@ def test_held_to_one_core_and_profiled(archive, tmp_path):
     argv += [f"--profile={tmp_path}/profile", f"--json={tmp_path}/figures.json"]
     status, stdout, stderr = run_command(*argv, **COMMAND, fresh=True)
     assert (status, stderr) == (0, "")
-    assert stdout.startswith("pictures  ")
+    assert stdout.startswith("images  ")
     assert json.loads((tmp_path / "figures.json").read_text())["cores"] == 1
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))

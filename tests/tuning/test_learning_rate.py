@@ -9,7 +9,7 @@ from PIL import Image
 from small_runs import fit, layout, parse_flags, run_command, snapshot
 
 from pizza_steak.errors import UserError
-from trainers.flags import fields
+from pizza_steak.flags import fields
 from tuning import learning_rate_finder
 from tuning.configuration import LearningRateConfig
 

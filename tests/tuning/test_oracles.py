@@ -8,7 +8,7 @@ import keras_tuner
 import pytest
 from keras_tuner.engine.trial import Trial, TrialStatus
 
-from tuning import distribution, oracles
+from tuning.search import distribution, oracles
 
 RUNNING, IDLE, STOPPED = TrialStatus.RUNNING, TrialStatus.IDLE, TrialStatus.STOPPED
 COMPLETED, FAILED = TrialStatus.COMPLETED, TrialStatus.FAILED

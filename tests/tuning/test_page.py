@@ -8,9 +8,9 @@ import re
 
 import pytest
 
-from tuning import importance, page, parallel, plots
-from tuning.ranges import Range
-from tuning.table import Row
+from tuning.pages import importance, page, parallel, plots
+from tuning.pages.table import Row
+from tuning.space.ranges import Range
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 RANGES = {
@@ -171,7 +171,7 @@ def test_the_headline_counts_and_names_the_best():
     assert "Has not learned: always answering 'pizza' is right for 0.700." in said
     unfinished = words(page.render(rows, RANGES, "val_accuracy", None))
     assert f"trial {best.trial} : validation accuracy" in unfinished
-    assert "has not been trained again" in unfinished
+    assert "has not yet been trained on all training images" in unfinished
 
 
 @pytest.mark.parametrize("objective", ["val_accuracy", "val_loss"])

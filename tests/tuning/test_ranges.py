@@ -4,9 +4,9 @@ import pytest
 from absl import flags
 from small_runs import parse_flags
 
-from tuning import ranges
 from tuning.configuration import SweepConfig
-from tuning.ranges import Range
+from tuning.space import ranges
+from tuning.space.ranges import Range
 
 
 @pytest.mark.parametrize(
@@ -66,9 +66,9 @@ def test_the_ends_of_a_range(text, kind, least, most):
         ("0:1:log", float, {}, "0:1:log: expected numbers above 0 with log"),
         ("1:8:0", int, {}, "1:8:0: expected a step above 0"),
         ("1:8:-1", int, {}, "1:8:-1: expected a step above 0"),
-        ("0,1", int, {"minimum": 1}, "0,1: expected no number below 1"),
-        ("-1:1", float, {"minimum": 0}, "-1:1: expected no number below 0"),
-        ("0:2", float, {"maximum": 1}, "0:2: expected no number above 1"),
+        ("0,1", int, {"minimum": 1}, "0,1: expected at least 1"),
+        ("-1:1", float, {"minimum": 0}, "-1:1: expected at least 0"),
+        ("0:2", float, {"maximum": 1}, "0:2: expected at most 1"),
         ("nan", float, {}, "'nan': expected a number"),
         ("0:inf", float, {}, "'inf': expected a number"),
         ("yes", bool, {}, "yes: expected true, false or true,false"),

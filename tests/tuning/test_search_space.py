@@ -5,15 +5,16 @@ import itertools
 
 import keras
 import keras_tuner
+import numpy as np
 import pytest
 from keras_tuner.engine.trial import Trial, TrialStatus
 from small_runs import parse_flags
 
 from pizza_steak.errors import UserError
+from pizza_steak.flags import to_flags
 from trainers import data as run_data
-from trainers.flags import to_flags
 from tuning.configuration import SpaceConfig, SweepConfig
-from tuning.search_space import SearchSpace
+from tuning.space.search_space import SearchSpace
 
 NAMES = {field.name for field in dataclasses.fields(SpaceConfig)}
 CONVOLUTIONAL = {
@@ -150,7 +151,7 @@ def test_a_point_that_does_not_fit_the_pictures_is_one_that_cannot_be_built(make
             assert isinstance(model, keras.Model)
             assert model.compiled
         else:
-            with pytest.raises(UserError, match="do not fit pictures of 9 x 12 pixels"):
+            with pytest.raises(UserError, match="do not fit images of 9 x 12 pixels"):
                 space.build(hp.copy())
     assert min(built.values()) > 1
 
@@ -175,3 +176,19 @@ def test_models_of_points_have_what_the_points_say(make_space):
     assert isinstance(model.optimizer, keras.optimizers.SGD)
     assert model.optimizer.learning_rate.numpy() == 0.125
     assert model.loss.label_smoothing == 0.1
+
+
+def test_a_model_of_a_point_has_the_seed_and_the_precision_of_the_flags(make_space):
+    def build(*flags: str) -> keras.Model:
+        space = make_space("--filters=2", *flags)
+        return space.build(declared(space))
+
+    first, second, other = build(), build(), build("--seed=7")
+    for weight, same in zip(first.get_weights(), second.get_weights(), strict=True):
+        np.testing.assert_array_equal(weight, same)
+    assert not np.array_equal(first.get_weights()[0], other.get_weights()[0])
+    try:
+        half = build("--precision=mixed_bfloat16")
+        assert half.layers[-2].compute_dtype == "bfloat16"
+    finally:
+        keras.config.set_dtype_policy("float32")

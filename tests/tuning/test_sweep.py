@@ -24,8 +24,8 @@ from small_runs import (
 )
 
 from pizza_steak.errors import UserError
+from pizza_steak.flags import fields
 from trainers import data as run_data
-from trainers.flags import fields
 from trainers.runs import run_directory, scores
 from tuning.configuration import SweepConfig
 
@@ -221,7 +221,7 @@ def test_workers_and_trials_are_killed_and_ctrl_c_ends_it_in_order(start_sweep, 
     os.killpg(process.pid, signal.SIGINT)
     stdout, stderr = process.communicate()
     assert (process.returncode, stderr) == (128 + signal.SIGINT, "interrupted\n")
-    assert f"(trial {taken.name}); the same command goes on" in stdout
+    assert f"(trial {taken.name}); run the same command to resume" in stdout
     assert (folder / "sweep.html").exists()
     status = {row["trial"]: row["status"] for row in table(folder)}
     assert status == {taken.name: "completed", failing.name: "failed", "2": "running"}
@@ -240,7 +240,7 @@ def test_a_chief_killed_in_a_trial_goes_on_with_workers_that_outlived_it(start_s
         return start_sweep(folder, SOUND, "--worker_timeout=15", environment=environment)
 
     def epochs() -> int:
-        return run_directory.Run(folder / "trials" / "2", "", resumed=True).progress.epochs
+        return run_directory.Run(folder / "trials" / "2").progress.epochs
 
     before = epochs()
     worker, chief = start("worker"), start("chief")  # Who comes first does not matter.
@@ -301,7 +301,7 @@ def test_the_table_has_a_row_for_each_trial_and_the_reason_of_one_that_failed(fi
         run = folder / "trials" / row["trial"]
         assert float(row["val_accuracy"]) == max(result_of(run)["history"]["val_accuracy"])
         assert row["epochs"] == str(EPOCHS) == str(len(rows(run)))
-        config = run_directory.Run(run, "", resumed=True).config
+        config = run_directory.Run(run).config
         assert str(config.model.filters) == row["filters"]
         assert str(config.optimisation.learning_rate_schedule) == row["learning_rate_schedule"]
     assert "3 trials (2 completed, 1 failed)" in stdout
@@ -311,7 +311,7 @@ def test_the_table_has_a_row_for_each_trial_and_the_reason_of_one_that_failed(fi
 def test_no_trial_is_tested_and_the_best_is_on_all_that_they_were_trained_on(finished):
     stdout, folder = finished
     for trial in ("0", "2"):
-        data = run_directory.Run(folder / "trials" / trial, "", resumed=True).config.data
+        data = run_directory.Run(folder / "trials" / trial).config.data
         assert (data.train_split, data.validation_split) == (None, None)
         assert not any("test" in name for name in result_of(folder / "trials" / trial))
     best = run_directory.open_run(folder / "best")
@@ -336,18 +336,22 @@ def test_best_flags_repeat_the_best_run(finished, tmp_path):
 
 @pytest.mark.slow
 def test_the_same_again_trains_nothing_and_says_the_same(finished, flags):
-    from tuning import search
+    from tuning.search import oracles, running, winner
+    from tuning.search.plan import Plan
+    from tuning.search.progress import Progress
 
     stdout, folder = finished
     parts = [modified(folder / part) for part in ("trials", "best", "oracle")]
     before = table(folder), (folder / "best.flags").read_text()
-    sweep = search.Sweep.plan(parse_flags(*flags, f"--sweep_dir={folder}", config=SweepConfig))
-    sweep.start()
-    oracle = sweep.go_on(remote=False)
-    sweep.run_trials(oracle, distributed=False)
-    winner = sweep.train_best(oracle)
-    sweep.write(oracle, winner)
-    assert stdout.endswith(f"{sweep.summary(oracle, winner)}\n")
+    plan = Plan.make(parse_flags(*flags, f"--sweep_dir={folder}", config=SweepConfig))
+    plan.folder.start()
+    oracle = oracles.make(plan.config, plan.space, remote=False)
+    plan.folder.open_oracle(oracle)
+    progress = Progress(plan, oracle)
+    running.run_trials(plan, oracle, distributed=False)
+    best = winner.train(progress)
+    progress.write(best)
+    assert stdout.endswith(f"{progress.summary(best)}\n")
     assert [modified(folder / part) for part in ("trials", "best", "oracle")] == parts
     assert (table(folder), (folder / "best.flags").read_text()) == before
 
@@ -358,69 +362,104 @@ def test_the_same_again_trains_nothing_and_says_the_same(finished, flags):
 @pytest.mark.slow
 @pytest.mark.parametrize("changed", ["--filters=2,4", "--tuner=grid", "--archive={other}"])
 def test_another_sweep_in_the_same_folder_is_refused(finished, flags, make_archive, changed):
-    from tuning import search
+    from tuning.search.plan import Plan
 
     _, folder = finished
     before = snapshot(folder)
     other = make_archive(layout(train_and_test("dark", "middle")), name="shades")
     changed = changed.format(other=other)
     argv = [*flags, f"--sweep_dir={folder}", changed]
-    sweep = search.Sweep.plan(parse_flags(*argv, config=SweepConfig))
+    plan = Plan.make(parse_flags(*argv, config=SweepConfig))
     with pytest.raises(UserError, match="was started with other flags") as caught:
-        sweep.start()
+        plan.folder.start()
     assert changed in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
     assert snapshot(folder) == before
 
 
 def test_other_pictures_under_the_same_name_are_refused(small_flags, make_archive, tmp_path):
-    from tuning import search
+    from tuning.search.plan import Plan
 
     files = layout(train_and_test("dark", "light"))
     archive = make_archive(files, as_zip=False)
     argv = [*small_flags[1:3], f"--archive={archive}", f"--sweep_dir={tmp_path}/sweep"]
     config = parse_flags(*argv, config=SweepConfig)
-    search.Sweep.plan(config).start()
-    search.Sweep.plan(config).start()
+    Plan.make(config).folder.start()
+    Plan.make(config).folder.start()
     before = snapshot(tmp_path)
     (archive / "train/dark/00.png").write_bytes(files["train/dark/01.png"])
     with pytest.raises(UserError):
-        search.Sweep.plan(config).start()
+        Plan.make(config).folder.start()
     assert snapshot(tmp_path) == before
+
+
+@pytest.fixture
+def started(small_flags, tmp_path):
+    """`started(*flags)`: starts a search of one trial, or goes on with it; its sweep.flags."""
+    from tuning.search.plan import Plan
+
+    def start(*flags: str) -> pathlib.Path:
+        argv = [*small_flags[:3], f"--sweep_dir={tmp_path}/sweep", "--max_trials=1", *flags]
+        Plan.make(parse_flags(*argv, config=SweepConfig)).folder.start()
+        return tmp_path / "sweep" / "sweep.flags"
+
+    return start
+
+
+def test_a_search_goes_on_with_other_flags_that_are_not_its_identity(started):
+    before = started().read_text()
+    others = ["--max_trials=9", "--time_budget=9", "--workers=2", "--worker_timeout=9"]
+    others += ["--final_epochs=9", "--notensorboard"]
+    assert started(*others).read_text() == before
+
+
+def test_a_search_goes_on_whatever_the_comments_and_new_flags_are(started):
+    *lines, fingerprint = started().read_text().splitlines()
+    old = ["# Reworded." if line.startswith("#") else line for line in lines]
+    old.remove("--augment_on=host")
+    flags = started()
+    flags.write_text("\n".join([*old, fingerprint]))
+    started()
+    with pytest.raises(UserError, match=r"\(--augment_on=host, now --augment_on=device\)"):
+        started("--augment_on=device")
+
+    flags.write_text("\n".join([*old, "--flux_capacitor=1", fingerprint]))
+    with pytest.raises(UserError, match=f"{flags}: --flux_capacitor is not a flag of this version"):
+        started()
 
 
 @pytest.mark.parametrize("more", [[], ["--overwrite"]])
 def test_a_folder_of_other_files_is_refused(small_flags, tmp_path, more):
-    from tuning import search
+    from tuning.search.plan import Plan
 
     (tmp_path / "best").mkdir()
     (tmp_path / "thesis.tex").write_text("")
     before = snapshot(tmp_path)
     argv = [*small_flags[:3], f"--sweep_dir={tmp_path}", *more]
-    with pytest.raises(UserError, match="holds files that are no search"):
-        search.Sweep.plan(parse_flags(*argv, config=SweepConfig)).start()
+    with pytest.raises(UserError, match="has files that do not belong to a search"):
+        Plan.make(parse_flags(*argv, config=SweepConfig)).folder.start()
     assert snapshot(tmp_path) == before
 
 
 def test_what_a_sweep_killed_at_its_beginning_left_can_be_begun_again(small_flags, tmp_path):
-    from tuning import search
+    from tuning.search.plan import Plan
 
     (tmp_path / f".{'0' * 32}.sweep.flags").write_text("--half")
     (tmp_path / "oracle").mkdir()  # By a worker that came before its chief.
     argv = [*small_flags[:3], f"--sweep_dir={tmp_path}"]
-    search.Sweep.plan(parse_flags(*argv, config=SweepConfig)).start()
+    Plan.make(parse_flags(*argv, config=SweepConfig)).folder.start()
     assert (tmp_path / "sweep.flags").exists()
 
 
 def test_two_searches_are_not_at_work_in_one_folder(small_flags, tmp_path):
-    from tuning import search
+    from tuning.search.plan import Plan
 
     argv = [*small_flags[:3], f"--sweep_dir={tmp_path}/sweep"]
-    sweep = search.Sweep.plan(parse_flags(*argv, config=SweepConfig))
+    plan = Plan.make(parse_flags(*argv, config=SweepConfig))
     with (
-        sweep.alone(),
-        pytest.raises(UserError, match="another search is at work there"),
-        sweep.alone(),
+        plan.folder.lock(),
+        pytest.raises(UserError, match="another search is running there"),
+        plan.folder.lock(),
     ):
         pass
 
@@ -434,11 +473,11 @@ def test_two_searches_are_not_at_work_in_one_folder(small_flags, tmp_path):
     ],
 )
 def test_what_a_sweep_cannot_do_with_is_told_before_it_begins(small_flags, tmp_path, flag, said):
-    from tuning import search
+    from tuning.search.plan import Plan
 
     argv = [*small_flags[:3], f"--sweep_dir={tmp_path}/sweep", flag]
     with pytest.raises(UserError, match=said):
-        search.Sweep.plan(parse_flags(*argv, config=SweepConfig))
+        Plan.make(parse_flags(*argv, config=SweepConfig))
     assert snapshot(tmp_path) == {}
 
 
@@ -467,12 +506,13 @@ TEST = {"test/dark": 6, "test/light": 6}
 def test_the_best_is_tested_on_what_no_trial_has_seen(
     small_flags, make_archive, tmp_path, counts, asked
 ):
-    from tuning import search
+    from tuning.search import final_data
+    from tuning.search.plan import Plan
 
     argv = [*small_flags[:3], f"--archive={make_archive(layout(counts))}", *asked]
     config = parse_flags(*argv, config=SweepConfig)
-    trials = search.Sweep.plan(config).space.data
-    best = run_data.load(search._all_training_images(config, trials))
+    trials = Plan.make(config).space.data
+    best = run_data.load(final_data.data_flags(config, trials))
     seen = {*trials.rows["train"], *trials.rows["validation"]}
     assert sorted(trials.rows["test"]) == sorted(best.rows["test"])
     assert not seen & {*best.rows["test"]}
@@ -493,18 +533,18 @@ def test_the_best_is_tested_on_what_no_trial_has_seen(
 def test_splits_that_leave_no_fair_test_are_told_before_a_search_begins(
     small_flags, make_archive, tmp_path, counts, asked
 ):
-    from tuning import search
+    from tuning.search.plan import Plan
 
     archive = make_archive(layout(counts))
     argv = [*small_flags[:3], f"--archive={archive}", f"--sweep_dir={tmp_path}/sweep", *asked]
     with pytest.raises(UserError, match="pass all three as split strings, or none") as caught:
-        search.Sweep.plan(parse_flags(*argv, config=SweepConfig))
+        Plan.make(parse_flags(*argv, config=SweepConfig))
     assert "\n" not in str(caught.value)
     assert snapshot(tmp_path) == {}
 
 
 def test_half_of_an_environment_of_workers_is_told(monkeypatch):
-    from tuning import distribution
+    from tuning.search import distribution
 
     assert distribution.role() is None
     monkeypatch.setenv("KERASTUNER_TUNER_ID", "worker-3")

@@ -1,4 +1,4 @@
-"""How good a finished run's model is, on any pictures of its classes."""
+"""Evaluates the model of a finished run on any images of its classes."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from pizza_steak.atomic import output_file, remove
 from pizza_steak.errors import UserError
 from trainers import data as run_data
 from trainers.configuration import DataConfig, EvaluateConfig, EvaluationConfig
-from trainers.finished import prediction
+from trainers.finished import loading, testing
 from trainers.pages import plots
 from trainers.runs import run_directory, scores
 
@@ -27,19 +27,19 @@ _WIDTH_SHOWN = 100
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """The outcome.
+    """The results of an evaluation.
 
     Attributes:
-      values: All numbers, as JSON has them.
-      mistakes: The pictures that the model was most sure of and wrong, as it saw them: uint8 of
-        shape (M, H, W, C).
+      values: The content of evaluation.json.
+      mistakes: The images with the most confident mistakes, as the model sees them: uint8 of shape
+        (M, H, W, C).
     """
 
     values: dict[str, Any]
     mistakes: np.ndarray
 
     def summary(self) -> str:
-        """The numbers for people."""
+        """Returns the results as text."""
         values = self.values
         area = "not defined" if values["roc_auc"] is None else f"{values['roc_auc']:.4f}"
         blocks = [
@@ -75,13 +75,10 @@ class Evaluation:
         return ["\n".join(lines)] if lines else []
 
     def write(self, asked: EvaluationConfig) -> pathlib.Path:
-        """Writes the numbers and the figures.
-
-        Returns:
-          The folder of the figures.
+        """Writes the results and the figures, and returns the folder of the figures.
 
         Raises:
-          UserError: Something cannot be written.
+          UserError: A file cannot be written.
         """
         values, out_dir = self.values, pathlib.Path(self.values["run"], "evaluation")
         if asked.out_dir:
@@ -96,16 +93,16 @@ class Evaluation:
             temporary.write_text(json.dumps(values, indent=2) + "\n")
         matrix, classes = np.array(values["confusion_matrix"]), list(values["by_class"])
         plots.confusion_matrix(matrix, classes, out_dir / "confusion_matrix.png")
-        error = values["expected_calibration_error"]
-        plots.calibration(values["calibration"], error, out_dir / "calibration.png")
+        calibration_error = values["expected_calibration_error"]
+        plots.calibration(values["calibration"], calibration_error, out_dir / "calibration.png")
         self._draw_mistakes(out_dir / "mistakes.png")
         return out_dir
 
     def _draw_mistakes(self, path: pathlib.Path) -> None:
-        remove(path)  # Without mistakes there is no figure, an earlier evaluation's neither.
+        remove(path)  # Without mistakes, no figure of an earlier evaluation may stay.
         if len(self.mistakes):
             captions = [
-                f"{mistake['class']}\ntaken for {mistake['predicted']}\n"
+                f"true {mistake['class']}\npredicted {mistake['predicted']}\n"
                 f"{mistake['probability']:.3f}  {pathlib.PurePosixPath(mistake['file']).name}"
                 for mistake in self.values["mistakes"]
             ]
@@ -115,74 +112,77 @@ class Evaluation:
         rows = [*self.values["by_class"].items(), ("macro average", self.values["macro_average"])]
         width = max(len(name) for name, _ in rows) + 2
         measures = ("precision", "recall", "f1-score")
-        lines = [" " * width + "".join(f"{name:>11}" for name in (*measures, "pictures"))]
+        lines = [" " * width + "".join(f"{name:>11}" for name in (*measures, "images"))]
         for name, row in rows:
             numbers = "".join(f"{row[measure]:>11.4f}" for measure in measures)
             lines.append(f"{name:<{width}}{numbers}{row['support']:>11,.0f}")
         return "\n".join(lines)
 
     def _confusions(self) -> str:
-        """The confusion matrix, or where it would be too wide the largest of it."""
+        """Returns the confusion matrix, or if it is too wide the most frequent confusions."""
         names, matrix = list(self.values["by_class"]), self.values["confusion_matrix"]
         width = max(map(len, (*names, f"{self.values['pictures']:,}"))) + 2
         if width * (len(names) + 1) <= _WIDTH_SHOWN:
-            lines = ["true classes down, predicted ones across"]
+            lines = ["rows: true classes, columns: predicted classes"]
             lines.append(" " * width + "".join(f"{name:>{width}}" for name in names))
             for name, counts in zip(names, matrix, strict=True):
                 lines.append(f"{name:<{width}}" + "".join(f"{n:>{width},}" for n in counts))
             return "\n".join(lines)
         confusions = [
-            (count, f"{names[true]} taken for {names[predicted]}")
+            (count, f"true {names[true]}, predicted {names[predicted]}")
             for (true, predicted), count in np.ndenumerate(matrix)
             if true != predicted and count
         ]
         largest = sorted(confusions, reverse=True)[:_CONFUSIONS_SHOWN]
-        return "\n".join(["most often", *(f"{count:>6,}  {text}" for count, text in largest)])
+        return "\n".join(
+            ["most frequent mistakes", *(f"{count:>6,}  {text}" for count, text in largest)]
+        )
 
 
 def evaluate(run: run_directory.Run, config: EvaluateConfig) -> Evaluation:
-    """Evaluates a finished run's model.
+    """Evaluates the model of a finished run.
 
-    The pictures go the way that they go in training, so that loss and accuracy on the test split
-    are those of the run's result.json.
+    Images take the same way as in training, so that loss and accuracy on the test split are those
+    of the run's result.json.
 
     Raises:
-      UserError: The model cannot be loaded, or the pictures, or these are of other classes.
+      UserError: The model or the images cannot be loaded, or the images have other classes.
     """
     data_config = run_data.with_batch_size(_data_config(run, config))
     _check_classes(run, data_config)
     purpose, split = _split(run, config, data_config)
-    model, data = prediction.load_model(run), run_data.load(data_config, split)
+    model, data = loading.load_model(run), run_data.load(data_config, split)
     if purpose not in data.rows:
         raise UserError(f"--split={purpose}: {run.path} was trained without one")
-    outputs = model.predict(data.batches(purpose, data_config.batch_size), verbose=0)
-    probabilities, labels = prediction.class_probabilities(outputs), data.labels(purpose)
-    predicted, confidence = probabilities.argmax(axis=-1), probabilities.max(axis=-1)
-    options = {"labels": list(range(len(data.classes)))}
-    matrix = metrics.confusion_matrix(labels, predicted, **options)
+    tested = testing.test(model, data, purpose, run_data.batch_size_of(data_config))
+    labels, predicted = tested.labels, tested.predicted
     rows = metrics.classification_report(
-        labels, predicted, zero_division=0, output_dict=True, **options
+        labels,
+        predicted,
+        labels=list(range(len(data.classes))),
+        zero_division=0,
+        output_dict=True,
     )
-    bins = calibration_bins(confidence, predicted == labels)
-    wrong = np.flatnonzero(predicted != labels)
+    confidence = tested.probabilities.max(axis=-1)
+    bins = calibration_bins(confidence, tested.correct)
+    wrong = np.flatnonzero(~tested.correct)
     mistakes = wrong[np.argsort(-confidence[wrong], kind="stable")]
     files = data.records.filenames[data.rows[purpose]]
-    accuracy = metrics.accuracy_score(labels, predicted)
     values = {
         "run": str(run.path),
         "dataset": data.records.builder.info.full_name,
         "split": data.splits[purpose],
         "pictures": len(labels),
-        "loss": prediction.mean_loss(data, labels, outputs),
-        "accuracy": accuracy,
-        "accuracy_interval": scores.interval(round(accuracy * len(labels)), len(labels)),
+        "loss": tested.loss,
+        "accuracy": tested.accuracy,
+        "accuracy_interval": tested.accuracy_interval,
         **scores.largest_class(labels, data.classes),
         **_seen(run, config, data.records.digests[data.rows[purpose]]),
-        "roc_auc": roc_auc(labels, probabilities),
+        "roc_auc": roc_auc(labels, tested.probabilities),
         "expected_calibration_error": expected_calibration_error(bins),
         "by_class": {name: rows[str(label)] for label, name in enumerate(data.classes)},
         "macro_average": rows["macro avg"],
-        "confusion_matrix": matrix.tolist(),
+        "confusion_matrix": tested.confusion_matrix.tolist(),
         "calibration": bins,
         "mistakes": [
             {
@@ -199,7 +199,7 @@ def evaluate(run: run_directory.Run, config: EvaluateConfig) -> Evaluation:
 
 
 def _data_config(run: run_directory.Run, config: EvaluateConfig) -> DataConfig:
-    """The run's data flags, with what is asked for in their place."""
+    """Returns the data flags of the run, with those that are given in their place."""
     asked = {name: value for name, value in vars(config.data).items() if value is not None}
     return dataclasses.replace(run.config.data, **asked)
 
@@ -225,7 +225,7 @@ def _seen(run: run_directory.Run, config: EvaluateConfig, digests: np.ndarray) -
     Args:
       run: The run.
       config: The flags.
-      digests: Of the images that are evaluated.
+      digests: The digests of the evaluated images.
     """
     data = run.config.data
     if config.data.data_dir is not None:
@@ -233,10 +233,10 @@ def _seen(run: run_directory.Run, config: EvaluateConfig, digests: np.ndarray) -
     environment = json.loads((run.path / "environment.json").read_text())
     unknown = dict.fromkeys(["trained_on", "validated_on", "test_pictures_chose_the_model"])
     if not data.archive and not records.is_prepared(data.dataset, data_dir=data.data_dir):
-        return unknown  # Nothing is downloaded for this.
+        return unknown  # It is not worth a download.
     try:
         prepared, _, rows = run_data.open_splits(data)
-    except UserError:  # They are gone.
+    except UserError:  # The images are gone.
         return unknown
     if prepared.fingerprint != environment["fingerprint"]:
         return unknown
@@ -253,26 +253,26 @@ def _check_classes(run: run_directory.Run, data: DataConfig) -> None:
     there = read_archive(data.archive, follow_links=data.follow_links).classes
     expected = run.result["classes"]
     missing = [name for name in expected if name not in there]
-    # Classes that the run was told to leave out may be there.
+    # The archive may have classes that the run left out.
     others = [] if data.classes else [name for name in there if name not in expected]
     if missing or others:
         parts = [f"lacks {', '.join(missing)}"] if missing else []
         parts += [f"has {', '.join(others)}"] if others else []
         raise UserError(
-            f"archive {data.archive}: its classes are not the run's (it {' and '.join(parts)}); "
+            f"archive {data.archive}: other classes than the run's (it {' and '.join(parts)}); "
             f"expected the classes of {run.path}"
         )
 
 
 def roc_auc(labels: np.ndarray, probabilities: np.ndarray) -> float | None:
-    """The area under the ROC curve; of more than two classes the mean of one against the others.
+    """Returns the area under the ROC curve; for more than two classes, the mean of one-vs-rest.
 
     Args:
       labels: int array of shape (N,).
-      probabilities: Of shape (N, C).
+      probabilities: Array of shape (N, C).
 
     Returns:
-      0 to 1, or None where a class has no picture: then it is not defined.
+      0 to 1, or None if a class has no image: then the area is not defined.
     """
     classes = range(probabilities.shape[1])
     if set(labels) != set(classes):
@@ -283,20 +283,20 @@ def roc_auc(labels: np.ndarray, probabilities: np.ndarray) -> float | None:
 
 
 def calibration_bins(confidence: np.ndarray, correct: np.ndarray) -> list[dict[str, float]]:
-    """How often predictions are right, by how sure the model is of them.
+    """Returns the accuracy of predictions in bins of their confidence.
 
     Args:
-      confidence: Of shape (N,), the probability of the predicted class.
+      confidence: The probability of the predicted class, of shape (N,).
       correct: bool array of shape (N,).
 
     Returns:
-      Of each tenth of 0 to 1 that has predictions its bounds "from" and "to", the means of
-      "confidence" and "accuracy", and the number of "pictures".
+      For each tenth of 0 to 1 that has predictions: its bounds "from" and "to", the means of
+      "confidence" and "accuracy", and the number of images, "pictures".
     """
     accuracies, confidences = calibration.calibration_curve(
         correct, confidence, n_bins=_CALIBRATION_BINS, pos_label=True
     )
-    # By the rule of calibration_curve for what lies between two bins.
+    # calibration_curve puts values on the edge of two bins into the lower one.
     edges = np.linspace(0, 1, _CALIBRATION_BINS + 1)
     counts = np.bincount(np.searchsorted(edges[1:-1], confidence))
     filled = np.flatnonzero(counts)
@@ -312,6 +312,6 @@ def calibration_bins(confidence: np.ndarray, correct: np.ndarray) -> list[dict[s
 
 
 def expected_calibration_error(bins: Sequence[dict[str, float]]) -> float:
-    """The mean distance of accuracy and confidence over all pictures (Guo et al., 2017)."""
+    """Returns the mean distance of accuracy and confidence over all images (Guo et al., 2017)."""
     distances = [abs(row["accuracy"] - row["confidence"]) for row in bins]
     return float(np.average(distances, weights=[row["pictures"] for row in bins]))

@@ -1,17 +1,16 @@
-"""A run's model in forms that are used without Keras: SavedModel, LiteRT and ONNX.
+"""Exports a run's model for use without Keras: SavedModel, LiteRT and ONNX.
 
-Each takes raw pictures, "images", uint8 of shape (B, H, W, C), and gives "probabilities", float32
-of shape (B, number of classes), one column a class. They hold the classes' names, in the
-columns' order:
+Each export takes "images", raw pixels, uint8 of shape (B, H, W, C), and returns "probabilities",
+float32 of shape (B, C), a column per class. It has the class names, in the order of the columns:
 
-saved_model  gives "class_name" as well, the most probable; assets.extra/labels.txt has all of them.
-             Its signature "serving_encoded" takes "image_bytes", JPEG and PNG files of shape (B,),
-             decoded and resized as for training, see `decoding_in_graph`.
-litert       labels.txt in the zip that is appended to the file, as LiteRT's tools have it.
+saved_model  returns "class_name" too, the most probable class; assets.extra/labels.txt has all
+             names. Its signature "serving_encoded" takes "image_bytes", JPEG and PNG files of shape
+             (B,), and decodes and resizes them as in training; see `decoding_in_graph`.
+litert       labels.txt, in a zip that is appended to the file, as LiteRT's tools do.
 onnx         "labels" in the metadata, a JSON list.
 
-They compute in float32, whatever the precision of the run: half of it is for training, and LiteRT
-and ONNX Runtime lack kernels for it. Layers that augment do nothing.
+Exports compute in float32 whatever the precision of the run, because LiteRT and ONNX Runtime lack
+kernels for float16. Augmentation layers do nothing.
 """
 
 import dataclasses
@@ -32,36 +31,36 @@ from pizza_steak.errors import UserError
 from pizza_steak.tensorflow_import import stderr_dropped
 from trainers import data as run_data
 from trainers.configuration import ArtifactConfig
-from trainers.finished import prediction
+from trainers.finished import loading
 from trainers.runs import run_directory
 
-# How far a probability may be from the Keras model's.
+# The largest difference between a probability and that of the Keras model.
 TOLERANCE = 1e-4
 
-_CHECKED_PICTURES = 32
+_CHECKED_IMAGES = 32
 
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """An export that was checked.
+    """A checked export.
 
     Attributes:
       path: The file, or the folder of a SavedModel.
-      pictures: How many pictures it was checked on.
-      files: How many of them it was given as encoded files as well.
-      difference: The largest one between its probabilities and the Keras model's.
+      images: The number of images that it was checked on.
+      files: The number of these images that it decoded itself.
+      difference: The largest difference between its probabilities and those of the Keras model.
     """
 
     path: pathlib.Path
-    pictures: int
+    images: int
     files: int
     difference: float
 
     def summary(self) -> str:
-        """What was checked, for people, and where the export is."""
+        """Returns the result of the check and the path, as text."""
         as_files = f", {self.files} of them as files too" if self.files else ""
         return (
-            f"checked on {self.pictures} pictures{as_files}: the same classes as the Keras model, "
+            f"checked on {self.images} images{as_files}: the same classes as the Keras model, "
             f"probabilities differ by at most {self.difference:.1g}\n"
             f"exported to {self.path}"
         )
@@ -69,11 +68,11 @@ class Export:
 
 @dataclasses.dataclass(frozen=True)
 class _Sample:
-    """Pictures to check an export on.
+    """Images to check an export on.
 
     Attributes:
       images: uint8 of shape (N, H, W, C).
-      files: Those that are decoded without Pillow, encoded, by their positions in `images`.
+      files: The encoded files that do not need Pillow, by their index in `images`.
     """
 
     images: np.ndarray
@@ -82,12 +81,12 @@ class _Sample:
 
 @dataclasses.dataclass(frozen=True)
 class _Answer:
-    """What an export says of pictures of a sample.
+    """The output of an export for B images of a sample.
 
     Attributes:
-      positions: Theirs in the sample, B of them.
-      probabilities: Of shape (B, number of classes).
-      class_names: B of them.
+      positions: The indices of the images in the sample.
+      probabilities: float32 of shape (B, C).
+      class_names: The predicted classes, B names.
     """
 
     positions: Sequence[int]
@@ -96,12 +95,12 @@ class _Answer:
 
 
 class _Classifier(tf.Module):
-    """What is exported: a Keras model with the names of its classes.
+    """A Keras model with its class names, to be exported.
 
     Args:
-      model: Pictures of `format` in, probabilities out.
-      classes: The names, in the labels' order.
-      format: The form of the pictures.
+      model: The model, from images of `format` to probabilities.
+      classes: The class names, in the labels' order.
+      format: The format of the images.
     """
 
     def __init__(self, model: keras.Model, classes: Sequence[str], format: decoding.Format):
@@ -141,7 +140,7 @@ def _write_saved_model(classifier: _Classifier, path: pathlib.Path) -> None:
         "serving_encoded": classifier.classify_encoded,
     }
     tf.saved_model.save(classifier, str(path), signatures=signatures)
-    extra = path / "assets.extra"  # Where SavedModels have what their graph does not read.
+    extra = path / "assets.extra"  # SavedModels keep files here that their graph does not read.
     extra.mkdir()
     (extra / "labels.txt").write_text(_labels(classifier), encoding="utf-8")
 
@@ -160,8 +159,8 @@ def _write_onnx(classifier: _Classifier, path: pathlib.Path) -> None:
     import tf2onnx
 
     function = classifier.probabilities.get_concrete_function()
-    # tf2onnx.convert.from_function would take the statistics of a Normalization, constants that
-    # the function captures, for inputs.
+    # tf2onnx.convert.from_function (1.17) takes captured constants, such as the statistics of a
+    # Normalization layer, for inputs.
     inputs, outputs = [function.inputs[0].name], [function.outputs[0].name]
     model, _ = tf2onnx.convert.from_graph_def(
         tf2onnx.tf_loader.from_function(function, inputs, outputs),
@@ -216,14 +215,14 @@ def _answer(probabilities: np.ndarray, labels: Sequence[str]) -> _Answer:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Form:
-    """A form of export.
+class _ExportFormat:
+    """A format of exports.
 
     Attributes:
-      name: What it is called in a run directory.
-      write: Writes it to a path.
-      ask: Loads what was written, and runs it on a sample.
-      packages: What it needs beyond the project's own dependencies.
+      name: The name of its file or folder in a run directory.
+      write: Writes a classifier to a path.
+      ask: Loads an export, and yields its outputs for a sample.
+      packages: The packages that it needs besides the project's own dependencies.
     """
 
     name: str
@@ -232,52 +231,52 @@ class _Form:
     packages: tuple[str, ...] = ()
 
 
-_FORMS = {
-    "saved_model": _Form("saved_model", _write_saved_model, _ask_saved_model),
-    "litert": _Form("model.tflite", _write_litert, _ask_litert),
-    "onnx": _Form("model.onnx", _write_onnx, _ask_onnx, ("onnx", "onnxruntime", "tf2onnx")),
+_FORMATS = {
+    "saved_model": _ExportFormat("saved_model", _write_saved_model, _ask_saved_model),
+    "litert": _ExportFormat("model.tflite", _write_litert, _ask_litert),
+    "onnx": _ExportFormat("model.onnx", _write_onnx, _ask_onnx, ("onnx", "onnxruntime", "tf2onnx")),
 }
 
 
 def export(run: run_directory.Run, config: ArtifactConfig) -> Export:
-    """Exports a finished run's model, and checks the export on pictures of the run's test split.
+    """Exports the model of a finished run, and checks the export on images of its test split.
 
     Raises:
-      UserError: The model or the pictures cannot be read, packages are missing, something is in the
-        way of the export, or it does not say what the Keras model says; then nothing is left of it.
+      UserError: The model or the images cannot be read, packages are missing, the output exists, or
+        the export does not predict what the Keras model predicts; then the export is removed.
     """
-    form = _FORMS[config.format]
-    if missing := [name for name in form.packages if not importlib.util.find_spec(name)]:
+    export_format = _FORMATS[config.format]
+    if missing := [name for name in export_format.packages if not importlib.util.find_spec(name)]:
         raise UserError(
             f"format {config.format!r}: needs the packages {', '.join(missing)}; install them: "
             f"pip install -e '.[{config.format}]'"
         )
-    path = pathlib.Path(config.output or run.path / form.name).expanduser().absolute()
+    path = pathlib.Path(config.output or run.path / export_format.name).expanduser().absolute()
     _check_free(path, config.overwrite)
     model, classes = _in_float32(run.load_model()), run.result["classes"]
     format = run_data.format_of(run.config.data)
     _check_fits(model, format, classes, run)
     sample = _sample(run_data.load(run.config.data))
-    expected = prediction.class_probabilities(model.predict(sample.images, verbose=0))
-    with output_file(path) as temporary, stderr_dropped():  # The converters are talkative.
-        form.write(_Classifier(model, classes, format), temporary)
-        answers = list(form.ask(temporary, sample))
+    expected = loading.class_probabilities(model.predict(sample.images, verbose=0))
+    with output_file(path) as temporary, stderr_dropped():  # Converters log a lot.
+        export_format.write(_Classifier(model, classes, format), temporary)
+        answers = list(export_format.ask(temporary, sample))
         difference = max(_difference(answer, expected, classes, path) for answer in answers)
         if path.is_dir() or temporary.is_dir():
-            remove(path)  # A folder is not renamed over another, nor over a file.
+            remove(path)  # A folder cannot be renamed over a file or another folder.
     files = sum(len(answer.positions) for answer in answers[1:])
     return Export(path, len(sample.images), files, difference)
 
 
 def _check_free(path: pathlib.Path, overwrite: bool) -> None:
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
-        raise UserError(f"output {path}: {path.parent} is no folder that can be written")
+        raise UserError(f"output {path}: {path.parent} is not a writable folder")
     if not os.path.lexists(path):
         return
     if path.is_dir() and not (path / "saved_model.pb").is_file():
-        raise UserError(f"output {path}: is a folder and no SavedModel; pass another --output")
+        raise UserError(f"output {path}: is a folder but not a SavedModel; pass another --output")
     if not overwrite:
-        raise UserError(f"output {path}: is there already; pass --overwrite, or another --output")
+        raise UserError(f"output {path}: already exists; pass --overwrite or another --output")
 
 
 def _check_fits(
@@ -286,14 +285,14 @@ def _check_fits(
     shape, columns = model.input_shape[1:], model.output_shape[-1]
     if shape != format.shape or max(columns, 2) != len(classes):
         raise UserError(
-            f"model {run.path / 'model.keras'}: takes pictures of {shape} and gives {columns} "
-            f"probabilities, which does not fit the run's {format.shape} and {len(classes)} "
-            "classes; train the run again"
+            f"model {run.path / 'model.keras'}: takes images of {shape} and returns {columns} "
+            f"probabilities, but the run has images of {format.shape} and {len(classes)} classes; "
+            "train the run again"
         )
 
 
 def _in_float32(model: keras.Model) -> keras.Model:
-    """The model, or one like it that computes in float32 with the same weights."""
+    """Returns the model, or a copy of it that computes in float32."""
     if all(layer.compute_dtype == "float32" for layer in model.layers):
         return model
 
@@ -306,9 +305,9 @@ def _in_float32(model: keras.Model) -> keras.Model:
 
 
 def _sample(data: run_data.Data) -> _Sample:
-    """Pictures from all over the test split."""
+    """Returns images spread evenly over the test split."""
     rows = data.rows["test"]
-    count = min(len(rows), _CHECKED_PICTURES)
+    count = min(len(rows), _CHECKED_IMAGES)
     rows = rows[np.linspace(0, len(rows) - 1, count).astype(int)]
     files = enumerate(data.records.encoded(rows))
     return _Sample(
@@ -320,20 +319,20 @@ def _sample(data: run_data.Data) -> _Sample:
 def _difference(
     answer: _Answer, expected: np.ndarray, classes: Sequence[str], path: pathlib.Path
 ) -> float:
-    """The largest difference between an answer's probabilities and those of the Keras model.
+    """Returns the largest difference between an answer's probabilities and the Keras model's.
 
     Raises:
-      UserError: It is more than `TOLERANCE`, or a class is not the Keras model's; one that it holds
-        for as probable, within the tolerance of two probabilities, is.
+      UserError: It exceeds `TOLERANCE`, or the predicted class differs. Two classes whose
+        probabilities are equal within the tolerance may be swapped.
     """
     expected = expected[[*answer.positions]]
     difference = float(np.abs(answer.probabilities - expected).max())
     named = [classes.index(name) for name in answer.class_names]
     behind = float((expected.max(axis=-1) - expected[range(len(named)), named]).max())
-    if not (difference <= TOLERANCE and behind <= 2 * TOLERANCE):  # Nor with NaN.
+    if not (difference <= TOLERANCE and behind <= 2 * TOLERANCE):  # Also refuses NaN.
         raise UserError(
-            f"output {path}: not exported, because it would say other than the Keras model: "
-            f"probabilities differ by {difference:.1g} (expected at most {TOLERANCE:g}), the "
-            f"classes' by {behind:.1g}"
+            f"output {path}: not exported, because its predictions are not the Keras model's: "
+            f"probabilities differ by {difference:.1g} (expected at most {TOLERANCE:g}), those of "
+            f"the predicted classes by {behind:.1g}"
         )
     return difference

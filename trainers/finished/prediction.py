@@ -1,56 +1,36 @@
-"""What a finished run's model says of pictures that are anywhere."""
+"""Predicts the classes of images with the model of a finished run."""
 
 import csv
 import dataclasses
-import fnmatch
-import functools
-import glob
 import io
 import json
 import os
-import pathlib
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 import tqdm
 
 from pizza_steak import decoded, decoding
-from pizza_steak.archive import list_pictures
 from pizza_steak.atomic import output_file
 from pizza_steak.errors import UserError
 from trainers import data as run_data
 from trainers.configuration import PredictionConfig
-from trainers.hardware import devices
-from trainers.models import networks
+from trainers.finished import loading
+from trainers.finished.sources import Source, find
 from trainers.runs import run_directory
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
-    """A picture that can be read.
-
-    Attributes:
-      path: Where it is, for people: a member of a zip stands behind the zip's own path.
-      read: Gives its bytes.
-    """
-
-    path: str
-    read: Callable[[], bytes]
-
-
-@dataclasses.dataclass(frozen=True)
 class Predictions:
-    """What a model says of N pictures.
+    """The predictions of a model for N images.
 
     Attributes:
-      paths: N of them.
-      classes: C names, in the labels' order.
+      paths: N paths.
+      classes: C class names, in the labels' order.
       probabilities: float32 of shape (N, C).
-      faults: Why pictures have none, by their index; their probabilities mean nothing.
+      faults: Why an image is unreadable, by its index; its probabilities have no meaning.
     """
 
     paths: Sequence[str]
@@ -59,7 +39,7 @@ class Predictions:
     faults: Mapping[int, str]
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Of each picture "path", "class", "probability" and "probabilities"; or its "error"."""
+        """Yields "path" and "class", "probability", "probabilities" or "error" of each image."""
         for index, path in enumerate(self.paths):
             if index in self.faults:
                 yield {"path": path, "error": self.faults[index]}
@@ -77,10 +57,10 @@ class Predictions:
         """Writes the files that are asked for.
 
         Returns:
-          What the standard output gets: by default a line for each picture that has a prediction.
+          The text for standard output: by default a line for each image that has a prediction.
 
         Raises:
-          UserError: A file cannot be written, or the standard output is asked for twice.
+          UserError: A file cannot be written, or both texts are for standard output.
         """
         if asked.json == asked.csv == "-":
             raise UserError("json and csv: both are -; expected a file for one of them")
@@ -94,7 +74,7 @@ class Predictions:
         return told
 
     def errors(self) -> str:
-        """A line for each picture that has no prediction."""
+        """Returns a line for each image that has no prediction."""
         rows = (row for row in self.rows() if "error" in row)
         return "".join(f"error: {row['path']}: {row['error']}\n" for row in rows)
 
@@ -119,69 +99,33 @@ class Predictions:
 
 
 def predict(run: run_directory.Run, images: Sequence[str], batch_size: int = 32) -> Predictions:
-    """Predicts the classes of pictures, decoded as they were for the run's training.
+    """Predicts the classes of images, decoded as for the training of the run.
 
     Args:
       run: A finished run.
-      images: One or more paths, as `find` takes them.
-      batch_size: Pictures a step.
+      images: One or more paths, as in `sources.find`.
+      batch_size: Images per batch.
 
     Raises:
-      UserError: There are no pictures at a path, or the run's model cannot be loaded.
+      UserError: There is no image at a path, or the model cannot be loaded.
     """
     sources = find(images)
-    model, classes = load_model(run), run.result["classes"]
+    model, classes = loading.load_model(run), run.result["classes"]
     format = run_data.format_of(run.config.data)
     probabilities = np.zeros((len(sources), len(classes)), np.float32)
-    faults = {}
-    with tqdm.tqdm(total=len(sources), unit=" pictures", disable=None) as progress:
+    faults: dict[int, str] = {}
+    with tqdm.tqdm(total=len(sources), unit=" images", disable=None) as progress:
         for rows, images, reasons in _batches(sources, format, batch_size).as_numpy_iterator():
-            probabilities[rows] = class_probabilities(model.predict_on_batch(images))
+            probabilities[rows] = loading.class_probabilities(model.predict_on_batch(images))
             faults |= {row: text.decode() for row, text in zip(rows, reasons, strict=True) if text}
             progress.update(len(rows))
     return Predictions([source.path for source in sources], classes, probabilities, faults)
 
 
-def load_model(run: run_directory.Run) -> keras.Model:
-    """The model of a finished run, ready to predict on one device.
-
-    Raises:
-      UserError: It cannot be loaded.
-    """
-    model = run.load_model()
-    chosen = devices.choose(devices.one_device(run.config.devices))
-    model.compile(jit_compile=chosen.jit_compile)
-    return model
-
-
-def class_probabilities(outputs: np.ndarray) -> np.ndarray:
-    """A model's outputs with a column for each class.
-
-    Args:
-      outputs: float32 of shape (N, 1), the probability of class 1 of two, or of shape (N, C).
-
-    Returns:
-      float32 of shape (N, C).
-    """
-    return np.concatenate([1 - outputs, outputs], axis=1) if outputs.shape[1] == 1 else outputs
-
-
-def mean_loss(data: run_data.Data, labels: np.ndarray, outputs: np.ndarray) -> float:
-    """The loss of a model over N pictures: cross-entropy with their labels as they are.
-
-    Args:
-      data: Whose class mode the model has.
-      labels: int array of shape (N,).
-      outputs: The model's, float32 of shape (N, 1) or (N, C).
-    """
-    loss = networks.loss_for(data.class_mode)
-    return float(loss(data.encode(labels).reshape(len(labels), -1), outputs))
-
-
 def _batches(
     sources: Sequence[Source], format: decoding.Format, batch_size: int
 ) -> tf.data.Dataset:
-    """(rows, images, reasons) of all sources in their order, as of `decoding.decode_images`."""
+    """Returns batches (rows, images, faults), with the results of `decoding.decode_images`."""
 
     def decode(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         images, faults = decoding.decode_images(
@@ -196,59 +140,3 @@ def _batches(
     rows = tf.data.Dataset.range(len(sources)).batch(batch_size)
     batches = rows.map(load, num_parallel_calls=os.cpu_count()).prefetch(1)
     return batches.with_options(decoded.WITHOUT_AUTOTUNE)
-
-
-def find(images: Sequence[str]) -> list[Source]:
-    """The pictures that paths stand for, in the paths' order.
-
-    A path is that of a picture, of a folder (all pictures below it), or a pattern as a shell's,
-    where `**` is any folders. A zip is a folder, too: what stands behind its own path is a picture,
-    a folder or a pattern within it, such as `food.zip/test/pizza/1*.jpg`; there `*` is any folders
-    as well.
-
-    Raises:
-      UserError: There are no pictures at one of them.
-    """
-    return [source for image in images for source in _find(image)]
-
-
-def _find(image: str) -> list[Source]:
-    path = pathlib.Path(image).expanduser()
-    zips = (p for p in (path, *path.parents) if p.suffix.lower() == ".zip" and os.path.isfile(p))
-    if os.path.isdir(path):
-        found = _of_folder(path)
-    elif zip_path := next(zips, None):
-        found = _of_zip(zip_path, path.relative_to(zip_path).as_posix())
-    elif os.path.lexists(path):
-        found = [Source(_shown(path), path.read_bytes)]
-    else:
-        found = find(sorted(glob.glob(str(path), recursive=True)))
-    if not found:
-        raise UserError(f"image {image}: no picture there; expected a file, folder, zip or pattern")
-    return found
-
-
-def _of_folder(folder: pathlib.Path) -> list[Source]:
-    files = [folder / name for name in list_pictures(folder, follow_links=True)]
-    return [Source(_shown(file), file.read_bytes) for file in files]
-
-
-def _of_zip(path: pathlib.Path, within: str) -> list[Source]:
-    pictures = list_pictures(path)  # Refuses what is no zip, and hostile ones.
-    zip_file = zipfile.ZipFile(path)
-    return [
-        Source(_shown(path / name), functools.partial(zip_file.read, member))
-        for name, member in pictures.items()
-        if within == "." or _is_within(pathlib.PurePosixPath(name), within)
-    ]
-
-
-def _is_within(name: pathlib.PurePosixPath, pattern: str) -> bool:
-    """Whether a member, or a folder around it, is what a path or a pattern says."""
-    candidates = [str(path) for path in (name, *name.parents[:-1])]
-    return pattern in candidates or any(fnmatch.fnmatchcase(c, pattern) for c in candidates)
-
-
-def _shown(path: pathlib.Path) -> str:
-    """Its text, without the bytes that are none."""
-    return os.fsencode(path).decode(errors="replace")

@@ -1,9 +1,9 @@
-"""Several processes, on one machine or many, that train one model together.
+"""Clusters: several processes, on one machine or many, that train one model together.
 
-Each has the same command and takes its replicas' shares of every batch. The first of them is the
-chief: it alone reads and writes the run directory, and tells the others what they have to know.
-TensorFlow's coordination service notices who dies or falls silent, and passes on why one has ended.
-It has no public interface: what is used of it stands here.
+All processes run the same command, and each takes its replicas' shares of every batch. The first is
+the chief: only it reads and writes the run directory, and it tells the others what they need to
+know. TensorFlow's coordination service notices processes that die or fall silent, and passes on the
+reason. The service has no public interface; only this module uses it.
 """
 
 import concurrent.futures
@@ -31,22 +31,22 @@ from pizza_steak.errors import UserError
 from trainers.configuration import FitConfig
 from trainers.hardware import preemption
 
-# Seconds: what answers nothing for so long is gone, and how often an `Agreement` is sought.
+# Seconds after which a silent process counts as dead, and between two rounds of an `Agreement`.
 _SILENCE, _AGREEING = 30.0, 1.0
-# Between two agreements: calls may become slower all of a sudden.
+# The most calls between two rounds, because calls may suddenly become slower.
 _MOST_CALLS = 100
-# The first port of a Slurm step's tasks on a node is one of these, by its number and its job's.
+# The numbers of a Slurm step and of its job choose the first port of its tasks on a node.
 _SLURM_PORTS = range(10_000, 30_000)
 
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """The processes, and which of them this is.
+    """The processes of a cluster.
 
     Attributes:
-      addresses: Where others reach each, host:port, the chief's first.
-      index: Which of them this one is.
-      timeout: Seconds to wait for the others at first, and for one that is silent.
+      addresses: The address host:port of each process, the chief's first.
+      index: The index of this process.
+      timeout: Seconds to wait for the other processes at the start, and for a silent process.
     """
 
     addresses: tuple[str, ...]
@@ -58,36 +58,36 @@ class Cluster:
         return self.index == 0
 
     def name(self, index: int) -> str:
-        """One of them, for people."""
+        """Returns the name of a process, for messages."""
         title = f"worker {index}" if index else "the chief"
         return f"{title} ({self.addresses[index]})"
 
     @property
     def strategy(self) -> tf.distribute.Strategy:
-        """That of all their devices: of each the GPUs that it sees, else its CPU.
+        """The strategy over the devices of all processes: their visible GPUs, or else their CPUs.
 
-        Asked for first, it waits until all processes are there.
+        The first access waits for all processes.
 
         Raises:
-          UserError: Not all have come in time, or the port of this one is taken.
+          UserError: Some process has not come in time, or the port of this process is in use.
         """
         return _strategy(self)
 
     def from_chief(self, make: Callable[[], Any]) -> Any:
-        """What `make` gives, which is called by the chief alone, for all that can be pickled."""
+        """Calls `make` in the chief, and returns its result in all processes; it is pickled."""
         content = pickle.dumps(make()) if self.is_chief else b""
         size = int(self._sum(tf.constant(len(content), tf.int64)))
         words = np.zeros(-(-size // 8), np.int64)
         words.view(np.uint8)[: len(content)] = np.frombuffer(content, np.uint8)
-        # The others add zeros. What reaches these ports can do worse than a pickle can.
+        # The others add zeros. Unpickling is safe: whoever reaches these ports can do worse.
         return pickle.loads(self._sum(tf.constant(words)).tobytes()[:size])
 
     def sum(self, numbers: Sequence[float]) -> list[float]:
-        """Each number, summed over all processes: float32, and the same bits in all of them."""
+        """Returns each number summed over all processes: float32, with the same bits in each."""
         return self._sum(tf.constant(numbers, tf.float32)).tolist()
 
     def rows_of_all(self, rows: np.ndarray) -> np.ndarray:
-        """The rows that each process has as many of, those of the chief first."""
+        """Returns the rows of all processes, those of the chief first; all have the same number."""
         all_rows = np.zeros_like(rows, shape=(len(self.addresses), *rows.shape))
         all_rows[self.index] = rows
         return self._sum(tf.constant(all_rows)).reshape(-1, *rows.shape[1:])
@@ -97,14 +97,14 @@ class Cluster:
 
     @contextlib.contextmanager
     def ending_together(self) -> Iterator[None]:
-        """Ends the others where the block fails here, and tells in one line where it failed there.
+        """Ends the other processes if the block fails here, and this one if it fails there.
 
         Raises:
-          UserError: Another process has ended, or is silent.
+          UserError: Another process has ended or is silent; names it and its reason.
         """
         try:
             yield
-        except preemption.PreemptedError:  # Which all have agreed upon.
+        except preemption.PreemptedError:  # All processes have agreed to end.
             raise
         except BaseException as error:
             if _is_of_others(error):
@@ -112,34 +112,34 @@ class Cluster:
                 self._tell(reason)
                 raise UserError(reason) from error
             own = isinstance(error, UserError)
-            text = str(error) if own else f"{type(error).__name__}; its own output tells more"
+            text = str(error) if own else f"{type(error).__name__}; see its output"
             self._tell(f"{self.name(self.index)} has ended: {text}")
             raise
 
     def _tell(self, reason: str) -> None:
-        """Has the other processes fail at what they wait for, with this reason."""
-        with contextlib.suppress(tf.errors.OpError):  # The chief may be gone, or have been told.
+        """Makes the other processes fail at what they wait for, with this reason."""
+        with contextlib.suppress(tf.errors.OpError):  # The chief may be gone, or know already.
             text = json.dumps(" ".join(reason.split()))
             context.context().report_error_to_cluster(tf.errors.ABORTED, text)
 
     def _reason(self, message: str) -> str:
-        """Why others have ended, by what TensorFlow says."""
+        """Returns why other processes have ended, from TensorFlow's message."""
         if told := re.search(r'Error reported from \S+ ("(?:[^"\\]|\\.)*")', message):
             return json.loads(told[1])
         return (
-            f"{self.missing(message)} has ended or does not answer any more; its own output tells "
-            "why. Start all of them again, with --resume=auto to go on"
+            f"{self.missing(message)} has ended or does not answer; its output says why. Start all "
+            "processes again, with --resume=auto to resume"
         )
 
     def missing(self, message: str) -> str:
-        """Who is not there, for people: by what TensorFlow says, and who listens at its port.
+        """Returns the names of missing processes, from TensorFlow's message and open ports.
 
-        Others may have ended since, because of that one.
+        A process that has ended may have ended others since; only the first ones are named.
         """
         task = r"/job:worker/\S*task:(\d+)"
         missing = [int(index) for index in re.findall(f"^{task}$", message, re.MULTILINE)]
         if not missing and not self.is_chief and "CoordinationService/Heartbeat" in message:
-            missing = [0]  # Who would have answered it.
+            missing = [0]  # The chief answers heartbeats.
         if not missing:
             gone = self._unreachable()
             suspected = gone or {*range(len(self.addresses))} - {self.index}
@@ -149,7 +149,7 @@ class Cluster:
         return ", ".join(map(self.name, missing)) or "another process"
 
     def _unreachable(self) -> set[int]:
-        """Which of the processes listen at their port no more, or not yet."""
+        """Returns the indices of the other processes that do not listen at their port."""
 
         def listens(address: str) -> bool:
             host, _, port = address.rpartition(":")
@@ -166,7 +166,7 @@ class Cluster:
 
 
 def _is_of_others(error: BaseException) -> bool:
-    """Whether TensorFlow failed because of another process."""
+    """Returns whether TensorFlow failed because of another process."""
     if isinstance(error, (tf.errors.AbortedError, tf.errors.UnavailableError)):
         return True
     reason = str(error) if isinstance(error, tf.errors.OpError) else ""
@@ -174,12 +174,12 @@ def _is_of_others(error: BaseException) -> bool:
 
 
 class Agreement:
-    """Whether any process wants something, which all ask at the same step, about once a second.
+    """Tells all processes what any of them wants, at the same step, about once a second.
 
-    One for each kind of step: how often it is asked follows from how long they took.
+    Each kind of step needs its own: the time of its steps sets how many pass between two rounds.
 
     Args:
-      cluster: The processes, None for this one alone, which is always asked.
+      cluster: The processes; None for a lone process, which gets what it wants at every call.
     """
 
     def __init__(self, cluster: Cluster | None):
@@ -188,13 +188,13 @@ class Agreement:
         self._asked_at = time.monotonic()
 
     def reached(self, *wanted: bool, now: bool = False) -> tuple[bool, ...]:
-        """What any process wants, or False where they are not asked at this call.
+        """Returns what any process wants, or False at a call between two rounds.
 
-        To be called by all at the same steps.
+        All processes must call it at the same steps.
 
         Args:
-          wanted: By this one.
-          now: Ask, whenever it was last done.
+          wanted: What this process wants.
+          now: Make a round at this call in any case.
         """
         if self._cluster is None:
             return wanted
@@ -202,20 +202,20 @@ class Agreement:
         if self._calls < self._due and not now:
             return (False,) * len(wanted)
         seconds = time.monotonic() - self._asked_at
-        *wanted, seconds = self._cluster.sum([*wanted, seconds / self._calls])
-        # Of the sum, which all of them have, for the number has to be the same everywhere.
+        *counts, seconds = self._cluster.sum([*wanted, seconds / self._calls])
+        # From the sum, which is the same in all processes, as this number must be.
         self._due = int(_AGREEING * len(self._cluster.addresses) / max(seconds, 1e-6))
         self._due = min(max(1, self._due), _MOST_CALLS)
         self._calls, self._asked_at = 0, time.monotonic()
-        return tuple(count > 0 for count in wanted)
+        return tuple(count > 0 for count in counts)
 
 
 def from_environment(config: FitConfig) -> Cluster | None:
-    """The processes that TF_CONFIG, or the variables of a Slurm step, tell of; None for one alone.
+    """Returns the cluster that TF_CONFIG or a Slurm step's variables name; None for one process.
 
     Raises:
-      UserError: TF_CONFIG is damaged, or Slurm does not tell who is where; or several processes
-        are asked for, and there is neither.
+      UserError: TF_CONFIG cannot be parsed, Slurm does not say where its tasks are, or the flags
+        ask for several processes and nothing names them.
     """
     asked = config.devices.strategy
     if asked not in ("auto", "multi_worker"):
@@ -225,14 +225,14 @@ def from_environment(config: FitConfig) -> Cluster | None:
         return Cluster(addresses, index, timeout=config.cluster.cluster_timeout)
     if asked == "multi_worker":
         raise UserError(
-            "strategy multi_worker: nothing tells of other processes; expected two or more in the "
+            "strategy multi_worker: nothing names other processes; expected two or more in the "
             "variable TF_CONFIG, or several tasks of one srun"
         )
     return None
 
 
 def _of_tf_config() -> tuple[tuple[str, ...], int] | None:
-    """The addresses and the index that TF_CONFIG says.
+    """Returns the addresses and the index from TF_CONFIG.
 
     https://www.tensorflow.org/guide/distributed_training#setting_up_the_tf_config_environment_variable
     """
@@ -252,18 +252,18 @@ def _of_tf_config() -> tuple[tuple[str, ...], int] | None:
             raise ValueError(f"task {kind} {index} of {', '.join(addresses)}")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"TF_CONFIG {text}: cannot be understood ({error}); expected "
+            f"TF_CONFIG {text}: cannot be parsed ({error}); expected "
             '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}, '
-            "with another index for each"
+            "with another index in each process"
         ) from error
     return addresses, index + (len(jobs.get("chief", ())) if kind == "worker" else 0)
 
 
 def _of_slurm() -> tuple[tuple[str, ...], int] | None:
-    """The addresses of the tasks of this Slurm step, and which of them this process is.
+    """Returns the addresses of the tasks of this Slurm step, and the index of this process.
 
-    TensorFlow's SlurmClusterResolver sorts hosts by their names, while Slurm numbers tasks along
-    the list of nodes, in which node9 comes before node10; and it fails without an NVIDIA driver.
+    TensorFlow's SlurmClusterResolver (2.21) sorts hosts by name, but Slurm numbers tasks in the
+    order of its node list, where node9 comes before node10. It also needs an NVIDIA driver.
     """
     step = os.environ
     if int(step.get("SLURM_STEP_NUM_TASKS", 1)) < 2:
@@ -273,10 +273,10 @@ def _of_slurm() -> tuple[tuple[str, ...], int] | None:
     distribution = step.get("SLURM_DISTRIBUTION", "block")
     if max(counts) > 1 and distribution.startswith(("cyclic", "plane", "arbitrary")):
         raise UserError(
-            f"SLURM_DISTRIBUTION {distribution}: not known which task is on which node; expected "
-            "srun --distribution=block, or a task a node"
+            f"SLURM_DISTRIBUTION {distribution}: the node of each task is not known; expected "
+            "srun --distribution=block, or one task per node"
         )
-    # Steps and jobs that share a node take ports of their own.
+    # Steps and jobs that share a node need different ports.
     number = int(step.get("SLURM_JOB_ID", 0)) * 31 + int(step.get("SLURM_STEP_ID", 0))
     first = _SLURM_PORTS[number * 64 % len(_SLURM_PORTS)]
     places = zip(hosts, counts, strict=True)
@@ -286,8 +286,8 @@ def _of_slurm() -> tuple[tuple[str, ...], int] | None:
 
 @functools.cache
 def _strategy(cluster: Cluster) -> tf.distribute.Strategy:
-    """One for all of a process: what is made within one has no place in another."""
-    tf.get_logger().setLevel("WARNING")  # Else it tells of devices, and of each tensor's sum.
+    """Returns the one strategy of this process: variables of one cannot be used in another."""
+    tf.get_logger().setLevel("WARNING")  # TensorFlow logs devices, and each sum of a tensor.
     count, silence = len(cluster.addresses), min(_SILENCE, cluster.timeout / 2)
     service = context.context()
     service.configure_coordination_service(
@@ -298,7 +298,7 @@ def _strategy(cluster: Cluster) -> tf.distribute.Strategy:
         shutdown_barrier_timeout_in_ms=int(silence * 1000),
         coordinated_jobs=[coordination_config_pb2.CoordinatedJob(name="worker", num_tasks=count)],
     )
-    # Else the chief waits for the others after that, without a timeout.
+    # Without it, the chief waits for the others after that, without a timeout.
     service.coordination_service.cluster_register_with_barrier = True
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec({"worker": list(cluster.addresses)}),
@@ -313,12 +313,12 @@ def _strategy(cluster: Cluster) -> tf.distribute.Strategy:
     except tf.errors.DeadlineExceededError as error:
         raise UserError(
             f"{cluster.missing(str(error))} has not come within {cluster.timeout:.0f} s; expected "
-            "the same command there, and that its address can be reached from here "
+            "the same command there, and an address that can be reached from here "
             "(--cluster_timeout waits longer)"
         ) from error
     except tf.errors.OpError as error:
         reason = " ".join(error.message.split())
-        port = "; expected a port that is free" if "gRPC server" in reason else ""
+        port = "; expected a free port" if "gRPC server" in reason else ""
         raise UserError(
             f"{cluster.name(cluster.index)}: cannot take part ({reason}){port}"
         ) from error
@@ -328,14 +328,14 @@ def _strategy(cluster: Cluster) -> tf.distribute.Strategy:
 
 
 def _check_same_devices(cluster: Cluster, names: Sequence[str]) -> None:
-    """Checks that this process computes with what the chief does: else both would wait for ever.
+    """Checks that this process has the devices that the chief has; otherwise both would hang.
 
     Args:
       cluster: The processes.
-      names: TensorFlow's, of the devices of this one.
+      names: TensorFlow's names of the devices of this process.
 
     Raises:
-      UserError: It does not.
+      UserError: The devices differ.
     """
     kinds = [tf.DeviceSpec.from_string(name).device_type for name in names]
     mine = f"{len(kinds)} {kinds[0]}"
@@ -345,17 +345,17 @@ def _check_same_devices(cluster: Cluster, names: Sequence[str]) -> None:
     chiefs = context.context().get_config_key_value("devices", int(cluster.timeout * 1000))
     if chiefs != mine:
         raise UserError(
-            f"devices {mine}: differ from the chief's, {chiefs}; expected as many of one kind in "
-            "every process (--devices)"
+            f"devices {mine}: the chief has {chiefs}; expected as many of the same kind in every "
+            "process (--devices)"
         )
 
 
 @contextlib.contextmanager
 def _signals_kept() -> Iterator[None]:
-    """Keeps what TensorFlow takes from Python while it waits for the others: Ctrl-C and SIGTERM.
+    """Keeps Ctrl-C and SIGTERM working while TensorFlow waits for the other processes.
 
-    The first ends the process at once. The second waits until the others are there, or have not
-    come in time: TensorFlow has a handler of its own for it, which does nothing.
+    Ctrl-C ends the process at once. SIGTERM waits until the others have come or are late, because
+    TensorFlow installs a handler of its own that does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

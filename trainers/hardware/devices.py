@@ -1,7 +1,7 @@
-"""What a run is computed with: decided here, before and after TensorFlow is imported.
+"""The hardware of a run: its devices, strategy, precision, XLA and oneDNN.
 
-On a CPU that means oneDNN's kernels on and XLA off: measured, that is up to four times as fast as
-the other way round (BUILD_NOTES.md).
+Some of it is decided before TensorFlow is imported, the rest after. On a CPU, oneDNN is on and XLA
+is off: that is up to four times as fast as the opposite (BUILD_NOTES.md).
 """
 
 import contextlib
@@ -9,14 +9,16 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pizza_steak.errors import UserError
+from pizza_steak.flags import Numbers
 from trainers.configuration import DevicesConfig
-from trainers.flags import Numbers
 from trainers.hardware import preemption
 
-if TYPE_CHECKING:  # Not when run: --help must not wait for TensorFlow.
+if TYPE_CHECKING:  # --help must not wait for TensorFlow.
+    import keras
     import tensorflow as tf
 
     from pizza_steak.input_pipeline import Shares
@@ -28,20 +30,20 @@ _ASKED = "as asked"
 
 @dataclasses.dataclass(frozen=True)
 class Devices:
-    """The outcome of the decisions.
+    """The hardware of a run, and how it computes.
 
     Attributes:
-      names: The names of what computes, such as "CPU, 8 cores" or "NVIDIA A100-SXM4-40GB".
-      strategy: "none"; or "mirrored", a replica of the model on each of `devices`; or
-        "multi_worker", on each of every process of `cluster`.
-      devices: TensorFlow's names for those of this process, such as "GPU:0".
+      names: The names of the devices, such as "CPU, 8 cores" or "NVIDIA A100-SXM4-40GB".
+      strategy: "none"; "mirrored", a replica of the model on each of `devices`; or "multi_worker",
+        a replica on each device of each process of `cluster`.
+      devices: TensorFlow's names for the devices of this process, such as "GPU:0".
       precision: A Keras dtype policy.
-      precision_reason: Why that one, in a word.
-      jit_compile: Whether XLA compiles the training step.
+      precision_reason: Why this precision.
+      jit_compile: Whether XLA compiles the training step; "auto" before Keras has decided it.
       jit_compile_reason: Why, or why not.
-      onednn: Whether oneDNN's kernels are "on" or "off", or "by default" as TensorFlow decides for
-        the processor; they concern the CPU alone.
-      cluster: The processes that train together, None for this one alone.
+      onednn: Whether oneDNN's kernels are "on", "off" or "by default", which is TensorFlow's choice
+        for the processor. It concerns CPUs only.
+      cluster: The processes that train together; None for one process.
     """
 
     names: tuple[str, ...]
@@ -49,48 +51,48 @@ class Devices:
     devices: tuple[str, ...]
     precision: str
     precision_reason: str
-    jit_compile: bool
+    jit_compile: "bool | str"
     jit_compile_reason: str
     onednn: str
     cluster: "Cluster | None" = None
 
     @property
     def replicas(self) -> int:
-        """How many copies of the model share each batch."""
+        """The number of replicas of the model, which share each batch."""
         return len(self.devices) * (len(self.cluster.addresses) if self.cluster else 1)
 
     @property
     def is_chief(self) -> bool:
-        """Whether this process is alone, or the one that writes what comes of all of them."""
+        """Whether this process writes the run directory: the chief, or the only process."""
         return self.cluster is None or self.cluster.is_chief
 
     def from_chief(self, make: Callable[[], Any]) -> Any:
-        """What `make` gives, which is called in the chief alone."""
+        """Returns the result of `make` in every process, but calls it in the chief only."""
         return make() if self.cluster is None else self.cluster.from_chief(make)
 
     def ending_together(self) -> contextlib.AbstractContextManager:
-        """Where a process fails, all others end with its reason."""
+        """Within this block, a process that fails ends all others with its reason."""
         return self.cluster.ending_together() if self.cluster else contextlib.nullcontext()
 
     def set_precision(self) -> None:
-        """Has what is made from now on compute in it, but losses and metrics in no half of one."""
+        """Sets Keras's dtype policy; losses and metrics compute in float32 or float64."""
         import keras
 
         keras.config.set_floatx("float64" if self.precision == "float64" else "float32")
         keras.config.set_dtype_policy(self.precision)
 
     def scope(self) -> contextlib.AbstractContextManager:
-        """Where all with variables has to be made, layers, model and optimizer.
+        """Within this block, make layers, model and optimizer: all that has variables.
 
-        Keras's fit, evaluate and predict of that model then enter it by themselves.
+        Keras's fit, evaluate and predict enter it by themselves.
         """
         return self._strategy.scope() if self._strategy else contextlib.nullcontext()
 
     def dealt(self, batches: "Callable[[Shares], tf.data.Dataset]") -> "tf.data.Dataset":
-        """What Keras's fit of such a model takes.
+        """Returns batches that are dealt out to the replicas, for Keras's fit.
 
         Args:
-          batches: `input_pipeline.batches` but for its `shares`.
+          batches: Calls `input_pipeline.batches` with the given `shares`.
         """
         from pizza_steak.input_pipeline import Shares
 
@@ -110,8 +112,19 @@ class Devices:
             return self.cluster.strategy
         return None if self.strategy == "none" else _mirrored(self.devices)
 
+    def as_compiled(self, model: "keras.Model") -> "Devices":
+        """Returns the same with the `jit_compile` that Keras has chosen for a compiled model.
+
+        Keras may also turn it off where the flag turns it on, as with --deterministic.
+        """
+        if model.jit_compile == self.jit_compile:
+            return self
+        return dataclasses.replace(
+            self, jit_compile=model.jit_compile, jit_compile_reason="Keras's choice"
+        )
+
     def topics(self) -> dict[str, str]:
-        """All of it for people, texts by topic."""
+        """Returns texts for the table of a run, by topic."""
         replicas = "1 replica" if self.replicas == 1 else f"{self.replicas} replicas"
         if self.cluster:
             replicas += f" of {len(self.cluster.addresses)} processes"
@@ -127,51 +140,49 @@ class Devices:
 
 @functools.cache
 def _mirrored(devices: tuple[str, ...]) -> "tf.distribute.Strategy":
-    """One for all of a process: what is made within one has no place in another."""
+    """Returns one strategy per process: variables of one cannot be used in another."""
     import tensorflow as tf
 
-    tf.get_logger().setLevel("WARNING")  # Else it tells of each tensor that is summed.
+    tf.get_logger().setLevel("WARNING")  # It logs each tensor that it sums.
     return tf.distribute.MirroredStrategy(devices)
 
 
 def prepare(config: DevicesConfig) -> None:
-    """Imports TensorFlow, with what it and Keras read from the environment set before."""
+    """Sets the environment variables of TensorFlow and Keras, then imports TensorFlow."""
     os.environ["KERAS_BACKEND"] = "tensorflow"
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1" if config.onednn == "on" else "0")
-    with preemption.sigterm_kept():  # From the threads that this makes, for `clusters` to keep it.
+    with preemption.sigterm_kept():  # `clusters` handles SIGTERM, not the threads that start here.
         from pizza_steak.tensorflow_import import import_tensorflow  # Imports TFDS.
 
         import_tensorflow()
 
 
 def one_device(config: DevicesConfig) -> DevicesConfig:
-    """The same on one device: for what a run left, which may be used where there are no others."""
+    """Returns the flags for one device: a finished run may be used on another machine."""
     return dataclasses.replace(config, strategy="none", devices=None, cpu_devices=None)
 
 
 def choose(config: DevicesConfig, cluster: "Cluster | None" = None) -> Devices:
-    """Decides what is left to decide once the devices can be seen.
+    """Chooses the hardware, once TensorFlow can see it.
 
-    With `cpu_devices` it also makes those, and with a cluster it waits for the other processes,
-    both of which TensorFlow does before it computes anything.
+    With `cpu_devices` it creates those devices, and with a cluster it waits for the other
+    processes. TensorFlow can do neither once it has computed anything.
 
     Raises:
-      UserError: The precision is unknown, there are no such devices, what is asked for does not go
-        together, or the cluster does not come together.
+      UserError: The precision is unknown, a device does not exist, flags contradict each other, or
+        a process of the cluster does not come.
     """
     import tensorflow as tf
-
-    from pizza_steak.errors import UserError
 
     if config.precision not in _PRECISIONS:
         raise UserError(
             f"precision {config.precision!r}: unknown; expected one of {', '.join(_PRECISIONS)}"
         )
     if config.strategy == "multi_worker" and cluster is None:
-        raise UserError("strategy multi_worker: is for trainers.fit; expected another")
+        raise UserError("strategy multi_worker: works in trainers.fit only; expected another")
     if cluster and (config.cpu_devices or 1) > 1:
         raise UserError(
-            f"cpu_devices {config.cpu_devices}: of several processes each takes its CPU as one "
+            f"cpu_devices {config.cpu_devices}: in a cluster the CPU of each process is one "
             "device; expected 1, or --strategy=mirrored in one process"
         )
     if config.deterministic:
@@ -184,8 +195,8 @@ def choose(config: DevicesConfig, cluster: "Cluster | None" = None) -> Devices:
     if config.strategy == "none":
         if config.devices is not None and len(indices) > 1:
             raise UserError(
-                f"devices: {len(indices)} are for --strategy=mirrored; expected one with "
-                "--strategy=none"
+                f"devices: --strategy=none takes one device, not {len(indices)}; expected one, or "
+                "--strategy=mirrored"
             )
         indices = indices[:1]
     mirrored = config.strategy == "mirrored" or len(indices) > 1
@@ -197,7 +208,7 @@ def choose(config: DevicesConfig, cluster: "Cluster | None" = None) -> Devices:
     )
     replicas = len(indices) * (len(cluster.addresses) if cluster else 1)
     jit_compile, jit_compile_reason = _jit_compile(config, kind, replicas)
-    if cluster:  # Last: who has joined has to tell the others why it ends.
+    if cluster:  # Last: a process that has joined must not fail without telling the others.
         if gpus:
             tf.config.set_visible_devices(gpus, "GPU")
             indices = list(range(len(gpus)))
@@ -210,16 +221,16 @@ def choose(config: DevicesConfig, cluster: "Cluster | None" = None) -> Devices:
         precision_reason=precision_reason,
         jit_compile=jit_compile,
         jit_compile_reason=jit_compile_reason,
-        onednn={"1": "on", "0": "off"}.get(os.environ.get("TF_ENABLE_ONEDNN_OPTS"), "by default"),
+        onednn={"1": "on", "0": "off"}.get(
+            os.environ.get("TF_ENABLE_ONEDNN_OPTS", ""), "by default"
+        ),
         cluster=cluster,
     )
 
 
 def _split_cpu(count: int) -> None:
-    """Makes so many devices of the CPU, and takes GPUs out of sight, which would be preferred."""
+    """Splits the CPU into devices, and hides the GPUs, which TensorFlow would prefer."""
     import tensorflow as tf
-
-    from pizza_steak.errors import UserError
 
     cpu = tf.config.list_physical_devices("CPU")[0]
     try:
@@ -227,45 +238,46 @@ def _split_cpu(count: int) -> None:
         tf.config.set_logical_device_configuration(
             cpu, [tf.config.LogicalDeviceConfiguration()] * count
         )
-    except RuntimeError as error:  # Once it computes.
+    except RuntimeError as error:
         raise UserError(
-            f"cpu_devices {count}: TensorFlow is already at work with other devices in this "
-            "process; take a new one"
+            f"cpu_devices {count}: TensorFlow has already started with other devices in this "
+            "process; expected a new process"
         ) from error
 
 
 def _indices(asked: Numbers | None, kind: str, count: int) -> list[int]:
-    """Which of `count` devices of a kind are asked for."""
-    from pizza_steak.errors import UserError
-
+    """Returns which of `count` devices of a kind the flag asks for."""
     if asked is None:
         return list(range(count))
-    indices = asked if isinstance(asked, tuple) else range(asked) if asked == int(asked) else ()
+    indices: Sequence[float]
+    if isinstance(asked, int | float):
+        indices, text = range(int(asked)) if asked == int(asked) else (), str(asked)
+    else:
+        indices, text = asked, ",".join(map(str, asked))
     known = len(indices) == len(set(indices)) and set(indices) <= set(range(count))
     if not indices or not known:
-        text = ",".join(map(str, asked)) if isinstance(asked, tuple) else asked
         raise UserError(
             f"devices {text}: expected a number from 1 to {count}, or some of the indices 0 to "
-            f"{count - 1}, each once; of the {kind}s there are so many"
+            f"{count - 1}, each once; this machine has {count} {kind} device{'s' * (count != 1)}"
             + ("" if kind == "GPU" else ", and --cpu_devices makes more")
         )
-    return list(indices)
+    return [int(index) for index in indices]
 
 
 def _precision(
     config: DevicesConfig, capabilities: list[tuple[int, int] | None]
 ) -> tuple[str, str]:
-    """A dtype policy, and why.
+    """Returns a dtype policy, and why.
 
     Args:
       config: The flags.
-      capabilities: The compute capabilities of the GPUs, as far as they are known.
+      capabilities: The compute capability of each GPU; None if it is unknown.
     """
     if config.precision != "auto":
         return config.precision, _ASKED
     if not capabilities:
-        # bfloat16 was 1.6 to 1.8 times as fast on two processors with instructions for it, slower
-        # on another (BUILD_NOTES.md); and what a run gives should not depend on where it was.
+        # With bfloat16 instructions, two processors were 1.6 to 1.8 times as fast and a third was
+        # slower (BUILD_NOTES.md). And the result of a run should not depend on the machine.
         hint = "; mixed_bfloat16 may be faster on this one" if _cpu_has_bfloat16() else ""
         return "float32", f"the same on every processor{hint}"
     if all(capability and tuple(capability) >= (7, 0) for capability in capabilities):
@@ -274,7 +286,7 @@ def _precision(
 
 
 def _cpu_has_bfloat16() -> bool:
-    """Whether the processor has instructions for it; False where the system does not tell."""
+    """Returns whether the processor has bfloat16 instructions; False if that is unknown."""
     try:
         told = pathlib.Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -282,16 +294,16 @@ def _cpu_has_bfloat16() -> bool:
     return bool({"amx_bf16", "avx512_bf16"} & set(told.split()))
 
 
-def _jit_compile(config: DevicesConfig, kind: str, replicas: int) -> tuple[bool, str]:
-    """Whether XLA compiles the training step, and why."""
-    from pizza_steak.errors import UserError
-
-    # On CPU devices it ends in an error, on GPUs it has been seen to hang (keras issue 20763).
-    several = "XLA cannot compile a step of several replicas"
+def _jit_compile(config: DevicesConfig, kind: str, replicas: int) -> tuple[bool | str, str]:
+    """Returns Keras's argument `jit_compile`, and why."""
     if config.jit_compile == "auto":
-        if replicas > 1:
-            return False, several
-        return (True, "a GPU") if kind == "GPU" else (False, "slower on a CPU")
+        # Keras's auto takes XLA for a CPU too if the machine has a GPU, as with --cpu_devices.
+        return (False, "slower on a CPU") if kind == "CPU" else ("auto", "Keras's choice")
+    # With several replicas, XLA fails on a CPU, and has been seen to hang on GPUs (keras issue
+    # 20763); Keras's auto leaves it off there.
     if config.jit_compile == "on" and replicas > 1:
-        raise UserError(f"jit_compile on: {several}; expected auto or off with {replicas} devices")
+        raise UserError(
+            "jit_compile on: XLA cannot compile a step of several replicas; expected auto or off "
+            f"with {replicas} devices"
+        )
     return config.jit_compile == "on", _ASKED

@@ -1,22 +1,22 @@
-"""SIGTERM: how Slurm, Kubernetes and spot machines say that they will take the machine away."""
+"""SIGTERM, by which Slurm, Kubernetes and spot machines announce that they take a machine away."""
 
 import contextlib
 import signal
 import threading
 from collections.abc import Iterator
 
-# "Temporary failure, try again": EX_TEMPFAIL of sysexits.h, which Python has not on every system.
+# EX_TEMPFAIL of sysexits.h ("temporary failure, try again"); os has it on Unix only.
 EXIT_STATUS = 75
 
 
 class PreemptedError(Exception):
-    """Training has ended because of SIGTERM, and can go on; tells how in one line."""
+    """SIGTERM has ended a training, which can be resumed; the message says how in one line."""
 
 
 @contextlib.contextmanager
 def sigterm_kept() -> Iterator[None]:
-    """Has SIGTERM wait for the end of the block, and threads that are made in it never get it."""
-    if not hasattr(signal, "pthread_sigmask"):  # On Windows.
+    """Delays SIGTERM to the end of the block; threads that start within the block never get it."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows has no signal masks.
         yield
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -27,16 +27,16 @@ def sigterm_kept() -> Iterator[None]:
 
 
 class Notice:
-    """Whether SIGTERM has come within the block, which then no longer ends the process by itself.
+    """Notes a SIGTERM within the block instead of ending the process.
 
-    The block is to end soon, by `obey`; SIGTERM that it did not heed is sent again at its end.
-    Out of the main thread, where Python has no signals, none is ever given.
+    The block should end soon after, by `obey`; otherwise SIGTERM is raised again at its end. Python
+    handles signals in the main thread only; in other threads this does nothing.
 
     Args:
-      advice: The line of the error.
+      advice: The message of the error.
 
     Attributes:
-      given: Whether it has come.
+      given: Whether SIGTERM has come.
     """
 
     def __init__(self, advice: str = ""):
@@ -55,7 +55,7 @@ class Notice:
                 signal.raise_signal(signal.SIGTERM)
 
     def obey(self) -> None:
-        """Raises a `PreemptedError`: SIGTERM has come, here or to another process."""
+        """Raises a `PreemptedError`, after SIGTERM to this or another process."""
         raise PreemptedError(self._advice)
 
     def _note(self, *_) -> None:

@@ -1,8 +1,8 @@
-"""The networks: raw pictures in, probabilities out; one function and the sizes of each by name."""
+"""The networks, from raw images to probabilities: one function, and the sizes of each by name."""
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol, cast
 
 import keras
 import tensorflow as tf
@@ -12,12 +12,12 @@ from trainers.configuration import ModelConfig
 
 layers = keras.layers
 
-# What flags that are not given stand for, by model. The names are the chapter's own where it has
-# any; its numbers: model_1 and model_7, model_2, model_3, model_4, model_5 and model_6.
+# The defaults of the size flags, by model. In the chapter, these are model_1 and model_7, model_2,
+# model_3, model_4, and model_5 and model_6.
 SIZES = {
-    # Of the CNN Explainer, https://poloclub.github.io/cnn-explainer/
+    # From the CNN Explainer, https://poloclub.github.io/cnn-explainer/
     "tinyvgg": {"blocks": 2, "convolutions": 2, "pool_size": 2, "dense_layers": 0},
-    # Of https://playground.tensorflow.org, on pictures.
+    # From https://playground.tensorflow.org, for images.
     "playground": {"blocks": 0, "dense_layers": 2, "dense_units": 4},
     "dense": {"blocks": 0, "dense_layers": 3, "dense_units": 100},
     "conv3": {"blocks": 1, "convolutions": 3, "pool_size": 1, "dense_layers": 0},
@@ -27,8 +27,25 @@ _COMMON_SIZES = {"filters": 10, "kernel_size": 3, "convolutions": 1, "pool_size"
 _COMMON_SIZES |= {"dense_units": 64}
 
 
-def sizes_of(config: ModelConfig) -> ModelConfig:
-    """The configuration with every size that is None replaced by the model's own.
+class Sizes(Protocol):
+    """A `ModelConfig` without a size that is None."""
+
+    blocks: int
+    convolutions: int
+    filters: int
+    filter_growth: float
+    kernel_size: int
+    padding: str
+    pool_size: int
+    global_pooling: bool
+    batch_normalization: bool
+    dense_layers: int
+    dense_units: int
+    dropout: float
+
+
+def sizes_of(config: ModelConfig) -> Sizes:
+    """Returns the configuration with the model's own size in place of each None.
 
     Raises:
       UserError: There is no such model.
@@ -36,11 +53,13 @@ def sizes_of(config: ModelConfig) -> ModelConfig:
     if config.model not in SIZES:
         raise UserError(f"model {config.model!r}: unknown; expected one of {', '.join(SIZES)}")
     own = _COMMON_SIZES | SIZES[config.model]
-    missing = {name: size for name, size in own.items() if getattr(config, name) is None}
-    return dataclasses.replace(config, **missing)
+    missing: dict[str, Any] = {
+        name: size for name, size in own.items() if getattr(config, name) is None
+    }
+    return cast(Sizes, dataclasses.replace(config, **missing))
 
 
-def fitting_sizes(config: ModelConfig, image_shape: tuple[int, int, int]) -> ModelConfig:
+def fitting_sizes(config: ModelConfig, image_shape: tuple[int, int, int]) -> Sizes:
     """Returns what `sizes_of` does, for images of this height, width and number of channels.
 
     Raises:
@@ -50,22 +69,21 @@ def fitting_sizes(config: ModelConfig, image_shape: tuple[int, int, int]) -> Mod
     if not fits(sizes, image_shape):
         height, width, _ = image_shape
         raise UserError(
-            f"model {config.model!r}: its layers do not fit pictures of {height} x {width} pixels; "
+            f"model {config.model!r}: its layers do not fit images of {height} x {width} pixels; "
             "use a larger --image_size or fewer --blocks"
         )
     return sizes
 
 
-def network(inputs: keras.KerasTensor, sizes: ModelConfig) -> keras.KerasTensor:
-    """Blocks of convolutions with a pooling after each, then flat, then dense layers.
+def network(inputs: keras.KerasTensor, sizes: Sizes) -> keras.KerasTensor:
+    """Applies blocks of convolutions, each with a pooling, then flattens and applies dense layers.
 
     Args:
-      inputs: Scaled pictures, shape (B, H, W, C).
-      sizes: Without None, as `sizes_of` gives it.
+      inputs: Scaled images, shape (B, H, W, C).
+      sizes: The result of `sizes_of`.
 
     Returns:
-      The features that the last layer sees, shape (B, F).
-
+      The inputs of the last layer, shape (B, F).
     """
     x = inputs
     for block in range(sizes.blocks):
@@ -82,11 +100,11 @@ def network(inputs: keras.KerasTensor, sizes: ModelConfig) -> keras.KerasTensor:
     return x if sizes.dense_layers else _dropped(x, sizes)
 
 
-def fits(sizes: ModelConfig, image_shape: tuple[int, int, int]) -> bool:
-    """Whether convolutions and poolings leave anything of such pictures.
+def fits(sizes: Sizes, image_shape: tuple[int, int, int]) -> bool:
+    """Returns whether an image is large enough for all convolutions and poolings.
 
     Args:
-      sizes: Without None, as `sizes_of` gives it.
+      sizes: The result of `sizes_of`.
       image_shape: Height, width and channels.
     """
     shrunk = sizes.convolutions * (sizes.kernel_size - 1) if sizes.padding == "valid" else 0
@@ -99,21 +117,21 @@ def fits(sizes: ModelConfig, image_shape: tuple[int, int, int]) -> bool:
 def _activated(
     x: keras.KerasTensor,
     layer: type[keras.layers.Layer],
-    sizes: ModelConfig,
+    sizes: Sizes,
     *arguments: int,
     **options: Any,
 ) -> keras.KerasTensor:
     if not sizes.batch_normalization:
         return layer(*arguments, activation="relu", **options)(x)
-    # Without a bias: the normalisation has one of its own.
+    # No bias: the normalization adds one.
     x = layer(*arguments, use_bias=False, **options)(x)
-    # Keras's own momentum, 0.99, is still far from the mean after the few steps of a small epoch.
-    # Of replicas, the mean of them all: one alone has other numbers than one device would have.
+    # Keras's default momentum of 0.99 needs more steps than a small data set has in an epoch.
+    # Replicas share their statistics, so that they normalize as one device would.
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
     return layers.ReLU()(layers.BatchNormalization(momentum=0.9, synchronized=replicas > 1)(x))
 
 
-def _dropped(x: keras.KerasTensor, sizes: ModelConfig) -> keras.KerasTensor:
+def _dropped(x: keras.KerasTensor, sizes: Sizes) -> keras.KerasTensor:
     return layers.Dropout(sizes.dropout)(x) if sizes.dropout else x
 
 
@@ -121,22 +139,19 @@ def build(
     config: ModelConfig,
     image_shape: tuple[int, int, int],
     num_classes: int,
-    class_mode: str,
     first_layers: Iterable[keras.layers.Layer] | None = None,
 ) -> keras.Model:
-    """Builds a network from raw pictures to the probabilities of the classes.
+    """Builds a network from raw images to the probabilities of the classes.
 
     Args:
       config: Which network, and its sizes.
-      image_shape: Height, width and channels of the pictures: uint8 or float, values 0 to 255.
-      num_classes: The number of classes C.
-      class_mode: "binary" gives one sigmoid, the probability of class 1, shape (B, 1); any other
-        a softmax, shape (B, C).
-      first_layers: What raw pictures go through before the network; by default they are brought
-        into 0 to 1.
+      image_shape: Height, width and channels of the images: uint8 or float, values 0 to 255.
+      num_classes: The number of classes C. The model ends with one sigmoid for two classes, the
+        probability of class 1, shape (B, 1); else with a softmax, shape (B, C).
+      first_layers: Layers before the network; by default one that scales pixels to 0 to 1.
 
     Raises:
-      UserError: There is no such network, or the pictures are too small for its layers.
+      UserError: There is no such network, or the images are too small for its layers.
     """
     sizes = fitting_sizes(config, image_shape)
     inputs = layers.Input(image_shape, name="images")
@@ -144,41 +159,25 @@ def build(
     for layer in [layers.Rescaling(1 / 255)] if first_layers is None else first_layers:
         x = layer(x)
     x = network(x, sizes)
-    units, activation = (1, "sigmoid") if class_mode == "binary" else (num_classes, "softmax")
-    # In the variables' dtype: a loss of probabilities in half precision loses its tail.
+    units, activation = (1, "sigmoid") if num_classes == 2 else (num_classes, "softmax")
+    # Not in half precision, which rounds small probabilities to 0.
     dtype = keras.config.dtype_policy().variable_dtype
     outputs = layers.Dense(units, activation=activation, dtype=dtype, name="probabilities")(x)
     return keras.Model(inputs, outputs, name=config.model)
 
 
-def loss_for(class_mode: str, label_smoothing: float = 0.0) -> keras.losses.Loss:
-    """The Keras loss that goes with labels of `class_mode` and the outputs of `build`."""
-    if class_mode == "binary":
-        return keras.losses.BinaryCrossentropy(label_smoothing=label_smoothing)
-    if class_mode == "categorical":
-        return keras.losses.CategoricalCrossentropy(label_smoothing=label_smoothing)
-    if label_smoothing:
-        return SmoothedSparseCategoricalCrossentropy(label_smoothing)
-    return keras.losses.SparseCategoricalCrossentropy()
-
-
-@keras.saving.register_keras_serializable("pizza_steak")
-class SmoothedSparseCategoricalCrossentropy(keras.losses.Loss):
-    """Keras's CategoricalCrossentropy with label smoothing, of class indices.
+def loss_for(units: int, label_smoothing: float = 0.0) -> keras.losses.Loss:
+    """Returns the loss for a model of `build`.
 
     Args:
+      units: Units of the model's last layer.
       label_smoothing: Share of each label that is spread evenly over all classes, 0 to 1.
+
+    Returns:
+      A loss that takes class indices, or with label smoothing and several units one-hot labels.
     """
-
-    def __init__(self, label_smoothing: float, **options: Any):
-        super().__init__(**options)
-        self.label_smoothing = label_smoothing
-
-    def call(self, y_true, y_pred):
-        one_hot = keras.ops.one_hot(keras.ops.reshape(y_true, [-1]), y_pred.shape[-1])
-        return keras.losses.categorical_crossentropy(
-            one_hot, y_pred, label_smoothing=self.label_smoothing
-        )
-
-    def get_config(self):
-        return super().get_config() | {"label_smoothing": self.label_smoothing}
+    if units == 1:
+        return keras.losses.BinaryCrossentropy(label_smoothing=label_smoothing)
+    if label_smoothing:
+        return keras.losses.CategoricalCrossentropy(label_smoothing=label_smoothing)
+    return keras.losses.SparseCategoricalCrossentropy()

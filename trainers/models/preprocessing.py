@@ -1,4 +1,4 @@
-"""What the flags ask for between decoded pictures and network: augmentation and normalisation."""
+"""Augmentation and normalization, by their flags: what lies between decoded images and network."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -13,13 +13,13 @@ from trainers.configuration import AugmentationConfig, NormalizationConfig
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """How training pictures are varied.
+    """The augmentation of training images.
 
     Attributes:
       seeded: Layers that draw for each example from its own seed.
-      stateful: Keras's own layers, which draw for a batch at a time: only in the model, where their
-        state is saved with its weights.
-      on_host: Whether `seeded` run in the input pipeline, else in the model.
+      stateful: Keras's own layers, which draw once per batch. They run in the model, which saves
+        their state with its weights.
+      on_host: Whether `seeded` run in the input pipeline, or else in the model.
     """
 
     seeded: Sequence[augmentation.RandomAffine | augmentation.RandomIntensity]
@@ -28,27 +28,32 @@ class Augmentation:
 
     @property
     def on_batches(self) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None:
-        """The part of the input pipeline: what `input_pipeline.batches` takes as `augment`."""
+        """The part in the input pipeline: the argument `augment` of `input_pipeline.batches`."""
         return self._augment if self.on_host and self.seeded else None
 
     @property
     def layers(self) -> list[keras.layers.Layer]:
-        """The part of the model."""
+        """The part in the model: its first layers."""
         return [*(() if self.on_host else self.seeded), *self.stateful]
 
     def examples(self, images: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
-        """All of it, wherever it runs: uint8 images of shape (B, H, W, C) by seeds of (B, 2)."""
+        """Returns augmented images, wherever the layers run in training.
+
+        Args:
+          images: uint8 of shape (B, H, W, C), as the result.
+          seeds: Of shape (B, 2), as `input_pipeline.example_seeds` returns them.
+        """
         images = tf.cast(self._augment(images, seeds), tf.float32)
         for layer in self.stateful:
             images = layer(images, training=True)
         return tf.saturate_cast(tf.round(images), tf.uint8)
 
     def draw(self, seeds: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        """The numbers that `seeded` draw for examples by their seeds."""
+        """Returns the random numbers that `seeded` draw for examples with these seeds."""
         return tuple(layer.draw(seeds) for layer in self.seeded)
 
     def vary(self, images: tf.Tensor, draws: tuple[tf.Tensor, ...]) -> tf.Tensor:
-        """What `seeded` make of images by their draws."""
+        """Returns the images that `seeded` make with the numbers of `draw`."""
         for layer, uniforms in zip(self.seeded, draws, strict=True):
             images = layer.apply(images, uniforms)
         return images
@@ -58,36 +63,18 @@ class Augmentation:
 
 
 def augmentation_of(config: AugmentationConfig, seed: int) -> Augmentation | None:
-    """The augmentation that the flags ask for, or None.
+    """Returns the augmentation that the flags ask for, or None.
 
     Raises:
-      UserError: A range makes no sense.
+      UserError: A range is wrong.
     """
-    arguments = {
-        name: getattr(config, name)
-        for name in (
-            "rotation_range",
-            "width_shift_range",
-            "height_shift_range",
-            "brightness_range",
-            "shear_range",
-            "zoom_range",
-            "channel_shift_range",
-            "fill_mode",
-            "cval",
-            "horizontal_flip",
-            "vertical_flip",
-        )
-    }
     jitter = {
         name: getattr(config, name)
         for name in ("contrast_factor", "saturation_factor", "hue_factor")
     }
     stateful = []
     try:
-        seeded = augmentation.augmentation_layers(
-            **arguments, interpolation_order=int(config.interpolation_order), seed=seed
-        )
+        seeded = augmentation.augmentation_layers(config, seed)
         if any(factor is not None for factor in jitter.values()):
             stateful.append(keras.layers.RandomColorJitter(**jitter, seed=seed + 2))
         if config.rand_augment is not None:
@@ -100,7 +87,7 @@ def augmentation_of(config: AugmentationConfig, seed: int) -> Augmentation | Non
 
 
 def normalization_of(
-    config: NormalizationConfig, pictures: tf.data.Dataset
+    config: NormalizationConfig, images: tf.data.Dataset
 ) -> list[keras.layers.Layer]:
-    """The layers of `normalization.normalization_layers` that the flags ask for."""
-    return normalization.normalization_layers(pictures, **dataclasses.asdict(config))
+    """Returns the layers that the flags ask for, adapted to batches of training images."""
+    return normalization.normalization_layers(images, **dataclasses.asdict(config))

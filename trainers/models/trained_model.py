@@ -1,6 +1,7 @@
-"""The models that are trained: what Keras lacks for honest losses and for several replicas."""
+"""The models that are trained: Keras's, with a plain validation loss, and for several replicas."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -8,18 +9,38 @@ import tensorflow as tf
 
 
 class TrainedModel(keras.Model):
-    """A functional model that is validated by the loss that it is tested by.
+    """A functional model that trains with label smoothing and validates without.
 
-    Label smoothing is for training alone: `plain_loss` is the loss without it. `save` writes the
-    plain model, with that loss, which loads anywhere.
+    `save` writes a plain Keras model, with `plain_loss`, which loads without this package.
+
+    Attributes:
+      plain_loss: The loss for validation; None for the loss of training.
+      gather: Turns the inputs of a training or validation step into images; None where the inputs
+        are images. `predict` always takes images.
     """
 
     plain_loss: keras.losses.Loss | None = None
+    gather: Callable[[Any], tf.Tensor] | None = None
+
+    def train_step(self, data):
+        return super().train_step(self._gathered(data))
+
+    def test_step(self, data):
+        return super().test_step(self._gathered(data))
+
+    def _gathered(self, data):
+        if self.gather is None:
+            return data
+        inputs, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
+        return self.gather(inputs), labels, weights
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        if training or self.plain_loss is None:
-            return super().compute_loss(x, y, y_pred, sample_weight, training)
-        return self.plain_loss(y, y_pred, sample_weight)
+        if not training and self.plain_loss is not None:
+            return self.plain_loss(y, y_pred, sample_weight)
+        # Keras smooths one-hot labels only.
+        if isinstance(self.loss, keras.losses.CategoricalCrossentropy):
+            y = keras.ops.one_hot(y, y_pred.shape[-1])
+        return super().compute_loss(x, y, y_pred, sample_weight, training)
 
     def save(self, *arguments: Any, **options: Any) -> None:
         network = keras.Model(self.input, self.output, name=self.name)
@@ -29,20 +50,19 @@ class TrainedModel(keras.Model):
 
 
 class ReplicatedModel(TrainedModel):
-    """A functional model whose replicas take the mean loss of all their examples together.
+    """A functional model whose loss is the mean over the examples of all replicas.
 
-    A batch that does not divide by the replicas gives them shares of different sizes, or none. Of
-    Keras's own step the gradient is then the mean of the replicas' means, in which the examples of
-    a smaller share count more. And without examples oneDNN's convolutions are wrong in their shape:
-    such a replica computes with a blank picture, which counts for nothing but in the statistics of
-    a BatchNormalization.
+    If the replicas do not divide a batch, their shares differ in size, and some may be empty. The
+    gradient of Keras's own step is the mean of the replicas' means, which gives the examples of a
+    smaller share more weight. On an empty share, oneDNN's convolutions return a wrong shape. A
+    replica without examples therefore computes with a blank image, which counts in nothing but the
+    statistics of a BatchNormalization.
 
-    To be made, as any model, within the strategy's scope; its optimizer and metrics are to be built
-    before `fit`.
+    Make it within the strategy's scope, and build its optimizer and metrics before `fit`.
     """
 
     def train_step(self, data):
-        images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
+        images, labels, weights = keras.utils.unpack_x_y_sample_weight(self._gathered(data))
         context = tf.distribute.get_replica_context()
         count = tf.cast(tf.shape(images)[0], keras.config.floatx())
         share = count / context.all_reduce(tf.distribute.ReduceOp.SUM, count)
@@ -59,16 +79,16 @@ class ReplicatedModel(TrainedModel):
         return self._logs(images, labels, weights, outputs, loss)
 
     def test_step(self, data):
-        images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
+        images, labels, weights = keras.utils.unpack_x_y_sample_weight(self._gathered(data))
         outputs = self._predicted(images, training=False)
         loss = self._mean_loss(images, labels, weights, outputs, training=False)
         return self._logs(images, labels, weights, outputs, loss)
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        """Nothing: all is built.
+        """Does nothing: all is built.
 
-        Private to Keras, which sums the replicas' shares of the first batch to have one of its
-        kind, and fails where they differ in size, or lie on several hosts (keras issue 20585).
+        Keras's own, a private method, sums the replicas' shares of the first batch, and fails if
+        they differ in size or are on several hosts (keras issue 20585).
         """
 
     def _predicted(self, images: tf.Tensor, training: bool) -> tf.Tensor:
@@ -78,7 +98,11 @@ class ReplicatedModel(TrainedModel):
         return self(tf.ensure_shape(shown, [None, *images.shape[1:]]), training=training)[:count]
 
     def _mean_loss(self, images, labels, weights, outputs, training: bool) -> tf.Tensor:
-        """Of this replica's examples; Keras multiplies it by this inverse, in float32."""
+        """Returns the mean loss of this replica's examples.
+
+        `compute_loss` divides it by the number of replicas; this undoes that with the same float32
+        factor.
+        """
         loss = self.compute_loss(images, labels, outputs, weights, training)
         return loss / keras.ops.cast(
             1.0 / self.distribute_strategy.num_replicas_in_sync, loss.dtype
@@ -89,16 +113,16 @@ class ReplicatedModel(TrainedModel):
         loss_metric.update_state(loss, sample_weight=tf.shape(images)[0])
         logs = self.compute_metrics(images, labels, outputs, weights)
         if isinstance(self.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy):
-            # Keras takes the mean along the first axis, which a number has not (issue 20585).
+            # Keras takes the mean along the first axis, which a scalar lacks (keras issue 20585).
             return {name: value[tf.newaxis] for name, value in logs.items()}
         return logs
 
 
 def _overflowing_together(gradients: list[tf.Tensor]) -> list[tf.Tensor]:
-    """Gradients that are NaN on all replicas where they are not finite on one.
+    """Returns gradients that are NaN on all replicas if those of one replica are not finite.
 
-    Keras's loss scaling leaves a step out by the gradients of the first replica alone, before they
-    are summed: an overflow on another would end in the weights.
+    Keras's loss scaling looks at the first replica's gradients only, before they are summed, to
+    decide whether to skip a step: an overflow on another replica would reach the weights.
     """
     finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
     overflow = tf.distribute.get_replica_context().all_reduce(

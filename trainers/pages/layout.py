@@ -1,4 +1,4 @@
-"""HTML pages of one file, that need no script, no network and no file beside them."""
+"""Renders HTML pages of one file, which work without scripts, network or other files."""
 
 import base64
 import pathlib
@@ -8,11 +8,11 @@ import jinja2
 
 
 def render(template: pathlib.Path, **values: Any) -> str:
-    """The page that a template makes, which may extend those beside it and `layout.html.jinja`.
+    """Returns the page of a template.
 
     Args:
-      template: Of Jinja.
-      **values: What it shows; texts are escaped.
+      template: A Jinja template, which may extend templates in its folder and `layout.html.jinja`.
+      **values: The values of the template; texts are escaped.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([template.parent, pathlib.Path(__file__).parent]),
@@ -25,10 +25,10 @@ def render(template: pathlib.Path, **values: Any) -> str:
 
 
 def data_uri(content: bytes, kind: str) -> str:
-    """An image as its own address.
+    """Returns an image as a data URI.
 
     Args:
-      content: The file.
-      kind: Of image, as MIME types call it: "png", "svg+xml".
+      content: The content of the file.
+      kind: The subtype of its MIME type: "png", "svg+xml".
     """
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,8 +1,8 @@
-"""The figures of a run directory, and of the benchmark."""
+"""Draws the figures of a run directory and of the benchmark."""
 
 import io
 import pathlib
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence, Sized
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,19 +12,19 @@ from matplotlib.patches import Patch
 from pizza_steak import figures
 from trainers.runs import run_directory
 
-# Okabe and Ito's colours, which colour-blind people tell apart.
+# Okabe and Ito's palette, which color-blind people can tell apart.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _TRAIN, _VALIDATION = _COLORS[:2]
-# Lengths of strokes and gaps in points; of none the line is solid.
+# Lengths of strokes and gaps, in points; without any, the line is solid.
 _DASHES = ((), (5, 2.5), (1.5, 2))
 _OURS, _PEERS = _COLORS[:2]
 
 
 def curves(history: Mapping[str, Sequence[float]], path: pathlib.Path) -> None:
-    """Draws loss and accuracy by epoch, for training and validation, the best epoch marked.
+    """Draws loss and accuracy by epoch, for training and validation, and marks the best epoch.
 
     Args:
-      history: Lists of one number an epoch, by Keras's names.
+      history: A list with a number per epoch, by Keras's names.
       path: The PNG to write.
     """
     epochs = np.arange(1, len(history["loss"]) + 1)
@@ -41,14 +41,14 @@ def curves(history: Mapping[str, Sequence[float]], path: pathlib.Path) -> None:
                 axes.plot(epochs, values, color=color, label=label, marker=marker, markersize=4)
         axes.axvline(kept, color="0.5", linestyle=":", label=f"{word} epoch ({kept})")
         axes.set(title=metric.capitalize(), xlabel="epoch", xlim=(0.5, len(epochs) + 0.5))
-        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+        axes.locator_params(axis="x", integer=True, min_n_ticks=1)
         axes.grid(color="0.9")
         axes.legend()
     figures.save(figure, path)
 
 
-def _marker(epochs: Sequence[float]) -> str | None:
-    """One epoch is no line; the marks of many would run into one another."""
+def _marker(epochs: Sized) -> str | None:
+    """Returns the marker of each epoch; one epoch gives no line, and many markers would overlap."""
     return "o" if len(epochs) <= 30 else None
 
 
@@ -56,7 +56,7 @@ def comparison(histories: Mapping[str, Mapping[str, Sequence[float]]], path: pat
     """Draws the validation loss and accuracy of several runs by epoch.
 
     Args:
-      histories: By the run's name, lists of one number an epoch, by Keras's names.
+      histories: By the run's name, a list with a number per epoch, by Keras's names.
       path: The PNG to write.
     """
     figure = Figure(figsize=(11, 4.5), layout="constrained")
@@ -68,10 +68,10 @@ def comparison(histories: Mapping[str, Mapping[str, Sequence[float]]], path: pat
 
 
 def overlay_svg(curves: Sequence[Sequence[float]]) -> bytes:
-    """Draws a metric of several runs by epoch, in their `line_style`s, without a legend.
+    """Draws a metric of several runs by epoch, each in its `line_style`, without a legend.
 
     Args:
-      curves: For each run a number an epoch, in the order of the runs; may be of no epoch.
+      curves: For each run, a number per epoch; may be empty.
 
     Returns:
       An SVG document.
@@ -82,15 +82,15 @@ def overlay_svg(curves: Sequence[Sequence[float]]) -> bytes:
 
 
 def svg(figure: Figure) -> bytes:
-    """A figure as an SVG document."""
+    """Returns a figure as an SVG document."""
     file = io.BytesIO()
     figure.savefig(file, format="svg", metadata={"Date": None})
     return file.getvalue()
 
 
 def line_style(index: int) -> tuple[str, tuple[float, ...]]:
-    """The colour and the dashes, in points, of one of several runs; of 21 no two are alike."""
-    # By threes and sevens: neighbours are told apart without colours too.
+    """Returns the color and the dashes, in points, of a run; no two of 21 runs are alike."""
+    # Three dashes and seven colors: neighbours differ in both.
     return _COLORS[index % len(_COLORS)], _DASHES[index % len(_DASHES)]
 
 
@@ -106,16 +106,16 @@ def _overlay(axes: Axes, curves: Sequence[Sequence[float]]) -> None:
             markersize=4,
         )
     axes.set(xlabel="epoch")
-    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    axes.locator_params(axis="x", integer=True, min_n_ticks=1)
     axes.grid(color="0.9")
 
 
 def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], path: pathlib.Path) -> None:
-    """Draws how often each true class (row) was taken for each class (column).
+    """Draws how often each true class (row) is predicted as each class (column).
 
     Args:
-      matrix: int array of shape (C, C), pictures.
-      classes: C names.
+      matrix: Numbers of images, int of shape (C, C).
+      classes: C class names.
       path: The PNG to write.
     """
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
@@ -124,12 +124,12 @@ def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], path: pathlib.P
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     ticks = range(len(classes))
-    classes = [name.replace("$", r"\$") for name in classes]  # Else Matplotlib reads a formula.
+    classes = [name.replace("$", r"\$") for name in classes]  # Or Matplotlib reads a formula.
     rotation = 0 if len(classes) <= 3 else 90
     axes.set_xticks(ticks, classes, rotation=rotation)
     axes.set_yticks(ticks, classes)
-    axes.set(title="Confusion matrix (pictures)", xlabel="predicted", ylabel="true")
-    if len(classes) <= 20:  # Numbers of more cells could not be read.
+    axes.set(title="Confusion matrix (images)", xlabel="predicted", ylabel="true")
+    if len(classes) <= 20:  # In more cells, numbers are too small to read.
         for (row, column), count in np.ndenumerate(matrix):
             color = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, f"{count:,}", ha="center", va="center", color=color)
@@ -137,7 +137,7 @@ def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], path: pathlib.P
 
 
 def augmentation(images: np.ndarray, versions: np.ndarray, path: pathlib.Path) -> None:
-    """Draws pictures, a row each, beside their augmented versions.
+    """Draws images, a row each, beside their augmented versions.
 
     Args:
       images: uint8 of shape (N, H, W, C).
@@ -152,11 +152,11 @@ def augmentation(images: np.ndarray, versions: np.ndarray, path: pathlib.Path) -
 def throughput(
     speeds: Mapping[str, Sequence[float]], peers: Container[str], path: pathlib.Path
 ) -> None:
-    """Draws how many pictures a second, on a log scale: bars of medians, lines of least to most.
+    """Draws images per second on a log scale: bars to the median, lines from least to most.
 
     Args:
-      speeds: Of each repeat, by what was measured, from top to bottom.
-      peers: Those of them that are not ours.
+      speeds: The speed of each repeat, by the name of the row, from top to bottom.
+      peers: The names of rows that are not this package's.
       path: The PNG to write.
     """
     figure = Figure(figsize=(9, 1.1 + 0.34 * len(speeds)), layout="constrained")
@@ -170,7 +170,7 @@ def throughput(
         )
     axes.set_yticks(range(len(speeds)), speeds)
     axes.invert_yaxis()
-    axes.set(xscale="log", xlabel="pictures a second (log scale)")
+    axes.set(xscale="log", xlabel="images per second (log scale)")
     axes.margins(x=0.12)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_axisbelow(True)
@@ -182,10 +182,11 @@ def throughput(
 
 
 def calibration(bins: Sequence[Mapping[str, float]], error: float, path: pathlib.Path) -> None:
-    """Draws how often predictions are right, by how sure the model is of them (reliability).
+    """Draws the accuracy of predictions by their probability (a reliability diagram).
 
     Args:
-      bins: Means of "confidence" and "accuracy" of the "pictures" in each range "from" and "to".
+      bins: For each range "from" and "to" of probability, the mean "confidence" and "accuracy" of
+        its images, and their number "pictures".
       error: The expected calibration error.
       path: The PNG to write.
     """
@@ -209,7 +210,7 @@ def calibration(bins: Sequence[Mapping[str, float]], error: float, path: pathlib
         ylim=(0, 1.02),
     )
     lower.bar(height=[row["pictures"] for row in bins], **ranges)
-    lower.set(xlabel="probability of the predicted class", ylabel="pictures")
+    lower.set(xlabel="probability of the predicted class", ylabel="images")
     lower.yaxis.get_major_locator().set_params(integer=True)
     for axes in (upper, lower):
         axes.set_axisbelow(True)

@@ -1,4 +1,4 @@
-"""One HTML page about several runs, that needs no script, no network and no file beside it."""
+"""The report: one HTML page about several runs, without scripts, network or other files."""
 
 import contextlib
 import dataclasses
@@ -15,22 +15,22 @@ from PIL import Image
 
 from pizza_steak.atomic import output_file
 from pizza_steak.errors import UserError
+from pizza_steak.flags import fields
 from trainers.configuration import FitConfig, ReportConfig
-from trainers.flags import fields
 from trainers.pages import layout, plots
 from trainers.runs import run_directory, scores
 
-# What the page shows of every run that has it: a file, a title, whether it is of photographs, and
-# how much larger than the others it has to be shown, for the size of its words.
+# The figures of a run that the page shows: file, title, whether it has photographs, and the scale
+# at which its words are as large as in the other figures.
 _GALLERIES = (
     ("confusion_matrix.png", "Confusion matrices", False, 1.0),
     ("evaluation/mistakes.png", "Most confident mistakes", True, 1.8),
-    ("augmentation.png", "Augmented pictures", True, 1.0),
+    ("augmentation.png", "Augmented images", True, 1.0),
     ("curves.png", "Training and validation", False, 1.0),
 )
 _TRAINING_METRICS = ("loss", "accuracy")
 _VALIDATION_METRICS = ("val_loss", "val_accuracy")
-# Those of result.json that are shown.
+# The numbers of result.json that the page shows.
 _NUMBERS = (
     "parameters",
     "test_accuracy",
@@ -43,13 +43,13 @@ _NUMBERS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
-    """A picture within the page.
+class EmbeddedImage:
+    """An image within the page.
 
     Attributes:
-      uri: All of it, as a data URI.
-      width: In pixels.
-      height: In pixels.
+      uri: The image as a data URI.
+      width: The width in pixels.
+      height: The height in pixels.
     """
 
     uri: str
@@ -59,22 +59,23 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """What the page tells of a run.
+    """What the page shows of a run.
 
     Attributes:
-      name: Where it is, as short as the others' places allow.
-      config: Its flags.
-      history: A number for each epoch so far, by Keras's names; of a run without validation no
-        number for its metrics.
-      devices: What it was computed with.
-      validated_on: Tells the images that it was validated on from others.
-      numbers: By the names of `_NUMBERS`; None while the run is not finished, as the next five.
-      test_accuracy: With its interval, for people.
-      chosen_on_test: Whether it was tested on images that chose the best epoch.
-      not_learned: Why it is no better than one answer for all images; None if it is better.
-      timed_epochs: How many epochs its seconds are of: those since it was last resumed.
-      classes: Their names.
-      figures: Those of `_GALLERIES` that there are, by file name.
+      name: The path of the run, without the part that all runs share.
+      config: The flags of the run.
+      history: A number per epoch, by Keras's names; validation metrics are empty without
+        validation.
+      devices: The devices and the precision, as text.
+      validated_on: Identifies the validation images.
+      numbers: Numbers by the names of `_NUMBERS`. These and the next five are None until the run is
+        finished.
+      test_accuracy: The test accuracy with its interval, as text.
+      chosen_on_test: Whether test images also chose the best epoch.
+      not_learned: Why the model is no better than one answer for all images; None if it is better.
+      timed_epochs: The number of epochs in its seconds: those since it was last resumed.
+      classes: The class names.
+      figures: The figures of `_GALLERIES` that exist, by file name.
     """
 
     name: str
@@ -88,11 +89,11 @@ class Entry:
     not_learned: str | None
     timed_epochs: int | None
     classes: list[str] | None
-    figures: dict[str, Picture]
+    figures: dict[str, EmbeddedImage]
 
     @property
     def epochs(self) -> int:
-        """How many have been finished."""
+        """The number of finished epochs."""
         return len(self.history["loss"])
 
     @property
@@ -101,24 +102,25 @@ class Entry:
         return run_directory.kept_epoch(self.history) + 1 if self.epochs else None
 
     def kept(self, metric: str) -> float | None:
-        """A metric of the model that is kept, where there is one."""
-        return self.history[metric][self.best_epoch - 1] if self.history[metric] else None
+        """Returns a metric of the model that is kept, if there is one."""
+        values = self.history[metric]
+        return values[run_directory.kept_epoch(self.history)] if values else None
 
     @property
     def gap(self) -> float | None:
-        """Training accuracy less validation accuracy of the model that is kept."""
-        validated = self.kept("val_accuracy")
-        return None if validated is None else self.kept("accuracy") - validated
+        """Training accuracy minus validation accuracy of the model that is kept."""
+        trained, validated = self.kept("accuracy"), self.kept("val_accuracy")
+        return None if trained is None or validated is None else trained - validated
 
 
 def write(config: ReportConfig) -> str:
     """Writes the page about the runs that the flags name.
 
-    Runs that are not finished are in it, as far as they have come. Folders that are no runs, and
-    runs that cannot be read, are named.
+    The page shows unfinished runs as far as they have come, and names the folders that are not runs
+    or cannot be read.
 
     Returns:
-      What was written and left out, for people.
+      What was written and what was left out, as text.
 
     Raises:
       UserError: There is no run, or the page cannot be written.
@@ -127,7 +129,7 @@ def write(config: ReportConfig) -> str:
     page = render(entries, left_out)
     output = pathlib.Path(config.page.output).expanduser()
     with output_file(output, "output") as temporary:
-        # Names of folders may hold bytes that are no UTF-8.
+        # Names of folders may have bytes that are not UTF-8.
         temporary.write_text(page, encoding="utf-8", errors="replace")
     best = _best(entries)
     lines = [f"{output}: {len(entries)} run{'s' * (len(entries) != 1)}"]
@@ -137,7 +139,7 @@ def write(config: ReportConfig) -> str:
 
 
 def find(pattern: str) -> tuple[list[Entry], list[str]]:
-    """The runs in the folders that match a pattern, and why the other folders are left out.
+    """Returns the runs whose folders match a pattern, and why the other folders are left out.
 
     Raises:
       UserError: There is no run.
@@ -145,7 +147,7 @@ def find(pattern: str) -> tuple[list[Entry], list[str]]:
     matches = map(pathlib.Path, glob.glob(os.path.expanduser(pattern)))
     folders = sorted(path.absolute() for path in matches if path.is_dir())
     if not folders:
-        raise UserError(f"runs {pattern!r}: no such folder; expected run directories")
+        raise UserError(f"runs {pattern!r}: no folder matches; expected run directories")
     root = os.path.commonpath([folder.parent for folder in folders])
     entries, left_out = [], []
     for folder in folders:
@@ -154,16 +156,16 @@ def find(pattern: str) -> tuple[list[Entry], list[str]]:
         except UserError as error:
             left_out.append(" ".join(str(error).split()))
     if not entries:
-        raise UserError(f"runs {pattern!r}: no run that can be read; the first: {left_out[0]}")
+        raise UserError(f"runs {pattern!r}: no folder is a readable run; the first: {left_out[0]}")
     return entries, left_out
 
 
 def render(entries: Sequence[Entry], left_out: Sequence[str]) -> str:
-    """The page, as HTML.
+    """Returns the page as HTML.
 
     Args:
-      entries: At least one.
-      left_out: A line for each folder that is not shown.
+      entries: The runs, at least one.
+      left_out: A line for each folder that is left out.
     """
     curves = {
         title: plots.overlay_svg([entry.history[metric] for entry in entries])
@@ -191,21 +193,23 @@ def render(entries: Sequence[Entry], left_out: Sequence[str]) -> str:
 
 
 def _best(entries: Sequence[Entry]) -> Entry | None:
-    """By validation accuracy: to choose by test accuracy would be to train on the test pictures."""
-    return max(
-        (entry for entry in entries if entry.numbers and entry.history["val_accuracy"]),
-        key=lambda entry: (entry.kept("val_accuracy"), -entry.kept("val_loss")),
-        default=None,
-    )
+    """Returns the best finished run by validation accuracy; test images must not choose it."""
+
+    def validated(entry: Entry) -> tuple[float, float]:
+        epoch = run_directory.kept_epoch(entry.history)
+        return entry.history["val_accuracy"][epoch], -entry.history["val_loss"][epoch]
+
+    finished = (entry for entry in entries if entry.numbers and entry.history["val_accuracy"])
+    return max(finished, key=validated, default=None)
 
 
 def _validated_on(entry: Entry) -> tuple[Any, ...]:
-    """What has to be the same where validation metrics are compared."""
+    """Returns what must be equal for two runs' validation metrics to be comparable."""
     return entry.validated_on, entry.config.data.classes
 
 
 def _differing_flags(entries: Sequence[Entry]) -> dict[str, list[str]]:
-    """For each flag that not all runs have in common, its values in the order of the runs."""
+    """Returns the values of each flag that differs between runs, in the order of the runs."""
     differing = {}
     for concern, field in fields(FitConfig):
         values = [getattr(getattr(entry.config, concern), field.name) for entry in entries]
@@ -223,15 +227,15 @@ def _flag_text(value: Any) -> str:
 
 
 def _read(folder: pathlib.Path, name: str) -> Entry:
-    """What there is of a run.
+    """Reads a run, as far as it has come.
 
     Raises:
-      UserError: The folder is no run, or a file of the run is damaged.
+      UserError: The folder is not a run directory, or a file in it is damaged.
     """
     if not (folder / "run.flags").is_file():
-        raise UserError(f"{folder}: no run; it has no run.flags")
+        raise UserError(f"{folder}: not a run directory; run.flags is missing")
     with _reading(folder / "run.flags") as file:
-        run = run_directory.Run(folder, file.read_text(), resumed=True)
+        run = run_directory.Run(folder)
         config = run.config
     with _reading(folder / "metrics.csv"):
         history = {metric: [row[metric] for row in run.logs] for metric in _TRAINING_METRICS}
@@ -243,7 +247,7 @@ def _read(folder: pathlib.Path, name: str) -> Entry:
         if "splits" in environment:
             splits = environment["splits"]
             validated_on = splits["validation"]["fingerprint"] if "validation" in splits else ""
-        else:  # A run of an older version.
+        else:  # The run of an older version.
             validated_on = f"{environment['fingerprint']} {config.data.validation_split}"
     numbers = test_accuracy = chosen_on_test = not_learned = timed_epochs = classes = None
     with _reading(folder / "result.json"):
@@ -279,18 +283,18 @@ def _read(folder: pathlib.Path, name: str) -> Entry:
 
 @contextlib.contextmanager
 def _reading(file: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Names the file in the errors that what it holds may raise."""
+    """Turns errors from reading a file into a `UserError` that names the file."""
     try:
         yield file
     except (OSError, ValueError, TypeError, LookupError) as error:
         raise UserError(f"{file}: damaged ({type(error).__name__}: {error})") from error
 
 
-def _embed(file: pathlib.Path, photographs: bool) -> Picture:
+def _embed(file: pathlib.Path, photographs: bool) -> EmbeddedImage:
     with Image.open(file) as image:
         content, kind = file.read_bytes(), "png"
-        if photographs:  # As a PNG they are ten times as large.
+        if photographs:  # A PNG would be ten times as large.
             compressed, kind = io.BytesIO(), "webp"
             image.convert("RGB").save(compressed, kind, quality=85)
             content = compressed.getvalue()
-        return Picture(layout.data_uri(content, kind), *image.size)
+        return EmbeddedImage(layout.data_uri(content, kind), *image.size)

@@ -1,29 +1,27 @@
-"""What a training is, for people before it runs, and for those who want to repeat it."""
+"""The table that is printed before a training, and environment.json."""
 
 import dataclasses
 import importlib.metadata
 import math
 import platform
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from trainers import data as run_data
 from trainers.configuration import AugmentationConfig
 from trainers.runs import run_directory
-
-if TYPE_CHECKING:
-    from trainers.training.loop import Training
+from trainers.setup import Setup
 
 _NAMED = 6
 _FEW_STEPS = 20
 
 
-def plan_table(training: "Training") -> str:
-    """What will run, for people, before it does."""
-    config, data, run = training.config, training.data, training.run
+def plan_table(setup: Setup, run: run_directory.Run) -> str:
+    """Returns the table of what will be trained."""
+    config, data = setup.config, setup.data
     optimisation, batch_size = config.optimisation, config.data.batch_size
-    schedule, replica_count = optimisation.learning_rate_schedule, training.chosen.replicas
+    schedule, replica_count = optimisation.learning_rate_schedule, setup.chosen.replicas
     scaled = optimisation.scale_learning_rate == "linear"
     rows = []
     for purpose, split in data.splits.items():
@@ -41,18 +39,18 @@ def plan_table(training: "Training") -> str:
         ("left out", ", ".join(f"{n:,} {kind}" for kind, n in _left_out(data).items())),
         *(("caution", text) for text in (*split_cautions(data), _few_steps(data, batch_size))),
         ("augmented", _augmentation_text(config.augmentation)),
-        ("model", f"{config.model.model}, {training.model.count_params():,} parameters"),
+        ("model", f"{config.model.model}, {setup.model.count_params():,} parameters"),
         (
             "training",
             f"{optimisation.optimizer}, "
-            f"learning rate {training.learning_rate:g}"
+            f"learning rate {setup.learning_rate:g}"
             + (f" ({optimisation.learning_rate:g} a replica)" if scaled else "")
             + (f" ({schedule})" if schedule != "constant" else "")
             + f", batch size {batch_size}"
             + (f" ({_shares(batch_size, replica_count)} a replica)" if replica_count > 1 else "")
             + f", {optimisation.epochs} epochs, seed {optimisation.seed}",
         ),
-        *training.chosen.topics().items(),
+        *setup.chosen.topics().items(),
         ("run", f"{run.path}" + (f", {_start_text(run)}" if run.resumed else "")),
     ]
     return "\n".join(f"{name:<12}{text}" for name, text in rows if text)
@@ -64,13 +62,13 @@ def _start_text(run: run_directory.Run) -> str:
 
 
 def _shares(batch_size: int, replica_count: int) -> str:
-    """How many pictures of a batch a replica gets: what comes last may be less."""
+    """Returns the images per batch and replica; the last replica may get fewer."""
     share = math.ceil(batch_size / replica_count)
     return f"{share}" if share * replica_count == batch_size else f"up to {share}"
 
 
 def _augmentation_text(config: AugmentationConfig) -> str:
-    """The flags of it that are not at their defaults."""
+    """Returns the augmentation flags that differ from their defaults."""
     changed = [
         f"{field.name} {value}"
         for field in dataclasses.fields(config)
@@ -80,7 +78,7 @@ def _augmentation_text(config: AugmentationConfig) -> str:
 
 
 def split_cautions(data: run_data.Data) -> list[str]:
-    """Returns what makes a test or a validation less than one, line by line."""
+    """Returns warnings about the splits: shared images, and classes without images."""
     lines = []
     for pair, count in data.overlaps.items():
         one, other = pair.split(" in ")
@@ -109,7 +107,7 @@ def _steps(images: int, batch_size: int) -> str:
 
 
 def _left_out(data: run_data.Data) -> dict[str, int]:
-    """How many files are no examples: by kind in the archive, and those that are broken."""
+    """Returns the numbers of files that are not examples, by kind, and of unreadable images."""
     archive = getattr(data.records.builder.builder_config, "archive", None)
     kinds = dict(archive.left_out) if archive else {}
     if data.pictures.bad:
@@ -117,9 +115,9 @@ def _left_out(data: run_data.Data) -> dict[str, int]:
     return kinds
 
 
-def environment(training: "Training") -> dict[str, Any]:
-    """What environment.json says: where it runs, and on what."""
-    data = training.data
+def environment(setup: Setup) -> dict[str, Any]:
+    """Returns the content of environment.json: versions, hardware and data."""
+    data = setup.data
     packages = ("tensorflow", "keras", "tensorflow-datasets", "numpy")
     splits = {
         purpose: {
@@ -134,8 +132,8 @@ def environment(training: "Training") -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         **{name: importlib.metadata.version(name) for name in packages},
-        **dataclasses.asdict(training.chosen),
-        "batch_size": training.config.data.batch_size,
+        **dataclasses.asdict(setup.chosen),
+        "batch_size": setup.config.data.batch_size,
         "dataset": builder.info.full_name,
         "fingerprint": data.records.fingerprint,
         "splits": splits,

@@ -1,18 +1,18 @@
-"""The run directory: everything that a run leaves behind, and what `--resume` goes on from.
+"""The run directory: all files of a run, from its flags to its result.
 
 run.flags             repeats the run: python -m trainers.fit --flagfile=<run_dir>/run.flags
 environment.json      versions, devices, precision, and what was trained on
 summary.txt           the architecture
-model.keras           the best model by validation loss, or without validation the last
-metrics.csv           one row an epoch
-result.json           the final numbers; there when the run has ended
-augmentation.png      training pictures beside their augmented versions, where there are any
+model.keras           the best model by validation loss; without validation the last
+metrics.csv           one row per epoch
+result.json           the final numbers, written when the run ends
+augmentation.png      training images beside augmented versions of them, with augmentation
 curves.png            loss and accuracy by epoch
-confusion_matrix.png  what the best model takes for what
+confusion_matrix.png  true and predicted classes of the best model on the test images
 tensorboard/          the curves for TensorBoard
-evaluation/           what trainers.evaluate says of the best model
-backup/               the state that was saved last, while the run is not finished
-saved_model/, model.tflite, model.onnx  what trainers.export made of the model
+evaluation/           the results of trainers.evaluate
+backup/               the state that --resume starts from (`checkpoint`), until the run ends
+saved_model/, model.tflite, model.onnx  the exports of trainers.export
 """
 
 import csv
@@ -24,25 +24,20 @@ import re
 import secrets
 import time
 import zipfile
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-
-from absl import flags as absl_flags
 
 from pizza_steak import atomic
 from pizza_steak.atomic import atomic_path, remove
 from pizza_steak.errors import UserError
 from trainers.configuration import FitConfig
-from trainers.flags import define_flags, from_flags, to_flags
+from trainers.runs import identity
+from trainers.runs.checkpoint import Progress, Saved, read_progress
 
 if TYPE_CHECKING:
-    import keras  # Not when run: a run's numbers can be read without TensorFlow.
+    import keras  # Not at run time: a run's numbers can be read without TensorFlow.
 
-    from trainers.training.callbacks import Progress, Saved
-
-# Flags that do not make a run what it is, and so may be others when it is resumed.
-FREE = ("run_dir", "overwrite", "resume", "checkpoint_every", "cluster_timeout")
-# All that a run and its exports write, and so all that --overwrite may remove.
+# All that a run and its exports write, and all that --overwrite may remove.
 _PARTS = (
     "run.flags",
     "environment.json",
@@ -64,92 +59,82 @@ _PARTS = (
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run directory, by its parts.
+    """A run directory; `Run(path)` is a run that is there.
 
     Attributes:
       path: The directory.
-      flags: The text of its run.flags.
-      resumed: Whether it goes on with what is there.
+      flags: The text that `create` writes to run.flags.
+      resumed: Whether the run uses the files that are there.
     """
 
     path: pathlib.Path
-    flags: str
-    resumed: bool
+    flags: str = ""
+    resumed: bool = True
 
     @property
     def finished(self) -> bool:
-        """Whether the run has ended, and `result` can be read."""
+        """Whether the run has ended and `result` can be read."""
         return self.resumed and (self.path / "result.json").exists()
 
     @property
     def result(self) -> dict[str, Any]:
-        """What result.json says."""
+        """The content of result.json."""
         return json.loads((self.path / "result.json").read_text())
 
     @property
     def config(self) -> FitConfig:
-        """What its run.flags say.
+        """The flags of run.flags.
 
         Raises:
-          UserError: They cannot be read.
+          UserError: The file cannot be read, or has a flag that does not exist.
         """
-        path, values = self.path / "run.flags", absl_flags.FlagValues()
-        define_flags(FitConfig, values)
-        try:
-            values(["fit", f"--flagfile={path}"])
-        except absl_flags.Error as error:
-            raise UserError(f"run_dir {self.path}: run.flags cannot be read ({error})") from error
-        return from_flags(FitConfig, values)
+        return identity.read(FitConfig, self.path / "run.flags")
 
     def load_model(self) -> "keras.Model":
-        """Its model.keras, not compiled.
+        """Returns the model of model.keras, not compiled.
 
         Raises:
-          UserError: There is none, or it is no model, or one that brings code of its own.
+          UserError: The file is missing, is not a Keras model, or contains code of its own.
         """
         import keras
 
-        from pizza_steak import augmentation, normalization  # noqa: F401  Keras loads their layers.
+        from pizza_steak import augmentation, normalization  # noqa: F401  Registers layers.
 
         path = self.path / "model.keras"
         if not zipfile.is_zipfile(path):
             raise UserError(f"model {path}: missing, or no Keras model; train the run again")
         try:
             return keras.models.load_model(path, compile=False)
-        except Exception as error:  # Keras, zipfile, json and h5py: each has its own.
+        except Exception as error:  # Keras, zipfile, json and h5py raise different ones.
             reason = re.split(r"\. |\n", str(error))[0]
             raise UserError(
                 f"model {path}: cannot be loaded ({reason}); train the run again"
             ) from error
 
     @property
-    def progress(self) -> "Progress":
-        """How far it had come when it was last saved."""
-        from trainers.training.callbacks import saved_progress  # Imports Keras.
+    def progress(self) -> Progress:
+        """How far the run had come at its last backup."""
+        return read_progress(self.backup)
 
-        return saved_progress(self.backup)
-
-    def saved(self) -> "Saved":
-        """What it goes on from."""
-        from trainers.training.callbacks import Saved  # Imports Keras.
-
+    def saved(self) -> Saved:
+        """Returns the state that the run is resumed from."""
         content = self.backup.read_bytes() if self.backup.exists() else b""
         return Saved(self.progress, tuple(self.logs), content)
 
     @property
     def backup(self) -> pathlib.Path:
-        """The file of `callbacks.Backup`."""
+        """The file that `checkpoint` writes and reads."""
         return self.path / "backup" / "latest.h5"
 
     @property
     def logs(self) -> list[dict[str, float]]:
-        """The rows of metrics.csv: what Keras logged of each epoch."""
+        """The rows of metrics.csv: Keras's logs of each epoch."""
         metrics = self.path / "metrics.csv"
         if not metrics.exists():
             return []
         with metrics.open(newline="") as file:
             rows = list(csv.DictReader(file))
-        # CSVLogger has columns for validation without validation, too.
+        # CSVLogger writes the columns of validation even without validation.
         return [
             {name: float(row[name]) for name in row if name != "epoch" and row[name] != "NA"}
             for row in rows
@@ -157,23 +142,23 @@ class Run:
 
     @property
     def history(self) -> dict[str, list[float]]:
-        """The columns of metrics.csv, by their names in Keras's history."""
+        """The columns of metrics.csv by their names in Keras's history."""
         logs = self.logs
         return {name: [row[name] for row in logs] for name in logs[0]}
 
     @property
     def command_to_resume(self) -> str:
-        """What goes on with it, for a shell."""
+        """The shell command that resumes the run."""
         return (
             f"python -m trainers.fit --flagfile={self.path / 'run.flags'} --run_dir={self.path} "
             "--resume"
         )
 
     def create(self, summary: str, environment: dict[str, Any]) -> None:
-        """Makes the directory, in place of the run that may be there.
+        """Makes the directory, and removes a run that is there.
 
         Raises:
-          UserError: It cannot be written.
+          UserError: The directory cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -181,14 +166,14 @@ class Run:
                 remove(self.path / part)
             (self.path / "summary.txt").write_text(summary + "\n")
             self._write_json("environment.json", environment)
-            # Last: with it the folder is a run that can be resumed.
+            # Last, because a folder with this file is a run that can be resumed.
             with atomic_path(self.path / "run.flags") as temporary:
                 temporary.write_text(self.flags)
         except OSError as error:
             raise _unwritable(self.path, error) from error
 
     def finish(self, result: dict[str, Any], *, keep_backup: bool = False) -> None:
-        """Writes the result; with it the run is finished and needs no backup any more."""
+        """Writes the result, which makes the run a finished one, and removes the backup."""
         self._write_json("result.json", result)
         if not keep_backup:
             remove(self.path / "backup")
@@ -197,29 +182,29 @@ class Run:
         """Checks that a run is resumed with the batches that it was started with.
 
         Raises:
-          UserError: They are of other pictures, or of another size.
+          UserError: The images or the batch size have changed.
         """
         if not self.resumed:
             return
         before = json.loads((self.path / "environment.json").read_text())
         if (size := before.get("batch_size", batch_size)) != batch_size:
             raise UserError(
-                f"run_dir {self.path}: was started with batches of {size} pictures, and "
-                f"--batch_size_per_replica now makes them {batch_size}; pass it for as many "
-                "replicas as before, or --overwrite to start the run anew"
+                f"run_dir {self.path}: was started with a batch size of {size}, but "
+                f"--batch_size_per_replica now gives {batch_size}; use as many replicas as "
+                "before, or pass --overwrite to start the run anew"
             )
         if before["fingerprint"] != fingerprint:
             raise UserError(
-                f"run_dir {self.path}: was started with other pictures of {before['dataset']} than "
-                "are there now; pass --overwrite to start it anew"
+                f"run_dir {self.path}: the images of {before['dataset']} have changed since the "
+                "run was started; pass --overwrite to start it anew"
             )
 
     def best(self, metric: str) -> float | None:
-        """The least value of a metric so far, None before the first epoch."""
+        """Returns the least value of a metric so far; None before the first epoch."""
         return min((row[metric] for row in self.logs), default=None)
 
     def go_back(self) -> None:
-        """Drops what the backup does not hold: rows of later epochs, and files half written."""
+        """Removes what is newer than the backup: rows of later epochs, half-written files."""
         for folder in (self.path, self.backup.parent):
             for left in folder.glob(f".{'?' * 32}.*"):
                 remove(left)
@@ -236,10 +221,10 @@ class Run:
 
 
 def kept_epoch(history: Mapping[str, Sequence[float]]) -> int:
-    """The epoch, counted from 0, whose model is kept: the best by validation loss, or the last.
+    """Returns the epoch whose model is kept, from 0: the best by validation loss, or the last.
 
     Args:
-      history: Of one epoch or more, a number for each, by Keras's names.
+      history: The values of each metric by epoch, with Keras's names.
     """
     if losses := history.get("val_loss"):
         return losses.index(min(losses))
@@ -247,25 +232,25 @@ def kept_epoch(history: Mapping[str, Sequence[float]]) -> int:
 
 
 def plan(config: FitConfig) -> Run:
-    """The run that the flags ask for; nothing is written yet.
+    """Returns the run that the flags ask for, and writes nothing.
 
     Raises:
-      UserError: The directory cannot be written, holds another run, or something that is no run;
-        or there is nothing to resume, or what is there was started with other flags; or it is to be
-        resumed if it is there, and no directory is given.
+      UserError: The directory cannot be written or holds other files; it holds a run that is
+        neither to be resumed nor replaced; there is no run to resume, or its identity is another;
+        or --resume=auto has no --run_dir.
     """
     asked = config.run
-    # The random end tells runs apart that start within one second.
+    # The random end distinguishes runs that start within the same second.
     name = f"{config.model.model}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     path = pathlib.Path(asked.run_dir or pathlib.Path("runs", name)).expanduser().absolute()
-    flags = flags_to_repeat(config, without=FREE)
     if asked.resume == "auto" and not asked.run_dir:
-        raise UserError("run_dir: missing; expected the directory that --resume=auto looks into")
+        raise UserError("run_dir: missing; expected the directory to look into for --resume=auto")
     try:
         there = (path / "run.flags").exists()
-        run = Run(path, flags, resumed=there if asked.resume == "auto" else asked.resume)
+        resumed = there if asked.resume == "auto" else bool(asked.resume)
+        run = Run(path, identity.to_flagfile(config), resumed)
         if run.resumed:
-            _check_same_flags(run)
+            _check_same_identity(run, config)
         else:
             _check_free(path, asked.overwrite)
     except OSError as error:
@@ -274,21 +259,22 @@ def plan(config: FitConfig) -> Run:
 
 
 def open_run(run_dir: str | None) -> Run:
-    """A finished run, to be used.
+    """Returns the finished run in a directory.
 
     Raises:
-      UserError: There is no run in that directory, or it is not finished.
+      UserError: There is no run in the directory, or it is not finished.
     """
     if run_dir is None:
         raise UserError("run_dir: missing; expected the directory of a finished run")
     path = pathlib.Path(run_dir).expanduser().absolute()
-    flags = path / "run.flags"
-    if not flags.is_file():
-        raise UserError(f"run_dir {path}: no run there; expected what trainers.fit left behind")
-    run = Run(path, flags.read_text(), resumed=True)
+    if not (path / "run.flags").is_file():
+        raise UserError(
+            f"run_dir {path}: no run there; expected a directory that trainers.fit made"
+        )
+    run = Run(path)
     if not run.finished:
         raise UserError(
-            f"run_dir {path}: the run is not finished; go on with it: {run.command_to_resume}"
+            f"run_dir {path}: the run is not finished; to resume it: {run.command_to_resume}"
         )
     return run
 
@@ -299,49 +285,27 @@ def _check_free(path: pathlib.Path, overwrite: bool) -> None:
     if (path / "run.flags").exists():
         if not overwrite:
             raise UserError(
-                f"run_dir {path}: already holds a run; pass --resume to go on with it, --overwrite "
+                f"run_dir {path}: already holds a run; pass --resume to resume it, --overwrite "
                 "to replace it, or another --run_dir"
             )
     elif not atomic.holds_only(path, _PARTS):
-        raise UserError(f"run_dir {path}: holds files that are no run; pass another --run_dir")
+        raise UserError(f"run_dir {path}: holds files that are not a run; pass another --run_dir")
     folder = next(parent for parent in (path, *path.parents) if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"run_dir {path}: {folder} cannot be written; pass another --run_dir")
 
 
-def flags_to_repeat(config: Any, without: Container[str]) -> str:
-    """The flags that make a run what it is: without where it is, with paths from the root.
-
-    A data service makes it faster, not another one, and is left out as well.
-
-    Args:
-      config: Made of concerns, of which one is `data`.
-      without: Names of flags.
-    """
-    data = config.data
-    paths = {
-        name: str(pathlib.Path(value).expanduser().absolute())
-        for name in ("archive", "data_dir")
-        if (value := getattr(data, name))
-    }
-    config = dataclasses.replace(config, data=dataclasses.replace(data, **paths))
-    return to_flags(config, (*without, "data_service"))
-
-
-def _check_same_flags(run: Run) -> None:
+def _check_same_identity(run: Run, config: FitConfig) -> None:
     flags = run.path / "run.flags"
     if not flags.exists():
-        raise UserError(f"run_dir {run.path}: no run to resume; pass its --run_dir, or no --resume")
-    if changed := differing_lines(flags.read_text(), run.flags):
         raise UserError(
-            f"run_dir {run.path}: was started with other flags (differing: {changed}); "
-            f"to go on with it, take its own: --flagfile={flags}"
+            f"run_dir {run.path}: no run to resume; pass the --run_dir of a run, or no --resume"
         )
-
-
-def differing_lines(before: str, now: str) -> str:
-    """The lines that only one of two texts has."""
-    return " ".join(sorted(set(before.splitlines()) ^ set(now.splitlines())))
+    if changed := identity.changes(run.config, config):
+        raise UserError(
+            f"run_dir {run.path}: was started with other flags ({changed}); to resume it, pass "
+            f"its own: --flagfile={flags}"
+        )
 
 
 def _unwritable(path: pathlib.Path, error: OSError) -> UserError:

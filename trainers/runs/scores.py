@@ -17,7 +17,7 @@ def largest_class(labels: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
     """Returns "largest_class", the name of the most frequent one, and "largest_class_share"."""
     counts = np.bincount(labels, minlength=len(classes))
     return {
-        "largest_class": classes[counts.argmax()],
+        "largest_class": classes[int(counts.argmax())],
         "largest_class_share": float(counts.max() / counts.sum()),
     }
 

@@ -1,7 +1,7 @@
-"""The benchmark: stages timed in turns, their ratios, and what holds training back.
+"""The benchmark: times stages in turns, compares them, and names the bottleneck of training.
 
-In turns, because a machine's speed drifts: what is to be compared is measured side by side, and a
-ratio is the median of the ratios of each turn.
+The stages take turns because the speed of a machine drifts: stages that are compared run side by
+side, and a ratio is the median of the ratios of all turns.
 """
 
 import contextlib
@@ -40,31 +40,31 @@ RATIOS = (
 
 
 class Measurement(NamedTuple):
-    """What one turn of a stage took.
+    """The time of one turn of a stage.
 
     Attributes:
-      pictures: How many it worked on.
-      seconds: By the wall clock.
-      cpu_seconds: Of this process, on all cores.
+      images: The number of images that it processed.
+      seconds: Wall-clock time.
+      cpu_seconds: CPU time of this process, on all cores.
     """
 
-    pictures: int
+    images: int
     seconds: float
     cpu_seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """The figures of one stage, over its turns.
+    """The figures of one stage.
 
     Attributes:
-      name: Of the stage.
-      images_per_second: The median, by the wall clock.
-      min: The least.
-      max: The most.
+      name: The name of the stage.
+      images_per_second: The median over the turns, by the wall clock.
+      min: The least images per second.
+      max: The most images per second.
       repeats: The number of turns.
-      cpu_seconds_per_1000: The median, of this process on all cores, for a thousand pictures.
-      turns: Pictures a second, turn by turn.
+      cpu_seconds_per_1000: CPU time of this process per thousand images, the median.
+      turns: Images per second of each turn.
     """
 
     name: str
@@ -78,16 +78,16 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What was measured, and what it says.
+    """The results of the benchmark.
 
     Attributes:
-      about: What was measured on, and with what: texts by topic.
-      rows: The figures.
-      ratios: Of two rows' pictures a second, by "a / b".
+      about: The data and the hardware: texts by topic.
+      rows: The figures of each stage.
+      ratios: Ratios of two rows' images per second, by "a / b".
       verdict: Whether the input or the training step is the bottleneck; None if one of them was not
         measured.
-      cores: How many the process may use.
-      versions: Of the packages that do the work.
+      cores: The number of cores that this process may use.
+      versions: The versions of the packages that do the work.
     """
 
     about: Mapping[str, str]
@@ -98,11 +98,11 @@ class Report:
     versions: Mapping[str, str]
 
     def summary(self) -> str:
-        """All of it for people."""
+        """Returns the results as text."""
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         topics = {**self.about, "cores": self.cores, "versions": versions}
         lines = [f"{topic:<14}{text}" for topic, text in topics.items()]
-        lines += ["", f"{'':<38}{'pictures/s':>12}{'least':>10}{'most':>10}{'CPU s / 1,000':>16}"]
+        lines += ["", f"{'':<38}{'images/s':>12}{'least':>10}{'most':>10}{'CPU s / 1,000':>16}"]
         for row in self.rows:
             lines.append(
                 f"{row.name:<38}{row.images_per_second:>12,.0f}{row.min:>10,.0f}{row.max:>10,.0f}"
@@ -116,19 +116,18 @@ class Report:
 
 
 def measure(config: BenchmarkConfig) -> Report:
-    """Times each stage `repeats` times in turns, after a turn that is not counted.
+    """Times each stage `repeats` times, in turns, after a first turn that does not count.
 
-    All files it makes, but those that are asked for, are in a temporary folder, which is in the
-    data_dir where one is given.
+    Files that are not asked for go to a temporary folder, in the data_dir if there is one.
 
     Raises:
-      UserError: For anything that the user can mend; nothing was measured then.
+      UserError: The user has to change something; it is raised before anything is measured.
     """
     measuring = config.measuring
     chosen = _chosen(measuring)
     for path in map(pathlib.Path, filter(None, (measuring.json, measuring.plot))):
         if path.is_dir() or not path.parent.is_dir():
-            raise UserError(f"{path}: cannot be written; expected a file in a folder that is there")
+            raise UserError(f"{path}: cannot be written; expected a file in an existing folder")
     if measuring.threads:
         _hold_to(measuring.threads)
     with _temporary_folder(config.data.data_dir) as folder:
@@ -149,35 +148,36 @@ def measure(config: BenchmarkConfig) -> Report:
 
 
 def timed(stage: stages.Stage, setting: stages.Setting) -> Measurement | None:
-    """One turn of a stage, from its first `done` on; None if it has nothing to do."""
-    pictures, start = 0, None
+    """Times one turn of a stage, from its first `done` on; returns None if it has nothing to do."""
+    images = 0
+    start: tuple[float, float] | None = None
 
     def done(count: int) -> None:
-        nonlocal pictures, start
+        nonlocal images, start
         if start is None:
             start = _clocks()
         else:
-            pictures += count
+            images += count
 
     stage(setting, done)
-    if not pictures:
+    if start is None or not images:
         return None
     seconds, cpu_seconds = map(operator.sub, _clocks(), start)
-    return Measurement(pictures, seconds, cpu_seconds)
+    return Measurement(images, seconds, cpu_seconds)
 
 
 def _clocks() -> tuple[float, float]:
-    tf.test.experimental.sync_devices()  # What a GPU was asked to do, it may still be at.
+    tf.test.experimental.sync_devices()  # A GPU may still be busy.
     return time.perf_counter(), time.process_time()
 
 
 def report_of(
     measured: Mapping[str, Sequence[Measurement]], about: Mapping[str, str], source: str
 ) -> Report:
-    """The figures, their ratios and the verdict.
+    """Returns the report on some measurements.
 
     Args:
-      measured: What each turn took, by stage.
+      measured: The measurements of each turn, by stage.
       about: As in `Report`.
       source: The stage that is the input of training.
     """
@@ -197,8 +197,8 @@ def report_of(
 
 
 def _row(name: str, turns: Sequence[Measurement]) -> Row:
-    speeds = [turn.pictures / turn.seconds for turn in turns]
-    cpu_seconds = [1000 * turn.cpu_seconds / turn.pictures for turn in turns]
+    speeds = [turn.images / turn.seconds for turn in turns]
+    cpu_seconds = [1000 * turn.cpu_seconds / turn.images for turn in turns]
     return Row(
         name=name,
         images_per_second=statistics.median(speeds),
@@ -215,14 +215,14 @@ def _ratio(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def verdict(speeds: Mapping[str, Sequence[float]], source: str) -> str | None:
-    """Says whether the input or the training step is the slower, by what factor, and what to do.
+    """Says whether the input or the training step is slower, by what factor, and what would help.
 
     Args:
-      speeds: Pictures a second, turn by turn, by stage.
+      speeds: Images per second of each turn, by stage.
       source: The stage that is the input of training.
 
     Returns:
-      Lines of text, or None if there are no figures of one of the two.
+      Lines of text, or None if one of the two was not measured.
     """
     if not {source, STEP} <= speeds.keys():
         return None
@@ -235,7 +235,7 @@ def verdict(speeds: Mapping[str, Sequence[float]], source: str) -> str | None:
         side, remedy = "input", "a faster disk, --decoded_cache=memory or a smaller --image_size"
     lines = [
         f"The {side} is the bottleneck, by a factor of {max(factor, 1 / factor):,.1f}: the input "
-        f"({source}) gives {statistics.median(speeds[source]):,.0f} pictures/s, "
+        f"({source}) gives {statistics.median(speeds[source]):,.0f} images/s, "
         f"the training step takes {statistics.median(speeds[STEP]):,.0f}."
     ]
     if END_TO_END in speeds:
@@ -250,22 +250,26 @@ def _chosen(measuring: MeasuringConfig) -> dict[str, stages.Stage]:
     parts = measuring.only or ("",)
     chosen = {name: stage for name, stage in known.items() if any(part in name for part in parts)}
     if not chosen:
-        raise UserError(f"only {','.join(parts)}: in no name; the names are {', '.join(known)}")
+        raise UserError(
+            f"only {','.join(parts)}: in no name of a row; the names are {', '.join(known)}"
+        )
     return chosen
 
 
 def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
-    return os.cpu_count()
+    return os.cpu_count() or 1
 
 
 def _hold_to(threads: int) -> None:
-    """Holds this process to so many cores. TensorFlow, not yet used, will start as many threads."""
+    """Limits this process to some cores; TensorFlow, used later, starts as many threads."""
     if not hasattr(os, "sched_setaffinity"):
-        raise UserError("threads: this system does not let a process choose its cores")
+        raise UserError(
+            "threads: this system cannot limit a process to some cores; pass no --threads"
+        )
     if threads > _cores():
-        raise UserError(f"threads {threads}: expected no more than there are cores, {_cores()}")
+        raise UserError(f"threads {threads}: expected at most the number of cores, {_cores()}")
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
 
@@ -277,7 +281,9 @@ def _temporary_folder(data_dir: str | None) -> Iterator[pathlib.Path]:
             os.makedirs(parent, exist_ok=True)
         folder = tempfile.TemporaryDirectory(prefix="benchmark-", dir=parent)
     except OSError as error:
-        raise UserError(f"data_dir: {data_dir}: {error.strerror}; pass another") from error
+        raise UserError(
+            f"data_dir: {data_dir}: {error.strerror}; pass another --data_dir"
+        ) from error
     with folder as path:
         yield pathlib.Path(path)
 
@@ -285,9 +291,9 @@ def _temporary_folder(data_dir: str | None) -> Iterator[pathlib.Path]:
 def _in_turns(
     chosen: Mapping[str, stages.Stage], setting: stages.Setting
 ) -> dict[str, list[Measurement]]:
-    """What each turn but the first took, by stage; without stages that have nothing to do."""
+    """Times all stages in turns; returns the measurements but the first of each that has any."""
     turns = setting.config.measuring.repeats + 1
-    measured = {name: [] for name in chosen}
+    measured: dict[str, list[Measurement]] = {name: [] for name in chosen}
     total = turns * len(chosen)
     with tqdm.tqdm(total=total, desc="measuring", unit=" stages", disable=None) as bar, _quiet():
         for turn in range(turns):
@@ -302,7 +308,7 @@ def _in_turns(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the stages tell in every turn: files found, pictures left out, progress."""
+    """Drops what the stages print in every turn: files found, images left out, progress."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     try:
@@ -321,10 +327,10 @@ def _about(setting: stages.Setting) -> dict[str, str]:
         if value != getattr(AugmentationConfig, name)
     )
     return {
-        "pictures": f"{data.records.builder.info.full_name}: {len(data.records.labels):,}, "
+        "images": f"{data.records.builder.info.full_name}: {len(data.records.labels):,}, "
         f"{len(data.rows['train']):,} to train on",
-        "batches": f"{config.data.batch_size} pictures of {height} x {width} x {channels}",
+        "batches": f"{config.data.batch_size} images of {height} x {width} x {channels}",
         "augmentation": ranges,
-        "training": "augmented" if setting.asked else "not augmented: the flags do not ask for it",
+        "training": "augmented" if setting.asked else "not augmented: no flag asks for it",
         **devices.choose(config.devices).topics(),
     }

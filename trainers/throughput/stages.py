@@ -1,9 +1,8 @@
-"""The stages that the benchmark times, ours and Keras's own, and the pictures that they work on.
+"""The stages that the benchmark times, ours and Keras's own, and the images that they work on.
 
-A stage is a function of a `Setting` and of `done`, which it calls with a number of pictures each
-time that it is done with so many. The clock runs from the first call on, and the pictures of that
-call do not count: until then pipelines start and files are found, once a run. A stage that has
-nothing to do calls nothing.
+A stage is a function of a `Setting` and of `done`. It calls `done` with the number of images that
+it has finished since the last call. The clock starts at the first call, whose images do not count:
+before it, pipelines start and files are found. A stage that has nothing to do never calls `done`.
 """
 
 import dataclasses
@@ -21,15 +20,14 @@ import tensorflow as tf
 from pizza_steak import decoded, records
 from pizza_steak.errors import UserError
 from trainers import data as run_data
+from trainers import setup
 from trainers.configuration import (
     CHAPTERS_AUGMENTATION,
     AugmentationConfig,
     BenchmarkConfig,
     DataConfig,
 )
-from trainers.hardware import devices
 from trainers.models import preprocessing
-from trainers.training import loop
 
 Done = Callable[[int], None]
 
@@ -40,14 +38,14 @@ class Setting:
 
     Attributes:
       config: The flags.
-      folder: For what the stages write.
-      data: The training pictures, decoded.
-      few: The same, but no more of them than slow stages take.
+      folder: The folder for what the stages write.
+      data: The decoded images.
+      few: The same with fewer training images, for slow stages.
       class_folders: The files of `few`, in a folder for each class.
       asked: The augmentation that the flags ask for, or None.
-      augmentation: That of the augmented stages: what the flags ask for, else the chapter's.
-      in_model: What the augmentation does to a batch as the first layers of a model.
-      model: The network, compiled as for training.
+      augmentation: The augmentation of the augmented stages: `asked`, or else the chapter's.
+      in_model: Augments a batch as the first layers of a model do.
+      model: The model, compiled for training.
     """
 
     config: BenchmarkConfig
@@ -66,17 +64,17 @@ class Setting:
         return self.config.augmentation if self.asked else CHAPTERS_AUGMENTATION
 
     def batches(self, augment: Callable | None = None) -> tf.data.Dataset:
-        """`--passes` epochs of all training pictures."""
+        """Returns `--passes` epochs of all training images."""
         return self.shuffled(self.data, epochs=self.config.measuring.passes, augment=augment)
 
     def batches_of_few(self) -> tf.data.Dataset:
-        """One epoch of `few`, augmented as the flags ask for."""
+        """Returns one epoch of `few`, augmented as the flags ask for."""
         return self.shuffled(self.few, augment=self.asked.on_batches if self.asked else None)
 
     def shuffled(self, data: run_data.Data, **options) -> tf.data.Dataset:
-        """Batches of training pictures; `options` as in `input_pipeline.batches`."""
+        """Returns batches of training images; `options` are those of `input_pipeline.batches`."""
         seed = self.config.optimisation.seed
-        batch_size = self.config.data.batch_size
+        batch_size = run_data.batch_size_of(self.config.data)
         return data.batches("train", batch_size, seed=seed, shuffle=True, **options)
 
 
@@ -85,30 +83,26 @@ def prepare(config: BenchmarkConfig, folder: pathlib.Path, *, peers: bool) -> Se
 
     Args:
       config: The flags.
-      folder: An empty one, for all of it. Only the records of a dataset that is no archive, which
-        may be a download, are kept in the data_dir too, as by every command.
+      folder: An empty folder, for all of it. Only the records of a dataset without an archive,
+        which may be a download, are also kept in the data_dir.
       peers: Whether to write the files that the peers read.
 
     Raises:
-      UserError: For anything that the user can mend.
+      UserError: The user has to change something.
     """
-    chosen, seed = devices.choose(config.devices), config.optimisation.seed
-    config = dataclasses.replace(
-        config, data=run_data.with_batch_size(config.data, chosen.replicas)
-    )
-    loop.check(config)
-    keras.utils.set_random_seed(seed)
-    chosen.set_precision()
-    with chosen.scope():
-        asked = preprocessing.augmentation_of(config.augmentation, seed)
+
+    def load(data: DataConfig) -> run_data.Data:
+        _fresh_records(data, folder)
+        return _load(dataclasses.replace(data, data_service=None), folder)
+
+    ready = setup.prepare(config, load=load)
+    config, data, asked, model = ready.config, ready.data, ready.augmentation, ready.model
+    seed = config.optimisation.seed
     augmentation = asked or preprocessing.augmentation_of(CHAPTERS_AUGMENTATION, seed)
-    _fresh_records(config.data, folder)
-    data = _load(dataclasses.replace(config.data, data_service=None), folder)
-    batch_size, count = config.data.batch_size, len(data.rows["train"])
+    assert augmentation  # The chapter's is not empty.
+    batch_size, count = run_data.batch_size_of(config.data), len(data.rows["train"])
     if count <= batch_size:
-        raise UserError(
-            f"batch_size {batch_size}: expected less than all {count} training pictures"
-        )
+        raise UserError(f"batch_size {batch_size}: expected less than all {count} training images")
     most = max(config.measuring.pictures, 2 * batch_size)
     few = dataclasses.replace(data, rows={"train": data.rows["train"][:most]})
     if peers:
@@ -125,15 +119,15 @@ def prepare(config: BenchmarkConfig, folder: pathlib.Path, *, peers: bool) -> Se
         augmentation=augmentation,
         in_model=tf.function(
             lambda images: first_layers(images, training=True),
-            jit_compile=chosen.jit_compile,
+            jit_compile=model.jit_compile,
             reduce_retracing=True,
         ),
-        model=loop.compiled_model(config, data, chosen, asked),
+        model=model,
     )
 
 
 def _fresh_records(config: DataConfig, data_dir: str | os.PathLike[str]) -> records.Records:
-    """The records in a `data_dir` of their own, with nothing decoded beside them."""
+    """Prepares records in a `data_dir` of their own, without decoded images."""
     if config.archive:
         return records.prepare(
             archive=config.archive, data_dir=data_dir, follow_links=config.follow_links
@@ -152,21 +146,21 @@ def _load(config: DataConfig, data_dir: pathlib.Path) -> run_data.Data:
 
 
 def _write_files(data: run_data.Data, folder: pathlib.Path) -> None:
-    """Writes the training pictures into a folder for each class, all that TensorFlow can read."""
+    """Writes the training images that TensorFlow can read into a folder for each class."""
     rows = data.rows["train"]
     encoded = data.records.read(tf.constant(rows))
     readable = np.flatnonzero(_is_jpeg_or_png(encoded))
     if not readable.size:
-        raise UserError("peers: none of the pictures is a JPEG or PNG; pass --nopeers")
+        raise UserError("peers: no image is a JPEG or PNG; pass --nopeers")
     for index in readable:
-        # Named by row, as two paths may differ in their folders alone. No peer minds a PNG.
+        # Named by row: two paths may have one file name. The peers read a PNG by any name.
         path = folder / str(data.records.labels[rows[index]]) / f"{rows[index]}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encoded[index].numpy())
 
 
 def _is_jpeg_or_png(encoded: tf.Tensor) -> tf.Tensor:
-    """Whether TensorFlow's own decoder may have it: an animated WebP ends the process."""
+    """Returns whether TensorFlow can decode it; an animated WebP would end the process."""
     is_png = tf.strings.regex_full_match(tf.strings.substr(encoded, 0, 4), r"\CPNG")
     return tf.logical_or(tf.io.is_jpeg(encoded), is_png)
 
@@ -189,7 +183,7 @@ def _records_read(setting: Setting, done: Done) -> None:
 
 
 def _decode_only(setting: Setting, done: Done) -> None:
-    """TensorFlow's decoder as fast as it goes: of a picture nothing is kept but its size."""
+    """Decodes with TensorFlow only, and keeps no pixels."""
     sizes = (
         _encoded(setting)
         .unbatch()
@@ -205,7 +199,7 @@ def _decode_only(setting: Setting, done: Done) -> None:
 
 
 def _encoded(setting: Setting) -> tf.data.Dataset:
-    """The files of all pictures that can be decoded, in the records' order, in batches."""
+    """Returns the files of all readable images, in the records' order, in batches."""
     prepared = setting.data.records
     rows = np.setdiff1d(np.arange(len(prepared.labels)), list(setting.data.pictures.bad))
     rows = tf.data.Dataset.from_tensor_slices(rows)
@@ -213,14 +207,14 @@ def _encoded(setting: Setting) -> tf.data.Dataset:
 
 
 def _decode_and_resize(setting: Setting, done: Done) -> None:
-    """Batches decoded as they are used, as with --decoded_cache=none."""
+    """Decodes each batch when it is used, as --decoded_cache=none does."""
     format = run_data.format_of(setting.config.data)
     pictures = decoded.StreamedPictures(setting.data.records, format, setting.data.pictures.bad)
     _consume(setting.shuffled(dataclasses.replace(setting.data, pictures=pictures)), done)
 
 
 def _through_service(setting: Setting, done: Done) -> None:
-    """The same made by the workers of --data_service."""
+    """Does the same in the workers of --data_service."""
     if setting.config.data.data_service:
         _consume(setting.shuffled(_load(setting.config.data, setting.folder)), done)
 
@@ -249,7 +243,7 @@ def _augmented_in_model(setting: Setting, done: Done) -> None:
 
 
 def _training_step(setting: Setting, done: Done) -> None:
-    """As many steps as end to end, but all on one batch that is in memory."""
+    """Takes as many steps as end to end, but all on one batch in memory."""
     images, labels = next(iter(setting.batches_of_few()))
     sizes = [len(images)] * len(setting.batches_of_few())
     resident = tf.data.Dataset.from_tensors((images, labels)).repeat(len(sizes))
@@ -257,19 +251,20 @@ def _training_step(setting: Setting, done: Done) -> None:
 
 
 def _end_to_end(setting: Setting, done: Done) -> None:
-    count, batch_size = len(setting.few.rows["train"]), setting.config.data.batch_size
+    count = len(setting.few.rows["train"])
+    batch_size = run_data.batch_size_of(setting.config.data)
     sizes = [min(batch_size, count - start) for start in range(0, count, batch_size)]
     _fit(setting.model, setting.batches_of_few(), sizes, done)
 
 
 def _fit(model: keras.Model, batches: tf.data.Dataset, sizes: Sequence[int], done: Done) -> None:
-    """Keras's own loop over batches of these sizes."""
+    """Runs Keras's fit over batches of these sizes."""
     clock = keras.callbacks.LambdaCallback(on_train_batch_end=lambda step, logs: done(sizes[step]))
     model.fit(batches, callbacks=[clock], shuffle=False, verbose=0)
 
 
 def _image_data_generator(setting: Setting, done: Done, **augmentation) -> None:
-    """As it comes: one batch after the other, on one core, pixels of the nearest neighbour."""
+    """Loads batches with Keras's defaults: on one core, nearest-neighbour pixels."""
     generator = tf.keras.preprocessing.image.ImageDataGenerator(rescale=1 / 255, **augmentation)
     batches = generator.flow_from_directory(
         setting.class_folders,
@@ -283,10 +278,9 @@ def _image_data_generator(setting: Setting, done: Done, **augmentation) -> None:
 
 
 def _image_data_generator_augmented(setting: Setting, done: Done) -> None:
-    """The augmentation of `Setting.ranges`, but for what it has no argument for."""
+    """Augments as `Setting.ranges` says, as far as ImageDataGenerator has arguments for it."""
     known = inspect.signature(tf.keras.preprocessing.image.ImageDataGenerator).parameters
     ranges = {name: value for name, value in vars(setting.ranges).items() if name in known}
-    ranges["interpolation_order"] = int(setting.ranges.interpolation_order)
     _image_data_generator(setting, done, **ranges)
 
 
@@ -295,7 +289,7 @@ def _image_dataset(setting: Setting, done: Done) -> None:
 
 
 def _image_dataset_with_layers(setting: Setting, done: Done) -> None:
-    """With a layer for each part of the chapter's augmentation, whatever the flags ask for."""
+    """Adds a Keras layer for each part of the chapter's augmentation, whatever the flags say."""
     layers = keras.Sequential(
         [
             keras.layers.RandomRotation(20 / 360),
@@ -328,7 +322,7 @@ def _image_dataset_from_directory(setting: Setting) -> tf.data.Dataset:
 
 Stage = Callable[[Setting, Done], None]
 
-# By their names in the report, which are those that --only and the ratios mean.
+# The stages by their names in the report, which --only and the ratios use.
 COLD = "decode + resize (cold)"
 SERVICE = "decode + resize (data service)"
 WARM = "warm"

@@ -1,27 +1,26 @@
-"""Keras callbacks for what Keras's own do not do."""
+"""Keras callbacks: stop on NaN, back up the run at any step, take the time."""
 
 import dataclasses
 import functools
-import io
-import json
 import math
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import h5py
 import keras
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
-from pizza_steak.atomic import atomic_path
 from pizza_steak.errors import UserError
 from trainers.hardware import clusters, preemption
+from trainers.runs import checkpoint
+from trainers.runs.checkpoint import Progress, Saved
 
 
 class StopOnNaN(keras.callbacks.Callback):
-    """Ends training where the loss is no number any more, before anything saves such weights."""
+    """Ends training at a NaN or infinite loss, before other callbacks save the weights."""
 
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch = epoch
@@ -41,65 +40,35 @@ class StopOnNaN(keras.callbacks.Callback):
             )
 
 
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """How far a run has come.
-
-    Attributes:
-      epochs: Those that are finished.
-      step: Steps of the epoch after them; all of them while it is validated.
-      stopped: Whether a callback ended the training.
-    """
-
-    epochs: int = 0
-    step: int = 0
-    stopped: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Saved:
-    """What a run had come to when it was last saved.
-
-    Attributes:
-      progress: How far.
-      logs: Those of each finished epoch.
-      content: Of the file of a `Backup`.
-    """
-
-    progress: Progress = Progress()
-    logs: tuple[Mapping[str, float], ...] = ()
-    content: bytes = b""
-
-
 class Backup(keras.callbacks.Callback):
-    """Keeps weights, optimizer, random states, metrics and progress, to go on from at any step.
+    """Saves weights, optimizer, random states, metrics and progress, and resumes from any step.
 
-    All in one file that is replaced as a whole. Keras's BackupAndRestore writes the progress into a
-    second file, and a run that is killed between the two trains an epoch twice; it begins the epoch
-    anew where it was killed within one, as it does the patience of other callbacks. Has to be the
-    last callback that changes the training.
+    All of it is in one file (`checkpoint`) that is replaced as a whole. Keras's BackupAndRestore
+    writes the progress to a second file, so a run that is killed between the two writes trains one
+    epoch twice. It also restarts the epoch that was interrupted, and the patience of callbacks.
 
-    Where what was saved is of the middle of an epoch, `fit` is to be called as for the whole epoch,
-    but with batches that begin at its next step: the steps before are counted and not made.
+    This callback has to be the last one that changes the training. To resume within an epoch, call
+    `fit` as for the whole epoch, with batches that start at the next step: the callback counts the
+    steps before it without training.
 
     Args:
-      path: The file; None writes none, in a process that is not the cluster's chief.
-      saved: What the run goes on from.
-      patient: Callbacks that count epochs; they are told the logs when training begins.
-      every_steps: It is written after each epoch, and after so many steps within one,
-      every_seconds: or so many seconds after it was last written.
-      notice: When it is given, the step is finished, the file written, and the training ended; with
-        a cluster one in any of its processes, which all end after one step.
+      path: The file; None in a process of a cluster that is not the chief, to write nothing.
+      saved: The state that the run is resumed from.
+      patient: Callbacks that count epochs; they get the logs of past epochs when training begins.
+      every_steps: The file is written after each epoch, and after this number of steps within one,
+      every_seconds: or this number of seconds after it was last written.
+      notice: When it is given, the callback finishes the step, writes the file and ends the
+        training. In a cluster all processes end after the same step, whichever got the notice.
       cluster: The processes that train together.
 
     Attributes:
-      start: Where the run goes on.
+      start: The progress that the run is resumed from.
     """
 
     def __init__(
         self,
         path: pathlib.Path | None,
-        saved: Saved = Saved(),
+        saved: Saved,
         patient: Iterable[keras.callbacks.Callback] = (),
         *,
         every_steps: float = math.inf,
@@ -128,7 +97,7 @@ class Backup(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch = epoch
         if epoch == self.start.epochs and self.start != Progress():
-            # Now: Keras has reset the metrics, and a patient callback has set the learning rate.
+            # Not earlier: Keras resets the metrics, and a patient callback sets the learning rate.
             self._load()
             if self.start.step:
                 self._pass_over(self.start.step)
@@ -145,7 +114,7 @@ class Backup(keras.callbacks.Callback):
             self._notice.obey()
 
     def on_test_begin(self, logs=None):
-        self._trained = self._metrics()  # Validation takes the variables.
+        self._trained = self._metrics()  # Validation uses the same variables.
 
     def on_test_batch_begin(self, batch, logs=None):
         (stop,) = self._validation.reached(self._notice.given)
@@ -160,7 +129,7 @@ class Backup(keras.callbacks.Callback):
             self._notice.obey()
 
     def _pass_over(self, steps: int) -> None:
-        """Makes of the next steps' training nothing but the metrics that there are."""
+        """Replaces the training of the next steps by returning the metrics as they are."""
         train, logs = self.model.train_function, self.model.get_metrics_result()
         left = iter(range(steps))
 
@@ -173,33 +142,28 @@ class Backup(keras.callbacks.Callback):
         self.model.train_function = train_or_not
 
     def _variables(self) -> list[keras.Variable]:
-        """All but those of the metrics; Keras counts random states among those of the model."""
+        """Returns all but those of the metrics; the model's include its random states."""
         return [*self.model.variables, *self.model.optimizer.variables]
 
     def _load(self) -> None:
-        variables = self._variables()
-        with h5py.File(io.BytesIO(self._saved.content)) as file:
-            for index, variable in enumerate(variables):
-                variable.assign(file[str(index)][()])
-            if self.start.step:
-                self._load_metrics(file[str(len(variables))][()])
+        precision = self.model.dtype_policy.name
+        before, metrics = checkpoint.restore(self._saved.content, precision, self._variables())
         self._saved = dataclasses.replace(self._saved, content=b"")  # As large as the model.
+        if before != precision and self._path:
+            logging.warning("the run was saved in %s and is resumed in %s", before, precision)
+        if metrics is not None:
+            self._load_metrics(metrics)
 
     def _save(self, progress: Progress, metrics: np.ndarray | None = None) -> None:
         self._saved_at = time.monotonic()
-        if self._path is None:
-            return
-        self._path.parent.mkdir(exist_ok=True)
-        with atomic_path(self._path) as temporary, h5py.File(temporary, "w") as file:
-            file.attrs["progress"] = json.dumps(dataclasses.asdict(progress))
-            values = [variable.numpy() for variable in self._variables()]
-            for index, value in enumerate([*values, *([] if metrics is None else [metrics])]):
-                file[str(index)] = value
+        if self._path:
+            precision = self.model.dtype_policy.name
+            checkpoint.write(self._path, progress, precision, self._variables(), metrics)
 
     def _metrics(self) -> np.ndarray:
-        """The values of the metrics' variables in each replica, of shape (replicas, values).
+        """Returns the metrics' variables of each replica, of shape (replicas, values).
 
-        Metrics are sums over all replicas, which in other parts would come to other bits.
+        They are kept apart because floating-point sums depend on the order of the terms.
         """
         values = np.stack(self.model.distribute_strategy.experimental_local_results(self._read()))
         return values if self._cluster is None else self._cluster.rows_of_all(values)
@@ -213,6 +177,7 @@ class Backup(keras.callbacks.Callback):
 
     def _load_metrics(self, values: np.ndarray) -> None:
         strategy, variables = self.model.distribute_strategy, self.model.metrics_variables
+        values = values.astype(variables[0].dtype)  # float64 of a run in that precision.
         if len(values) != strategy.num_replicas_in_sync:
             rest = np.zeros_like(values, shape=(strategy.num_replicas_in_sync - 1, len(values[0])))
             values = np.concatenate([values.sum(axis=0, keepdims=True), rest])
@@ -226,28 +191,11 @@ class Backup(keras.callbacks.Callback):
         tf.function(lambda: strategy.run(assign_in_replica))()
 
 
-def saved_progress(path: pathlib.Path) -> Progress:
-    """Of what a `Backup` last wrote to `path`; none without a file.
-
-    Raises:
-      UserError: The file is damaged.
-    """
-    if not path.exists():
-        return Progress()
-    try:
-        with h5py.File(path) as file:
-            return Progress(**json.loads(file.attrs["progress"]))
-    except (OSError, KeyError, ValueError) as error:
-        raise UserError(
-            f"backup {path}: damaged ({error}); pass --overwrite to start the run anew"
-        ) from error
-
-
 class Clock(keras.callbacks.Callback):
-    """Notes when training begins, and when each epoch, its validation included, has ended.
+    """Takes the time when training begins and when each epoch ends, with its validation.
 
     Attributes:
-      seen_before: Pictures of the first of these epochs that were trained on before the run was
+      seen_before: The number of images of the first epoch that were trained on before the run was
         resumed.
     """
 
@@ -265,15 +213,15 @@ class Clock(keras.callbacks.Callback):
         self._ends.append(time.perf_counter() - self._start)
         self._cpu_seconds = time.process_time() - self._cpu_start
 
-    def numbers(self, pictures_an_epoch: int) -> dict[str, Any]:
-        """The clock's part of result.json; of a resumed run, since it was resumed."""
+    def numbers(self, images_per_epoch: int) -> dict[str, Any]:
+        """Returns the times for result.json; those of a resumed run since it was resumed."""
         _, *ends = self._ends
         seconds = self._ends[-1]
-        pictures = len(ends) * pictures_an_epoch - self.seen_before
+        images = len(ends) * images_per_epoch - self.seen_before
         return {
             "start_seconds": round(self._start - self._made, 3),
             "fit_seconds": round(seconds, 3),
             "fit_cpu_seconds": round(self._cpu_seconds, 3),
-            "train_images_per_second": round(pictures / (seconds or 1), 1),
+            "train_images_per_second": round(images / (seconds or 1), 1),
             "epoch_end_seconds": [round(end, 3) for end in ends],
         }

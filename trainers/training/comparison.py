@@ -24,7 +24,7 @@ from trainers.pages import plots
 from trainers.runs import scores
 from trainers.training import loop
 
-# The network of each of the chapter's models, and whether its pictures are augmented.
+# The network of each of the chapter's models, and whether its training images are augmented.
 CHAPTER = {
     "model_1": ("tinyvgg", False),
     "model_2": ("playground", False),
@@ -34,16 +34,16 @@ CHAPTER = {
     "model_6": ("conv3_pool", True),
     "model_7": ("tinyvgg", True),
 }
-# Validation accuracies that the chapter tells of, on the photographs of pizza and steak. The first
-# is of Bossard et al., "Food-101 - Mining Discriminative Components with Random Forests", 2014, on
-# all 101 classes.
+# Validation accuracies in the chapter, on the photographs of pizza and steak. The first is from
+# Bossard et al., "Food-101 - Mining Discriminative Components with Random Forests", 2014, for all
+# 101 classes.
 BASELINES = {
     "random forest of the data set's authors (101 classes)": 0.5076,
     "chapter's model_1": 0.81,
     "chapter's model_2": 0.50,
     "chapter's model_3": 0.70,
 }
-# What a comparison keeps of a run's test.
+# The fields of result.json that a comparison keeps.
 _TEST = (
     "test_accuracy",
     "test_accuracy_interval",
@@ -53,19 +53,20 @@ _TEST = (
 
 
 def train_chapter(config: ChapterConfig) -> str:
-    """Trains what is not trained yet of the chapter's models, and compares all of them.
+    """Trains the chapter's models that are not trained yet, and compares all of them.
 
-    Each has a run directory of its own under `run_dir`; beside them stand comparison.json and
-    comparison.png.
+    Each has a run directory under `run_dir`, beside comparison.json and comparison.png.
 
     Returns:
-      The comparison, as a table for people.
+      The comparison, as a table.
 
     Raises:
-      UserError: `only` names no model of the chapter, or a run is there with other flags.
+      UserError: `only` names an unknown model, or a run of other flags exists.
     """
     if config.data.validation_split == "none":
-        raise UserError("validation_split 'none': validation is what models are compared by")
+        raise UserError(
+            "validation_split 'none': models are compared by their validation; expected a split"
+        )
     folder = pathlib.Path(config.chapter.run_dir).expanduser()
     results = {}
     for name in _asked(config.chapter.only):
@@ -79,11 +80,11 @@ def train_chapter(config: ChapterConfig) -> str:
         temporary.write_text(json.dumps({"runs": rows, "baselines": BASELINES}, indent=2) + "\n")
     histories = {name: values["history"] for name, values in results.items()}
     plots.comparison(histories, folder / "comparison.png")
-    return f"\n{_table(rows)}\n\nall of it in {folder}"
+    return f"\n{_table(rows)}\n\nresults saved to {folder}"
 
 
 def fit_config(config: ChapterConfig, name: str) -> FitConfig:
-    """What `trainers.fit` would take for a model of the chapter; as its flagfile says."""
+    """Returns the flags of `trainers.fit` for a model of the chapter, those of its flagfile."""
     network, augmented = CHAPTER[name]
     return FitConfig(
         data=DataConfig(**vars(config.data)),
@@ -95,16 +96,16 @@ def fit_config(config: ChapterConfig, name: str) -> FitConfig:
 
 
 def compare(result: Mapping[str, Any], augmented: bool) -> dict[str, Any]:
-    """What a comparison shows of a run.
+    """Returns a run's row of the comparison.
 
     Args:
-      result: What its result.json says.
-      augmented: Whether its training pictures were.
+      result: The content of its result.json.
+      augmented: Whether its training images are augmented.
 
     Returns:
       "network", "augmented", "parameters", "accuracy" and "val_accuracy" (lists by epoch), "gap"
-      (training accuracy less validation accuracy, in the last epoch), "fit" (what that says, in
-      words), "seconds", and what the result says of the test.
+      (training accuracy minus validation accuracy in the last epoch), "fit" (the gap in words),
+      "seconds", and the numbers of the test.
     """
     history = result["history"]
     gap = history["accuracy"][-1] - history["val_accuracy"][-1]
@@ -137,7 +138,7 @@ def _asked(only: tuple[str, ...] | None) -> tuple[str, ...]:
 
 
 def _table(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """The comparison for people; of many epochs the first and the last two."""
+    """Returns the comparison as text; of many epochs it shows the first two and the last two."""
     lines = []
     accuracies = ("training accuracy", "validation accuracy", "test accuracy")
     cells = [("", "network", "parameters", *accuracies, "gap", "seconds", "in words")]
@@ -156,10 +157,10 @@ def _table(rows: Mapping[str, Mapping[str, Any]]) -> str:
             )
         )
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for row in cells:
+    for line in cells:
         aligned = [
             f"{cell:>{width}}" if index in (2, 6, 7) else f"{cell:<{width}}"
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
         ]
         lines.append("  ".join(aligned).rstrip())
     best = max(rows, key=lambda name: np.max(rows[name]["val_accuracy"]))

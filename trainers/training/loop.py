@@ -1,7 +1,6 @@
-"""Training: from flags to a run directory."""
+"""The training loop: from flags to a run directory."""
 
 import dataclasses
-import math
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -14,34 +13,25 @@ import tensorflow as tf
 from pizza_steak import input_pipeline
 from pizza_steak.errors import UserError
 from trainers import data as run_data
-from trainers.configuration import (
-    BenchmarkConfig,
-    FitConfig,
-    OptimisationConfig,
-    checkpoint_interval,
-)
-from trainers.finished import prediction
+from trainers import setup
+from trainers.configuration import DataConfig, FitConfig, OptimisationConfig, checkpoint_interval
+from trainers.finished import loading, testing
 from trainers.hardware import clusters, devices, preemption
-from trainers.models import networks, preprocessing, trained_model
+from trainers.models import preprocessing
 from trainers.pages import plots
-from trainers.runs import descriptions, run_directory, scores
+from trainers.runs import descriptions, identity, scores
+from trainers.runs.run_directory import Run, kept_epoch, plan
 from trainers.training import callbacks, resident
-
-# Flags that may differ between the processes that train together, besides those of the run.
-_BY_PROCESS = (
-    *("run_dir", "overwrite", "resume", "cluster_timeout"),
-    *("archive", "data_dir", "decoded_cache", "devices"),
-)
 
 
 @dataclasses.dataclass(frozen=True)
 class FitResult:
-    """Where a finished run is, and its numbers.
+    """A finished run.
 
     Attributes:
       run_dir: The run directory.
-      values: What its result.json says.
-      chief: The process that has the run directory, where that is another one.
+      values: The content of its result.json.
+      chief: The process that has the run directory; None if it is this one.
     """
 
     run_dir: pathlib.Path
@@ -49,12 +39,12 @@ class FitResult:
     chief: str | None = None
 
     def summary(self) -> str:
-        """The numbers for people, and where everything is."""
+        """Returns the main numbers and the run directory, as text."""
         values = self.values
         if self.chief:
-            return f"trained with {self.chief}, which has all of it in {self.run_dir}"
+            return f"trained with {self.chief}, which saved the results to {self.run_dir}"
         history = values["history"]
-        kept = run_directory.kept_epoch(history)
+        kept = kept_epoch(history)
         metrics = [name for name in ("val_accuracy", "val_loss") if name in history]
         said = ", ".join(f"{name} {history[name][kept]:.4f}" for name in metrics or ["accuracy"])
         return "\n".join(
@@ -65,33 +55,32 @@ class FitResult:
                 f"loss {values['test_loss']:.4f}",
                 *scores.test_cautions(values),
                 f"{values['fit_seconds']:.1f} s, "
-                f"{values['train_images_per_second']:.0f} training images a second",
-                f"all of it in {self.run_dir}",
+                f"{values['train_images_per_second']:.0f} training images per second",
+                f"results saved to {self.run_dir}",
             ]
         )
 
 
 def fit(config: FitConfig, cluster: clusters.Cluster | None = None) -> FitResult:
-    """Trains the model that `config` describes and leaves a run directory.
+    """Trains the model that `config` describes, tests it, and writes a run directory.
 
-    The weights are those of the last epoch during training; what is kept, tested and drawn is the
-    best model by validation loss, or without validation the last.
+    The kept and tested model is the best by validation loss, or without validation the last.
 
     Args:
       config: The flags.
-      cluster: The processes that train together, each of which is to call this.
+      cluster: The processes that train together; each of them calls this function.
 
     Raises:
-      UserError: For anything that the user can mend; then no run directory was made, unless the
-        loss became NaN, which leaves the epochs before it, as does the loss of a process.
-      PreemptedError: SIGTERM has come during training; all is saved, to be resumed.
+      UserError: The user has to change something. There is no run directory then, unless the loss
+        became NaN or a process died: these leave the epochs before.
+      PreemptedError: SIGTERM came during training; the run is saved and can be resumed.
     """
     chosen = devices.choose(config.devices, cluster)
     with chosen.ending_together():
         run, result = chosen.from_chief(lambda: _plan(config))
         if result is None:
             training = Training.prepare(config, run, chosen)
-            chosen.from_chief(lambda: None)  # All are ready; now something is written.
+            chosen.from_chief(lambda: None)  # Nothing is written before all processes are ready.
             chosen.from_chief(lambda: _start(training))
             again = (
                 "start all processes again, with --resume=auto"
@@ -108,26 +97,35 @@ def fit(config: FitConfig, cluster: clusters.Cluster | None = None) -> FitResult
                 if stop:
                     notice.obey()
             result = chosen.from_chief(lambda: _finish(training))
-    return FitResult(run.path, result, None if chosen.is_chief else cluster.name(0))
+    return FitResult(run.path, result, cluster.name(0) if cluster and not chosen.is_chief else None)
 
 
-def _plan(config: FitConfig) -> tuple[run_directory.Run, dict[str, Any] | None]:
-    run = run_directory.plan(config)
+def _plan(config: FitConfig) -> tuple[Run, dict[str, Any] | None]:
+    run = plan(config)
     return run, run.result if run.finished else None
 
 
 def _start(training: "Training") -> None:
-    print(descriptions.plan_table(training), flush=True)
+    print(descriptions.plan_table(training.ready, training.run), flush=True)
     training.start()
 
 
 def _finish(training: "Training") -> dict[str, Any]:
-    """Tests and draws what was trained; the result."""
-    run = training.run
-    if training.augmentation:
-        _draw_augmentation(training.config, training.data, run)
-    model = prediction.load_model(run)
-    result = training.result(**_test(training.data, model, training.config.data.batch_size, run))
+    """Tests and draws the kept model, and writes the result."""
+    run, config, data = training.run, training.ready.config, training.ready.data
+    if training.ready.augmentation:
+        _draw_augmentation(config, data, run)
+    batch_size = run_data.batch_size_of(config.data)
+    tested = testing.test(loading.load_model(run), data, "test", batch_size)
+    plots.confusion_matrix(tested.confusion_matrix, data.classes, run.path / "confusion_matrix.png")
+    result = training.result(
+        test_images=len(tested.labels),
+        test_accuracy=tested.accuracy,
+        test_accuracy_interval=tested.accuracy_interval,
+        test_loss=tested.loss,
+        test_pictures_chose_the_model=data.shared("test", "validation") > 0,
+        **scores.largest_class(tested.labels, data.classes),
+    )
     plots.curves(result["history"], run.path / "curves.png")
     run.finish(result)
     return result
@@ -135,60 +133,46 @@ def _finish(training: "Training") -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """All that a run is trained with.
+    """A run that can be trained.
 
     Attributes:
-      config: The flags, with the batch size that they come to.
-      run: Its directory.
-      chosen: What it is computed with.
-      data: Its pictures.
-      augmentation: How they are varied, None for not at all.
-      model: The network, compiled.
-      resident: What it is trained on, with --data_on_device.
-      clock: Started when all this was begun.
+      ready: The flags, the hardware, the images and the model.
+      run: The run directory.
+      moved: What batches come from with --data_on_device, else None.
+      clock: Started before the setup.
     """
 
-    config: FitConfig
-    run: run_directory.Run
-    chosen: devices.Devices
-    data: run_data.Data
-    augmentation: preprocessing.Augmentation | None
-    model: keras.Model
-    resident: resident.Resident | None
+    ready: setup.Setup
+    run: Run
+    moved: resident.Resident | None
     clock: callbacks.Clock
 
     @classmethod
-    def prepare(
-        cls, config: FitConfig, run: run_directory.Run, chosen: devices.Devices
-    ) -> "Training":
-        """Opens the pictures and builds the model; nothing is written but decoded pictures.
+    def prepare(cls, config: FitConfig, run: Run, chosen: devices.Devices) -> "Training":
+        """Loads the images and builds the model; writes decoded images only.
 
         Raises:
-          UserError: For anything that the user can mend.
+          UserError: The user has to change something.
         """
         clock = callbacks.Clock()
-        asked = run_directory.flags_to_repeat(config, without=_BY_PROCESS)
-        pictures = run_data.with_batch_size(config.data, chosen.replicas)
-        config = dataclasses.replace(config, data=pictures)
         _check_schedule(config)
-        check(config)
-        data = run_data.load(config.data)
-        fingerprint = data.records.fingerprint
-        _check_same_everywhere(chosen, asked, fingerprint)
-        chosen.from_chief(lambda: run.check_same_batches(fingerprint, pictures.batch_size))
-        seed = config.optimisation.seed
-        keras.utils.set_random_seed(seed)
-        chosen.set_precision()
-        with chosen.scope():
-            augmentation = preprocessing.augmentation_of(config.augmentation, seed)
-        model = compiled_model(config, data, chosen, augmentation)
+
+        def load(data_config: DataConfig) -> run_data.Data:
+            data = run_data.load(data_config)
+            fingerprint = data.records.fingerprint
+            _check_same_everywhere(chosen, config, fingerprint)
+            batch_size = run_data.batch_size_of(data_config)
+            chosen.from_chief(lambda: run.check_same_batches(fingerprint, batch_size))
+            return data
+
+        ready = setup.prepare(config, chosen, load)
         moved = None
         if config.data.data_on_device:
-            moved = resident.move(data, model, augmentation, chosen.devices)
-        return cls(config, run, chosen, data, augmentation, model, moved, clock)
+            moved = resident.move(ready.data, ready.model, ready.augmentation, chosen.devices)
+        return cls(ready, run, moved, clock)
 
     def start(self) -> None:
-        """Makes the run directory, or takes that of a resumed run back to what was saved.
+        """Creates the run directory, or takes a resumed run back to its last backup.
 
         Raises:
           UserError: It cannot be written.
@@ -196,9 +180,9 @@ class Training:
         if self.run.resumed:
             self.run.go_back()
             return
-        architecture = []
-        self.model.summary(print_fn=architecture.append, line_length=80)
-        self.run.create("\n".join(architecture), descriptions.environment(self))
+        architecture: list[str] = []
+        self.ready.model.summary(print_fn=architecture.append, line_length=80)
+        self.run.create("\n".join(architecture), descriptions.environment(self.ready))
 
     def train(
         self,
@@ -208,26 +192,25 @@ class Training:
         verbose: int = 0,
         notice: preemption.Notice | None = None,
     ) -> None:
-        """Trains from where the run was last saved, and saves it after each epoch at the least.
+        """Trains from the last backup on, and makes a backup after each epoch or more often.
 
         Args:
-          logging: Callbacks that take what others add to the logs, but change nothing.
-          epochs: Where to stop, by default after all; the learning rate's schedule is that of all.
-          verbose: As of Keras's fit.
+          logging: Callbacks that read the logs and change nothing.
+          epochs: The epoch to stop after, by default the last. It does not change the schedule of
+            the learning rate.
+          verbose: The argument of Keras's fit.
           notice: Ends the training when it is given.
 
         Raises:
           UserError: The loss became NaN.
-          PreemptedError: The notice was given; all is saved.
+          PreemptedError: The notice was given; the run is saved.
         """
-        data, augment = self.resident or (
-            self.data,
-            self.augmentation.on_batches if self.augmentation else None,
-        )
-        optimisation, chosen = self.config.optimisation, self.chosen
-        batch_size, epochs = self.config.data.batch_size, epochs or optimisation.epochs
+        ready = self.ready
+        data, augment = self.moved or (ready.data, ready.augment)
+        config, optimisation, chosen = ready.config, ready.config.optimisation, ready.chosen
+        batch_size, epochs = config.data.batch_size, epochs or optimisation.epochs
         patient = _patient_callbacks(optimisation, verbose)
-        every_steps, every_seconds = checkpoint_interval(self.config.run.checkpoint_every)
+        every_steps, every_seconds = checkpoint_interval(config.run.checkpoint_every)
         backup = callbacks.Backup(
             self.run.backup if chosen.is_chief else None,
             chosen.from_chief(self.run.saved),
@@ -246,7 +229,7 @@ class Training:
             batches = data.batches(
                 "train",
                 batch_size,
-                class_weight=class_weight(optimisation, data),
+                class_weight=data.class_weight(optimisation.class_weight),
                 seed=optimisation.seed,
                 shuffle=True,
                 first_epoch=start.epochs,
@@ -255,65 +238,63 @@ class Training:
                 augment=augment,
                 shares=shares,
             )
-            # Keras counts the steps that `Backup` passes over: it expects so many more.
+            # Keras counts the steps that `Backup` skips, and so expects more batches.
             return batches.repeat() if start.step else batches
 
         def validation(shares: input_pipeline.Shares) -> tf.data.Dataset:
             return data.batches("validation", batch_size, shares=shares)
 
-        # Of what is dealt out Keras does not see where it ends.
-        ends = {} if chosen.strategy == "none" else {"validation_steps": self._steps("validation")}
-        self.model.fit(
+        # Keras cannot count the batches of a distributed dataset.
+        ends = {} if chosen.strategy == "none" else {"validation_steps": ready.steps("validation")}
+        ready.model.fit(
             chosen.dealt(train),
             epochs=epochs,
             initial_epoch=start.epochs,
-            steps_per_epoch=self._steps("train"),
+            steps_per_epoch=ready.steps("train"),
             validation_data=chosen.dealt(validation) if "validation" in data.rows else None,
             **ends,
-            # Those that log come after those that add to the logs, the backup after all that count.
+            # Callbacks that read the logs come after those that add to them, and the backup after
+            # all that have a state.
             callbacks=[callbacks.StopOnNaN(), *patient, *logging, backup, self.clock],
             shuffle=False,  # The batches come shuffled.
             verbose=verbose,
         )
 
-    def _steps(self, purpose: str) -> int:
-        """Of a pass over a split, which may not be there."""
-        return math.ceil(len(self.data.rows.get(purpose, ())) / self.config.data.batch_size)
-
-    @property
-    def learning_rate(self) -> float:
-        """That of the first step."""
-        return _learning_rate(self.config.optimisation, self.chosen.replicas)
-
     def result(self, **test: Any) -> dict[str, Any]:
-        """What result.json says, with the numbers of the test."""
+        """Returns the content of result.json, with the numbers of a test."""
+        ready = self.ready
         return {
-            "model": self.config.model.model,
-            "classes": list(self.data.classes),
-            "parameters": self.model.count_params(),
-            **self.clock.numbers(len(self.data.rows["train"])),
+            "model": ready.config.model.model,
+            "classes": list(ready.data.classes),
+            "parameters": ready.model.count_params(),
+            **self.clock.numbers(len(ready.data.rows["train"])),
             **test,
             "history": self.run.history,
         }
 
 
-def _check_same_everywhere(chosen: devices.Devices, asked: str, fingerprint: str) -> None:
+def _check_same_everywhere(chosen: devices.Devices, config: FitConfig, fingerprint: str) -> None:
     """Checks that this process trains as the chief does.
 
     Raises:
-      UserError: Its flags or pictures are others, or what it computes in is.
+      UserError: Its flags, its images, its precision or its use of XLA are others.
     """
-    mine = {
-        "flags": asked,
-        "pictures (their fingerprint)": fingerprint,
+    own = {
+        "images (their fingerprint)": fingerprint,
         "precision": chosen.precision,
-        "jit_compile": str(chosen.jit_compile),
+        "jit_compile": chosen.jit_compile,
     }
-    for name, chiefs in chosen.from_chief(lambda: mine).items():
-        if differing := run_directory.differing_lines(chiefs, mine[name]):
+    chiefs_config, chiefs = chosen.from_chief(lambda: (config, own))
+    differing = {"flags": identity.differences_from_chief(chiefs_config, config)} | {
+        name: f"{chiefs[name]}, here {value}"
+        for name, value in own.items()
+        if value != chiefs[name]
+    }
+    for name, values in differing.items():
+        if values:
             raise UserError(
-                f"{name}: differ from the chief's ({differing}); expected the same command and "
-                "pictures in every process, or --strategy=none for runs of their own"
+                f"{name}: differ from the chief's ({values}); expected the same command and "
+                "images in every process, or --strategy=none for separate runs"
             )
 
 
@@ -334,86 +315,6 @@ def _check_schedule(config: FitConfig) -> None:
         )
 
 
-def check(config: FitConfig | BenchmarkConfig) -> None:
-    """Checks the network and the optimizer, which takes no images.
-
-    Raises:
-      UserError: There is no such network or optimizer, or the images are too small for the network.
-    """
-    networks.fitting_sizes(config.model, run_data.format_of(config.data).shape)
-    optimizer_class(config.optimisation.optimizer)
-
-
-def compiled_model(
-    config: FitConfig,
-    data: run_data.Data,
-    chosen: devices.Devices,
-    augmentation: preprocessing.Augmentation | None,
-) -> keras.Model:
-    """Builds the network that fits the data, and compiles it, for as many replicas as chosen."""
-    pictures = data.batches("train", config.data.batch_size).map(lambda images, labels: images)
-    first_layers = [
-        *(augmentation.layers if augmentation else ()),
-        *preprocessing.normalization_of(config.normalization, pictures),
-    ]
-    steps = math.ceil(len(data.rows["train"]) / config.data.batch_size)
-    with chosen.scope():
-        model = networks.build(
-            config.model, data.image_shape, len(data.classes), data.class_mode, first_layers
-        )
-        one = chosen.strategy == "none"
-        kind = trained_model.TrainedModel if one else trained_model.ReplicatedModel
-        model = kind(model.input, model.output, name=model.name)
-        model.plain_loss = networks.loss_for(data.class_mode)
-        model.compile(
-            optimizer=_optimizer(config.optimisation, chosen.replicas, steps),
-            loss=networks.loss_for(data.class_mode, config.optimisation.label_smoothing),
-            metrics=["accuracy"],
-            jit_compile=chosen.jit_compile,
-        )
-        # Now, so that a backup finds the variables that it is to be read into: Keras makes those of
-        # the metrics when it sees labels and outputs.
-        model.optimizer.build(model.trainable_variables)
-        outputs = np.zeros((1, *model.output_shape[1:]), np.float32)
-        model.compute_metrics(None, data.encode(np.zeros(1, int)), outputs)
-        model.reset_metrics()
-    return model
-
-
-def _learning_rate(config: OptimisationConfig, replica_count: int) -> float:
-    """The first one, scaled as the flags say."""
-    linear = config.scale_learning_rate == "linear"
-    return config.learning_rate * replica_count if linear else config.learning_rate
-
-
-def optimizer_class(name: str) -> type[keras.optimizers.Optimizer]:
-    """Returns the optimizer of Keras with that name, in whatever case.
-
-    Raises:
-      UserError: There is none.
-    """
-    base, wrapper = keras.optimizers.Optimizer, keras.optimizers.LossScaleOptimizer
-    known = {
-        title.lower(): kind
-        for title, kind in vars(keras.optimizers).items()
-        if isinstance(kind, type) and issubclass(kind, base) and kind not in (base, wrapper)
-    }
-    if name.lower() not in known:
-        raise UserError(f"optimizer {name!r}: unknown; expected one of {', '.join(sorted(known))}")
-    return known[name.lower()]
-
-
-def _optimizer(
-    config: OptimisationConfig, replica_count: int, steps: int
-) -> keras.optimizers.Optimizer:
-    # Not given at all where it is None: AdamW has a default of its own.
-    options = {} if config.weight_decay is None else {"weight_decay": config.weight_decay}
-    learning_rate = _learning_rate(config, replica_count)
-    if config.learning_rate_schedule == "cosine":
-        learning_rate = keras.optimizers.schedules.CosineDecay(learning_rate, config.epochs * steps)
-    return optimizer_class(config.optimizer)(learning_rate=learning_rate, **options)
-
-
 def _patient_callbacks(config: OptimisationConfig, verbose: int) -> list[keras.callbacks.Callback]:
     made = []
     if (patience := config.reduce_lr_patience) is not None:
@@ -424,7 +325,7 @@ def _patient_callbacks(config: OptimisationConfig, verbose: int) -> list[keras.c
 
 
 def _logging_callbacks(training: Training) -> list[keras.callbacks.Callback]:
-    run, validated = training.run, "validation" in training.data.rows
+    run, validated = training.run, "validation" in training.ready.data.rows
     made = [
         keras.callbacks.CSVLogger(run.path / "metrics.csv", append=True),
         keras.callbacks.ModelCheckpoint(
@@ -434,24 +335,17 @@ def _logging_callbacks(training: Training) -> list[keras.callbacks.Callback]:
             initial_value_threshold=run.best("val_loss") if validated else None,
         ),
     ]
-    if training.config.run.tensorboard:
+    if training.ready.config.run.tensorboard:
         made.append(keras.callbacks.TensorBoard(run.path / "tensorboard", write_graph=False))
     return made
 
 
-def class_weight(config: OptimisationConfig, data: run_data.Data) -> dict[int, float] | None:
-    """n / (C * n_c) for each class c, as scikit-learn's "balanced" (King and Zeng, 2001)."""
-    if config.class_weight is None:
-        return None
-    counts = data.counts("train")
-    return {c: counts.sum() / (len(counts) * n) for c, n in enumerate(counts) if n}
-
-
-def _draw_augmentation(config: FitConfig, data: run_data.Data, run: run_directory.Run) -> None:
-    """Draws some training pictures as they are, and as their first epochs vary them."""
-    # Made anew: drawing takes numbers from the generators of Keras's layers.
+def _draw_augmentation(config: FitConfig, data: run_data.Data, run: Run) -> None:
+    """Draws some training images, original and as augmented in the first epochs."""
+    # New layers: drawing advances the random generators of Keras's layers.
     seed = config.optimisation.seed
     augmentation = preprocessing.augmentation_of(config.augmentation, seed)
+    assert augmentation  # Else there is nothing to draw.
     rows = tf.constant(data.rows["train"][:4])
     images = data.pictures.gather(rows)
     versions = [
@@ -459,23 +353,3 @@ def _draw_augmentation(config: FitConfig, data: run_data.Data, run: run_director
         for epoch in range(5)
     ]
     plots.augmentation(images.numpy(), np.stack(versions, axis=1), run.path / "augmentation.png")
-
-
-def _test(
-    data: run_data.Data, model: keras.Model, batch_size: int, run: run_directory.Run
-) -> dict[str, Any]:
-    """What result.json says of the test split; draws its confusion matrix."""
-    outputs = model.predict(data.batches("test", batch_size), verbose=0)
-    labels = data.labels("test")
-    predicted = prediction.class_probabilities(outputs).argmax(axis=-1)
-    matrix = tf.math.confusion_matrix(labels, predicted, len(data.classes)).numpy()
-    plots.confusion_matrix(matrix, data.classes, run.path / "confusion_matrix.png")
-    correct = predicted == labels
-    return {
-        "test_images": len(labels),
-        "test_accuracy": float(np.mean(correct)),
-        "test_accuracy_interval": scores.interval(int(correct.sum()), len(labels)),
-        "test_loss": prediction.mean_loss(data, labels, outputs),
-        "test_pictures_chose_the_model": data.shared("test", "validation") > 0,
-        **scores.largest_class(labels, data.classes),
-    }

@@ -1,12 +1,11 @@
-"""Pictures that lie in the device's memory, where batches of them are gathered and augmented."""
+"""Training on images in the device's memory: batches are gathered and augmented there."""
 
 import dataclasses
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -14,16 +13,17 @@ from pizza_steak import input_pipeline
 from pizza_steak.errors import UserError
 from trainers.data import Data
 from trainers.models.preprocessing import Augmentation
+from trainers.models.trained_model import TrainedModel
 
 _COPIED_AT_ONCE = 256
 
 
 class Resident(NamedTuple):
-    """What batches are made of in place of pictures.
+    """What batches come from, in place of images.
 
     Attributes:
-      data: Gives the places of pictures in the device's array.
-      augment: What its `batches` take as `augment`.
+      data: Its batches hold indices into the device's images, in place of the images.
+      augment: The argument `augment` of its `batches`.
     """
 
     data: Data
@@ -32,7 +32,7 @@ class Resident(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Places:
-    """As `decoded.Pictures`, but gives where a picture lies among those of `rows`, which rise."""
+    """Has the methods of `decoded.Pictures`, but gathers indices into the sorted `rows`."""
 
     rows: np.ndarray
     bad: Mapping[int, str]
@@ -43,27 +43,26 @@ class Places:
 
 
 def move(
-    data: Data, network: keras.Model, augmentation: Augmentation | None, devices: Sequence[str]
+    data: Data, model: TrainedModel, augmentation: Augmentation | None, devices: Sequence[str]
 ) -> Resident:
-    """Copies what is trained and validated on to the device, and has the network gather it there.
+    """Copies the images of training and validation to the devices, and has the model gather there.
 
-    What would be augmented on the host is augmented on the device, by the same numbers: these are
-    still drawn on the host, because a GPU would take a kernel for each example.
+    Augmentation that would run on the host runs on the device, with the same random numbers. These
+    are still drawn on the host: a GPU would take a kernel for each example.
 
     Args:
-      data: The pictures.
-      network: Compiled. From now on its `fit` and `evaluate` take batches of the result; `predict`
-        and the saved model take pictures, as before.
-      augmentation: What it is trained with.
-      devices: TensorFlow's names for those of this process that it is trained on.
+      data: The images.
+      model: Compiled. From now on its `fit` and `evaluate` take batches of the result; `predict`
+        and the saved model still take images.
+      augmentation: The augmentation of training images.
+      devices: TensorFlow's names for this process's devices, one for each replica.
 
     Raises:
-      UserError: The pictures do not fit.
+      UserError: The images do not fit into the memory.
     """
     used = [data.rows[purpose] for purpose in ("train", "validation") if purpose in data.rows]
     rows = np.unique(np.concatenate(used))
-    images = _on_devices(data, rows, devices)
-    _gather_first(network, images, augmentation)
+    model.gather = _gatherer(_on_devices(data, rows, devices), augmentation)
     places = dataclasses.replace(data, pictures=Places(rows, data.pictures.bad))
     if augmentation is None or augmentation.on_batches is None:
         return Resident(places, None)
@@ -71,10 +70,10 @@ def move(
 
 
 def _on_devices(data: Data, rows: np.ndarray, devices: Sequence[str]) -> list[tf.Variable]:
-    """The pictures of `rows` on each device: uint8 of shape (N, height, width, channels).
+    """Returns the images of `rows` on each device: uint8 of shape (N, height, width, channels).
 
-    Not one variable of a strategy, which would send its first value from host to host. Filled a
-    part at a time, because a variable that begins with a value is there twice until it has it.
+    These are no variables of a strategy, which would send their first value from host to host. They
+    are filled in parts: a variable with an initial value takes its memory twice.
     """
     shape = (len(rows), *data.image_shape)
     _check_memory_of_machine(shape, len(devices))
@@ -90,41 +89,29 @@ def _on_devices(data: Data, rows: np.ndarray, devices: Sequence[str]) -> list[tf
                     indices = tf.range(start, start + len(batch))
                     images.scatter_update(tf.IndexedSlices(batch, indices))
             start += len(batch)
-    # Where a copy to a GPU finds no room, TensorFlow says the second.
+    # TensorFlow raises an InternalError if a copy to a GPU finds no memory.
     except (tf.errors.ResourceExhaustedError, tf.errors.InternalError) as error:
         raise UserError(_too_large(shape, "the device has free")) from error
     return copies
 
 
-def _gather_first(
-    network: keras.Model, copies: Sequence[tf.Variable], augmentation: Augmentation | None
-) -> None:
-    """Puts gathering and augmentation before the network's training and test step.
+def _gatherer(
+    copies: Sequence[tf.Variable], augmentation: Augmentation | None
+) -> Callable[[Any], tf.Tensor]:
+    """Returns what `TrainedModel.gather` calls in each replica."""
 
-    Not into a model around it, because callbacks are to see, save and restore the network.
-    """
+    def gather(inputs: tf.Tensor | tuple[tf.Tensor, tuple[tf.Tensor, ...]]) -> tf.Tensor:
+        places, draws = inputs if isinstance(inputs, tuple) else (inputs, None)
+        # The replicas are numbered through all processes, each process's in a row.
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        images = tf.gather(copies[tf.get_static_value(replica) % len(copies)], places)
+        return augmentation.vary(images, draws) if augmentation and draws else images
 
-    def of_places(step: Callable) -> Callable:
-        def step_of_places(batch):
-            inputs, labels, weights = keras.utils.unpack_x_y_sample_weight(batch)
-            places, draws = inputs if isinstance(inputs, tuple) else (inputs, None)
-            # All replicas are numbered, those of each process one after the other.
-            replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-            images = copies[tf.get_static_value(replica) % len(copies)]
-            gathered = tf.gather(images, places)
-            if draws is not None:
-                gathered = augmentation.vary(gathered, draws)
-            return step((gathered, labels, weights))
-
-        return step_of_places
-
-    network.train_step = of_places(network.train_step)
-    network.test_step = of_places(network.test_step)
-    network.make_test_function(force=True)  # There may be one of the step before.
+    return gather
 
 
 def _check_memory_of_machine(shape: tuple[int, ...], copies: int) -> None:
-    """Where the device is the CPU, which promises memory that is not there."""
+    """Raises an error if a CPU lacks the memory; Linux itself would end the process later."""
     if tf.config.list_logical_devices("GPU") or not hasattr(os, "sysconf"):
         return
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -133,9 +120,9 @@ def _check_memory_of_machine(shape: tuple[int, ...], copies: int) -> None:
 
 
 def _too_large(shape: tuple[int, ...], limit: str) -> str:
-    count, *picture = shape
+    count, *image = shape
     return (
-        f"data_on_device: {count:,} pictures of {' x '.join(map(str, picture))} bytes take "
+        f"data_on_device: {count:,} images of {' x '.join(map(str, image))} bytes take "
         f"{math.prod(shape) / 1e9:.1f} GB, more than {limit}; leave the flag out, or use a "
         "smaller --image_size"
     )

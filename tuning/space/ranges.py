@@ -1,7 +1,7 @@
-"""What a search may take for one setting, as a flag says it.
+"""The range of a setting: the values that a search may try, parsed from a flag.
 
-A value (`3`), several after commas (`8,16,32`), or two numbers with a colon (`0:0.5`): all between
-them, those one step apart (`16:256:16`), or evenly by their logarithm (`1e-4:1e-2:log`).
+A range is a value (`3`), several values (`8,16,32`), all numbers between two (`0:0.5`), numbers one
+step apart (`16:256:16`), or numbers spread evenly by their logarithm (`1e-4:1e-2:log`).
 """
 
 import dataclasses
@@ -16,29 +16,29 @@ class Range:
     """A set of values, listed or between two numbers.
 
     Attributes:
-      values: All of them where they are listed, else empty.
-      low: The least number, where they are not.
-      high: The greatest.
-      step: Between two numbers that are next to each other; None for any number.
+      values: The listed values; empty for numbers between two.
+      low: The least number, an int for whole numbers; None for listed values.
+      high: The greatest number; None for listed values.
+      step: The distance of neighbouring numbers; None if all numbers are allowed.
       log: Whether numbers are drawn evenly by their logarithm.
     """
 
     values: tuple[Any, ...] = ()
-    low: float | None = None
-    high: float | None = None
-    step: float | None = None
+    low: Any = None
+    high: Any = None
+    step: Any = None
     log: bool = False
 
     @property
     def least(self) -> Any:
-        """The least of numbers, the first of other values."""
+        """The least number, or the first of values that are not numbers."""
         if not self.values:
             return self.low
         return self.values[0] if isinstance(self.values[0], str) else min(self.values)
 
     @property
     def most(self) -> Any:
-        """The greatest of numbers, the last of other values."""
+        """The greatest number, or the last of values that are not numbers."""
         if not self.values:
             return self.high
         return self.values[-1] if isinstance(self.values[-1], str) else max(self.values)
@@ -52,17 +52,17 @@ def parse(
     maximum: float | None = None,
     choices: tuple[str, ...] = (),
 ) -> Range:
-    """Reads a range of values of one kind.
+    """Parses a range.
 
     Args:
-      text: As the module says.
-      kind: int, float, bool or str.
-      minimum: Of every number.
-      maximum: Of every number.
-      choices: Of every str.
+      text: A text as in the module's docstring.
+      kind: The type of the values: int, float, bool or str.
+      minimum: The least number that is allowed.
+      maximum: The greatest number that is allowed.
+      choices: The texts that are allowed.
 
     Raises:
-      ValueError: It is no such range.
+      ValueError: The text is not such a range.
     """
     low, colon, rest = text.partition(":")
     if colon and kind in (int, float):
@@ -84,9 +84,9 @@ def parse(
             raise ValueError(f"{text}: expected each value once")
     for value in values:
         if minimum is not None and value < minimum:
-            raise ValueError(f"{text}: expected no number below {minimum:g}")
+            raise ValueError(f"{text}: expected at least {minimum:g}")
         if maximum is not None and value > maximum:
-            raise ValueError(f"{text}: expected no number above {maximum:g}")
+            raise ValueError(f"{text}: expected at most {maximum:g}")
     return found
 
 
@@ -104,7 +104,7 @@ def _parse_value(text: str, kind: type, choices: tuple[str, ...]) -> Any:
     except ValueError as error:
         name = {int: "a whole number", float: "a number"}[kind]
         raise ValueError(
-            f"{text!r}: expected {name}, several after commas, or low:high, low:high:step or "
-            "low:high:log"
+            f"{text!r}: expected {name}, several separated by commas, or low:high, low:high:step "
+            "or low:high:log"
         ) from error
     return value

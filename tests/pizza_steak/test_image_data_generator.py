@@ -506,7 +506,7 @@ def test_broken_pictures_are_named_or_left_out(make_archive, flow, jpeg):
         ({"classes": ["pizza", "soup"]}, "class 'soup': unknown; expected some of Steak, a-b"),
         ({"classes": ["pizza", "pizza"]}, "classes pizza, pizza: expected each once"),
         ({"class_mode": "raw"}, "class_mode='raw': expected one of 'categorical'"),
-        ({"class_mode": "binary"}, "class_mode 'binary': the pictures have 3 classes"),
+        ({"class_mode": "binary"}, "class_mode 'binary': the images have 3 classes"),
         ({"batch_size": 0}, "batch_size=0: expected a whole number from 1"),
         ({"batch_size": None}, "batch_size=None: expected a whole number from 1"),
         ({"seed": -1}, "seed=-1: expected a whole number from 0"),
@@ -514,16 +514,19 @@ def test_broken_pictures_are_named_or_left_out(make_archive, flow, jpeg):
         ({"save_to_dir": "/tmp", "save_format": "docx"}, "save_format='docx': expected a suffix"),
         ({"subset": "both"}, "subset='both': expected one of 'training', 'validation', None"),
         ({"subset": "validation"}, "subset='validation': expected a validation_split above 0"),
-        ({"subset": "validation", "validation_split": 0.01}, "no pictures"),
+        ({"subset": "validation", "validation_split": 0.01}, "no images"),
         ({"validation_split": 1.0}, "validation_split=1.0: expected 0 or a fraction below 1"),
         ({"interpolation": "hamming"}, "'hamming': TensorFlow has no such method"),
         ({"interpolation": "cubic"}, "interpolation='cubic': expected one of 'bilinear'"),
         ({"keep_aspect_ratio": True, "pad_to_aspect_ratio": True}, "without cropping"),
         ({"data_format": "NCHW"}, "data_format='NCHW': expected one of"),
-        ({"dtype": "float31"}, "dtype='float31': expected one of numbers"),
-        ({"dtype": "string"}, "dtype='string': expected one of numbers"),
+        ({"dtype": "float31"}, "dtype='float31': expected a number type"),
+        ({"dtype": "string"}, "dtype='string': expected a number type"),
         ({"zca_whitening": True}, "expected at most 12,288"),
-        ({"preprocessing_function": np.mean}, r"made \(\) of a picture of \(256, 256, 3\)"),
+        (
+            {"preprocessing_function": np.mean},
+            r"returned shape \(\) for an image of \(256, 256, 3\)",
+        ),
         ({"decoded_cache": "ram"}, "decoded_cache='ram': expected one of 'disk'"),
         ({"on_bad_image": "pass"}, "on_bad_image='pass': expected one of 'fail', 'skip'"),
         ({"interpolation_order": 3}, "interpolation_order=3: expected 0"),
@@ -560,7 +563,7 @@ def test_what_makes_no_sense_is_one_line(food, flow, options, message):
     ids="".join,
 )
 def test_validation_pictures_are_not_augmented(food, flow, options):
-    with pytest.raises(UserError, match="validation pictures are not augmented"):
+    with pytest.raises(UserError, match="validation images are not augmented"):
         flow(food, validation_split=0.3, subset="validation", **options)
 
 

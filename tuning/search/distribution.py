@@ -1,9 +1,9 @@
-"""The chief that has the oracle, and the workers that run its trials: Keras Tuner's own, over gRPC.
+"""Keras Tuner's chief, which has the oracle, and its workers, which run trials, over gRPC.
 
-Keras Tuner's environment variables say who is who: KERASTUNER_TUNER_ID (one with "chief" in it,
-others for the workers), KERASTUNER_ORACLE_IP and KERASTUNER_ORACLE_PORT. What is ours: a worker
-tells that it lives, the chief does not wait for one that does not, and neither ends when the other
-is away for a while.
+Keras Tuner's environment variables set each role: KERASTUNER_TUNER_ID (a name with "chief" in it,
+or any other for a worker), KERASTUNER_ORACLE_IP and KERASTUNER_ORACLE_PORT. This module adds that
+workers send heartbeats, that the chief does not wait for dead workers, and that both survive when
+the other is away for a while.
 """
 
 import os
@@ -19,12 +19,12 @@ import keras_tuner
 from keras_tuner.engine.base_tuner import BaseTuner
 from keras_tuner.engine.trial import Trial, TrialStatus
 
-# Private, and so held to Keras Tuner 1.4: its server ends with workers that it believes in.
+# Private, so pinned to Keras Tuner 1.4: its public server waits for dead workers.
 from keras_tuner.src import protos
 from keras_tuner.src.distribute import oracle_chief, oracle_client
 
 from pizza_steak.errors import UserError
-from tuning import oracles, processes
+from tuning.search import oracles, processes
 
 _HEARTBEAT_SECONDS = 5.0
 _CHIEF = "chief"
@@ -32,10 +32,10 @@ _VARIABLES = ("KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT")
 
 
 def role() -> str | None:
-    """What the environment makes of this process: "chief", "worker", or None for all of it.
+    """Returns the role that the environment sets: "chief", "worker", or None for a lone process.
 
     Raises:
-      UserError: It says half of it.
+      UserError: Some of the variables are missing.
     """
     tuner_id = os.environ.get("KERASTUNER_TUNER_ID")
     if tuner_id is None:
@@ -48,18 +48,18 @@ def role() -> str | None:
 
 
 def chief_address() -> str:
-    """Where the environment says that the chief is."""
+    """Returns the address of the chief, from the environment."""
     return ":".join(os.environ[name] for name in _VARIABLES)
 
 
 @contextmanager
 def serving(oracle: oracles.Durable, address: str) -> Iterator[int]:
-    """Answers workers at an address within the block; gives the port.
+    """Serves an oracle to workers within the block, and yields the port.
 
     Raises:
-      UserError: Nothing can be served there.
+      UserError: It is not possible to listen at the address.
     """
-    # One thread, as Keras Tuner's chief has: one worker after the other.
+    # One thread, as in Keras Tuner's chief: it serves one worker after the other.
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=1))
     servicer = oracle_chief.OracleServicer(oracle)
     protos.get_service_grpc().add_OracleServicer_to_server(servicer, server)
@@ -67,8 +67,8 @@ def serving(oracle: oracles.Durable, address: str) -> Iterator[int]:
         port = server.add_insecure_port(address)
     except RuntimeError as error:
         raise UserError(
-            f"chief {address}: cannot be served there; expected an address of this machine, and a "
-            "port that is free"
+            f"chief {address}: cannot listen there; expected an address of this machine and a free "
+            "port"
         ) from error
     server.start()
     try:
@@ -80,47 +80,47 @@ def serving(oracle: oracles.Durable, address: str) -> Iterator[int]:
 def wait_for_workers(
     oracle: oracles.Durable, own: Sequence[tuple[str, processes.Process]] = ()
 ) -> None:
-    """Returns when the search has ended.
+    """Waits until the search has ended.
 
     Args:
-      oracle: That of the chief.
-      own: Workers on this machine, with their ids.
+      oracle: The oracle of the chief.
+      own: Workers that this process has started, with their ids.
 
     Raises:
-      UserError: There are such workers, and all of them have died.
+      UserError: This process has started workers, and all of them have died.
     """
     living = dict(own)
     while not oracle.finished:
         time.sleep(0.2)
         for lost in oracle.take_back_lost():
-            print(f"{lost}: silent; another worker gets what it was at", flush=True)
+            print(f"{lost}: silent; its trial goes to another worker", flush=True)
         for tuner_id, process in list(living.items()):
             if process.alive:
                 continue
             del living[tuner_id]
             if reason := process.wait():
-                print(f"{tuner_id}: {reason}; another worker gets what it was at", flush=True)
+                print(f"{tuner_id}: {reason}; its trial goes to another worker", flush=True)
             oracle.take_back(tuner_id)
         if own and not living and not oracle.finished:
-            raise UserError("workers: all have died; the same command goes on")
+            raise UserError("workers: all have died; run the same command to resume")
 
 
 class Tuner(BaseTuner):
-    """What asks an oracle for trials, and runs them.
+    """Asks an oracle for trials, and runs them.
 
     Args:
-      oracle: The oracle, or for a worker one with the same objective, for the chief's.
-      folder: Of Keras Tuner's files.
-      run_trial: Called with a trial; gives its metrics, or raises
+      oracle: The oracle; for a worker, an oracle with the objective of the chief's.
+      folder: The folder of the search.
+      run_trial: Called with a trial; returns its metrics, or raises
         `keras_tuner.errors.FailedTrialError`.
-      worker: The worker's name.
-      address: The chief's, for a worker of one.
+      worker: The name of this worker.
+      address: The address of the chief, for a worker.
     """
 
     def __init__(
         self,
         oracle: oracles.Durable,
-        folder: str,
+        folder: str | os.PathLike[str],
         run_trial: Callable[[Trial], dict[str, float]],
         worker: str,
         address: str | None = None,
@@ -141,11 +141,11 @@ class Tuner(BaseTuner):
         self._idle = False
 
     def run_trial(self, trial):
-        with self._telling_of_life(trial.trial_id):
+        with self._heartbeats(trial.trial_id):
             return self._run_trial(trial)
 
     def _try_run_and_update_trial(self, trial):
-        # Keras Tuner's own prints a traceback of it, and takes every bug for a failed trial.
+        # Keras Tuner's method prints a traceback, and takes every bug for a failed trial.
         try:
             self._run_and_update_trial(trial)
             trial.status = TrialStatus.COMPLETED
@@ -156,15 +156,14 @@ class Tuner(BaseTuner):
         self.oracle.end_trial(trial)
 
     @contextmanager
-    def _telling_of_life(self, trial_id: str) -> Iterator[None]:
+    def _heartbeats(self, trial_id: str) -> Iterator[None]:
         ended = threading.Event()
 
-        def tell():
+        def beat():
             while not ended.wait(_HEARTBEAT_SECONDS):
                 self.oracle.get_trial(trial_id)
 
-        teller = threading.Thread(target=tell, daemon=True)
-        teller.start()
+        threading.Thread(target=beat, daemon=True).start()
         try:
             yield
         finally:
@@ -172,15 +171,15 @@ class Tuner(BaseTuner):
 
 
 class _Client(oracle_client.OracleClient):
-    """Keras Tuner's, for a chief that may be killed and started again between two words."""
+    """Keras Tuner's client, for a chief that may be killed and started again at any moment."""
 
     def __init__(self, oracle: keras_tuner.Oracle, address: str, worker: str):
-        # Keras Tuner reads them from the environment, also of workers that were forked.
+        # Keras Tuner reads them from the environment, in forked workers too.
         ip, _, port = address.rpartition(":")
         os.environ.update(dict(zip(_VARIABLES, (ip, port), strict=True)))
         os.environ["KERASTUNER_TUNER_ID"] = worker
         super().__init__(oracle)
-        # Keras Tuner's waits for two minutes before it tries again, where the chief was long away.
+        # Keras Tuner's channel retries after up to two minutes when the chief was away for long.
         options = [("grpc.max_reconnect_backoff_ms", 1000)]
         channel = grpc.insecure_channel(address, options=options)
         self.stub = protos.get_service_grpc().OracleStub(channel)
@@ -199,7 +198,7 @@ class _Client(oracle_client.OracleClient):
 
 
 def _patiently(call: Callable, *arguments: Any) -> Any:
-    """Asks again where the chief died over the answer; each question may be asked twice."""
+    """Repeats a call while the chief is away; all calls may be repeated."""
     while True:
         try:
             return call(*arguments)

@@ -1,4 +1,4 @@
-"""The page of a search: one HTML file that needs no script, no network and no file beside it."""
+"""The page of a search: one HTML file that works without scripts, network or other files."""
 
 import dataclasses
 import pathlib
@@ -8,21 +8,21 @@ from typing import Any
 
 from trainers.pages import layout
 from trainers.runs import scores
-from tuning import importance, parallel, plots
-from tuning.ranges import Range
-from tuning.table import STATUSES, Row
+from tuning.pages import importance, parallel, plots
+from tuning.pages.table import STATUSES, Row
+from tuning.space.ranges import Range
 
 _NAMES = {"val_accuracy": "validation accuracy", "val_loss": "validation loss"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Winner:
-    """The best trial, and what came of its settings on all training pictures.
+    """The best trial, and the final training with its settings.
 
     Attributes:
-      trial: Its number.
+      trial: The number of the trial.
       flags: The text of best.flags.
-      result: What result.json of that run says; None until it has ended.
+      result: The content of result.json of the final training; None until it has ended.
     """
 
     trial: str
@@ -33,28 +33,30 @@ class Winner:
 def render(
     rows: Sequence[Row], ranges: Mapping[str, Range], objective: str, best: Winner | None
 ) -> str:
-    """The page, as HTML.
+    """Returns the page as HTML.
 
     Args:
-      rows: The trials, in the order in which they were begun; there may be none.
-      ranges: By the settings' names, in the table's order; those of one value are not searched.
+      rows: The trials, in the order in which they started; may be empty.
+      ranges: The ranges by the settings' names, in the table's order; a setting with one value is
+        not searched.
       objective: "val_accuracy" or "val_loss".
-      best: None until the best trial is trained again.
+      best: The winner; None before the final training.
     """
     name = _NAMES.get(objective, objective)
     higher_is_better = not objective.endswith("loss")
     searched = {name: values for name, values in ranges.items() if len(values.values) != 1}
     found = importance.measure(rows, ranges)
     completed = importance.completed(rows)
-    best_first = sorted(completed, key=lambda row: row.objective, reverse=higher_is_better)
-    scored = best_first[::-1]  # What figures draw later is on top.
+    best_first = sorted(completed, key=lambda row: row.score, reverse=higher_is_better)
+    scored = best_first[::-1]  # Figures draw the best last, on top.
     with_result = {row.trial for row in scored}
     others = [row for row in rows if row.trial not in with_result]
-    chosen, lines, figures, limits = None, None, {}, None
+    chosen, lines, figures, cut = None, None, {}, False
     if scored:
         named = [row for row in scored if best and row.trial == best.trial]
         chosen = [*scored, *named][-1]
-        limits = plots.limits([row.objective for row in scored], higher_is_better)
+        limits = plots.limits([row.score for row in scored], higher_is_better)
+        cut = any(not min(limits) <= row.score <= max(limits) for row in scored)
         ordered = {name: searched[name] for name in (found.settings if found else searched)}
         lines = parallel.figure(scored, ordered, name, limits)
         failed = [row.ended_after for row in others if row.ended_after is not None]
@@ -75,7 +77,7 @@ def render(
         best=chosen,
         parallel=lines,
         inactive=parallel.INACTIVE,
-        cut=any(not min(limits) <= row.objective <= max(limits) for row in scored),
+        cut=cut,
         importance=found,
         least_trials=importance.LEAST_TRIALS,
         figures={title: layout.data_uri(svg, "svg+xml") for title, svg in figures.items()},

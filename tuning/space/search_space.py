@@ -1,4 +1,4 @@
-"""The search space: from hyperparameters to the flags of `trainers.fit`, and to a model."""
+"""The search space: turns hyperparameters into the flags of `trainers.fit`, and into a model."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ import keras
 import keras_tuner
 
 from trainers import data as run_data
+from trainers import setup
 from trainers.configuration import (
     CHAPTERS_AUGMENTATION,
     AugmentationConfig,
@@ -17,11 +18,9 @@ from trainers.configuration import (
     OptimisationConfig,
     RunConfig,
 )
-from trainers.hardware import devices
-from trainers.models import networks, preprocessing
-from trainers.training import loop
+from trainers.models import networks
 from tuning.configuration import SpaceConfig, SweepConfig
-from tuning.ranges import Range
+from tuning.space.ranges import Range
 
 _AUGMENTATIONS = {
     "none": AugmentationConfig(),
@@ -31,11 +30,11 @@ _AUGMENTATIONS = {
 
 
 class SearchSpace(keras_tuner.HyperModel):
-    """What the flags say may be tried; each point of it is a run of `trainers.fit`.
+    """The hyperparameters that a search tries; each point is a run of `trainers.fit`.
 
     Args:
       config: The flags of the search.
-      data: Its pictures.
+      data: The images of the search.
     """
 
     def __init__(self, config: SweepConfig, data: run_data.Data):
@@ -48,22 +47,22 @@ class SearchSpace(keras_tuner.HyperModel):
         }
 
     def declare_hyperparameters(self, hp: keras_tuner.HyperParameters) -> None:
-        """Registers all of the space with `hp`, parents before what depends on them."""
+        """Registers all hyperparameters with `hp`, each after its parent."""
         conditions = self._conditions()
         for name in (*dict.fromkeys(parent for parent, _ in conditions.values()), *self.ranges):
             if name not in conditions:
                 self._register(hp, name)
         for name, (parent, values) in conditions.items():
-            if values:  # Else it never means anything.
+            if values:  # Without values it never has a meaning.
                 with hp.conditional_scope(parent, values):
                     self._register(hp, name)
 
     def _conditions(self) -> dict[str, tuple[str, list[Any]]]:
-        """Of settings that mean nothing for some values of another: those for which they do."""
+        """Returns the parent of each conditional setting, and the parent's values that need it."""
         blocks, dense_layers = _whole_numbers(self.ranges["blocks"]), self.ranges["dense_layers"]
         some, several = ([count for count in blocks if count >= least] for least in (1, 2))
         convolutional = ("filters", "convolutions", "kernel_size", "padding", "pool_size")
-        conditions = {}
+        conditions: dict[str, tuple[str, list[Any]]] = {}
         if 0 in blocks:
             conditions |= dict.fromkeys((*convolutional, "global_pooling"), ("blocks", some))
         if blocks != several:
@@ -74,7 +73,7 @@ class SearchSpace(keras_tuner.HyperModel):
         optimizers = self.ranges["optimizer"].values
         decaying = [name for name in optimizers if name.lower() == "adamw"]
         if decaying and len(decaying) < len(optimizers):
-            # Keras's Adam with a weight decay is its AdamW.
+            # Only AdamW has one: Keras's Adam with weight decay is its AdamW.
             conditions["weight_decay"] = ("optimizer", decaying)
         return conditions
 
@@ -90,14 +89,14 @@ class SearchSpace(keras_tuner.HyperModel):
             register(name, values.low, values.high, step=values.step, sampling=sampling)
 
     def settings(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Hyperparameters as the flags have them, those that are active and no others."""
+        """Returns the active hyperparameters, as values of flags."""
         return {name: self._plain(name, values[name]) for name in self.ranges if name in values}
 
     def fit_config(self, values: Mapping[str, Any], **run: Any) -> FitConfig:
-        """The flags of `trainers.fit` for one point of the space.
+        """Returns the flags of `trainers.fit` for one point of the space.
 
         Args:
-          values: The hyperparameters that are active, by name.
+          values: The active hyperparameters, by name.
           **run: Fields of `RunConfig`.
         """
         values, trial = self.settings(values), self._config.trial
@@ -119,31 +118,26 @@ class SearchSpace(keras_tuner.HyperModel):
         )
 
     def _plain(self, name: str, value: Any) -> Any:
-        """As the flag has it, whatever Keras Tuner makes of it on its way between processes."""
+        """Returns a hyperparameter as its flag has it; Keras Tuner may change its type."""
         if any(isinstance(known, bool) for known in self.ranges[name].values):
             return bool(value)
-        # Nobody wants more digits of a number that was drawn.
+        # Six digits of a random number are enough.
         return float(f"{value:.6g}") if isinstance(value, float) else value
 
     def fits(self, values: Mapping[str, Any]) -> bool:
-        """Whether the network of a point leaves anything of the pictures."""
+        """Returns whether the images are large enough for the network of a point."""
         sizes = networks.sizes_of(self.fit_config(values).model)
         return networks.fits(sizes, self.data.image_shape)
 
     def build(self, hp: keras_tuner.HyperParameters) -> keras.Model:
-        """The compiled model of a point, for a tuner of Keras Tuner's own.
+        """Builds the compiled model of a point, for Keras Tuner's own tuners.
 
         Raises:
-          UserError: Its network does not fit the pictures, or there is no such optimizer.
+          UserError: The images are too small for the network, or there is no such optimizer.
         """
         self.declare_hyperparameters(hp)
         config = self.fit_config(hp.values)
-        chosen, seed = devices.choose(config.devices), config.optimisation.seed
-        pictures = run_data.with_batch_size(config.data, chosen.replicas)
-        config = dataclasses.replace(config, data=pictures)
-        with chosen.scope():
-            augmentation = preprocessing.augmentation_of(config.augmentation, seed)
-        return loop.compiled_model(config, self.data, chosen, augmentation)
+        return setup.prepare(config, load=lambda _: self.data).model
 
 
 def _whole_numbers(values: Range) -> list[int]:

@@ -1,4 +1,4 @@
-"""`flow_from_directory` for those who come from ImageDataGenerator."""
+"""`flow_from_directory`, which replaces that of Keras's ImageDataGenerator."""
 
 import dataclasses
 import itertools
@@ -16,9 +16,10 @@ from PIL import Image
 
 from pizza_steak import augmentation, decoded, decoding, input_pipeline, normalization, records
 from pizza_steak.archive import Archive, Picture, read_archive
+from pizza_steak.configuration import TransformConfig
 from pizza_steak.errors import UserError
 
-# Pillow's names for methods of TensorFlow's.
+# TensorFlow's names of methods, by Pillow's names.
 _INTERPOLATIONS = {"box": "area", "lanczos": "lanczos3"}
 
 
@@ -70,92 +71,92 @@ def flow_from_directory(
     decoded_cache: str = "disk",
     on_bad_image: str = "fail",
 ) -> tf.data.Dataset:
-    """What `ImageDataGenerator(**arguments).flow_from_directory(...)` gives, as a fast Dataset.
+    """Returns the batches of `ImageDataGenerator(**arguments).flow_from_directory(...)`, fast.
 
-    All arguments have the names, the order and the defaults that they have there; those of
-    ImageDataGenerator itself follow by name.
+    The arguments have the same names, order and defaults; those of ImageDataGenerator itself are
+    passed by name.
 
     >>> train = pizza_steak.flow_from_directory("food/train", (224, 224), rescale=1 / 255)
     >>> test = pizza_steak.flow_from_directory("food/test", (224, 224), rescale=1 / 255)
     >>> model.fit(train, epochs=5, validation_data=test)
 
-    Whoever iterates over the Dataset sees one epoch: `next(iter(train))` is a batch. Each time its
-    first batch is asked for, a new epoch begins, with an order and augmentation of its own, counted
-    from 0 on: so in `fit`, with or without `steps_per_epoch=len(train)`. The pixels of an example
-    are a function of the seed, the epoch and the example.
+    One iteration over the Dataset is one epoch; `next(iter(train))` is a batch. Each iteration
+    begins a new epoch, counted from 0, with its own order and augmentation. That is the same in
+    `fit`, with or without `steps_per_epoch=len(train)`. The pixels of an example are a function of
+    the seed, the epoch and the example.
 
-    Pictures are decoded once, into an array beside the records in `data_dir`, which every later
-    call and process finds there.
+    Images are decoded once, into an array beside the records in `data_dir`; later calls and
+    processes reuse it.
 
     Args:
-      directory: A folder of class folders, or a zip of such; where a zip holds train/ and test/,
-        "food.zip/train".
-      target_size: Height and width of the pictures, in pixels.
+      directory: A folder of class folders, or a zip of them; "food.zip/train" if the zip holds
+        train/ and test/.
+      target_size: Height and width of the images, in pixels.
       color_mode: "rgb", "grayscale" or "rgba".
-      classes: Some of the class folders, in the order of their labels; by default all, sorted.
+      classes: Names of class folders to use, in the order of their labels; by default all, sorted.
       class_mode: "categorical" for one-hot labels, "binary" or "sparse" for indices, "input" for
-        the pictures themselves, None for pictures without labels.
-      batch_size: Pictures a batch; the last one of an epoch may hold fewer.
-      shuffle: Whether each epoch has an order of its own; else it is that of `filenames`.
-      seed: Integer, draws order and augmentation; None for one from NumPy's global generator.
-      save_to_dir: Folder to write every picture to as it comes out: a preview.
-      save_prefix: Begins the names of these files.
-      save_format: Their suffix, such as "png" or "jpeg".
-      follow_links: Whether links to folders are followed; else they are refused.
-      subset: "training" or "validation": the part of each class that `validation_split` says.
-      interpolation: How pictures are resized: "nearest" takes Pillow's pixels; "bilinear",
-        "bicubic", "box" (also "area"), "lanczos" (also "lanczos3"), "lanczos5", "gaussian" and
-        "mitchellcubic" are `tf.image.resize`'s.
-      keep_aspect_ratio: Whether to cut off what is beyond the aspect ratio of `target_size`.
-      featurewise_center: Subtract the mean of the directory's pictures, a number a channel. There
-        is no `fit` to call: it is measured here, on the training subset where `validation_split` is
-        asked for. For another directory's statistics normalise in the model, where they are saved:
+        the images themselves, None for images without labels.
+      batch_size: Number of images in a batch; the last batch of an epoch may hold fewer.
+      shuffle: Whether each epoch has its own order; else the order is that of `filenames`.
+      seed: Integer, seed of order and augmentation; None for a seed from NumPy's global generator.
+      save_to_dir: Folder to write every resulting image to, as a preview.
+      save_prefix: Prefix of the names of these files.
+      save_format: Suffix of these files, such as "png" or "jpeg".
+      follow_links: Whether to follow links to folders; else they are refused.
+      subset: "training" or "validation", the part of each class defined by `validation_split`.
+      interpolation: How to resize images: "nearest" gives Pillow's pixels; "bilinear", "bicubic",
+        "box" (also "area"), "lanczos" (also "lanczos3"), "lanczos5", "gaussian" and "mitchellcubic"
+        give those of `tf.image.resize`.
+      keep_aspect_ratio: Whether to crop images to the aspect ratio of `target_size`.
+      featurewise_center: Subtract the mean of the directory's images, by channel. There is no `fit`
+        to call: the mean is measured here, on the training subset if there is a `validation_split`.
+        To use another directory's statistics, normalise in the model, which saves them; see
         `normalization.normalization_layers`.
-      samplewise_center: Subtract each picture's mean.
-      featurewise_std_normalization: Center, then divide by the standard deviation, measured so.
-      samplewise_std_normalization: Center, then divide each picture by its standard deviation.
-      zca_whitening: Center, then multiply by the pictures' ZCA matrix, measured so.
-      zca_epsilon: Added to its singular values.
-      rotation_range: As those that follow, see `augmentation.RandomAffine`. Degrees.
+      samplewise_center: Subtract each image's mean.
+      featurewise_std_normalization: Center, then divide by the measured standard deviation.
+      samplewise_std_normalization: Center, then divide each image by its standard deviation.
+      zca_whitening: Center, then multiply by the measured ZCA matrix.
+      zca_epsilon: Value added to its singular values.
+      rotation_range: Degrees. For this and the following, see `augmentation.RandomAffine`.
       width_shift_range: A fraction, pixels or a list.
       height_shift_range: A fraction, pixels or a list.
-      brightness_range: See `augmentation.RandomIntensity`. A pair of factors.
+      brightness_range: A pair of factors; see `augmentation.RandomIntensity`.
       shear_range: Degrees.
       zoom_range: A number or a pair of factors.
-      channel_shift_range: Of 255.
+      channel_shift_range: Largest shift, of 255.
       fill_mode: "constant", "nearest", "reflect" or "wrap".
-      cval: Of 255, for "constant".
-      horizontal_flip: Whether to mirror half of the pictures left to right.
-      vertical_flip: Whether to mirror half of the pictures top to bottom.
+      cval: Value for "constant", 0 to 255.
+      horizontal_flip: Whether to mirror half of the images left to right.
+      vertical_flip: Whether to mirror half of the images top to bottom.
       rescale: Factor of the pixels, which are 0 to 255; None for 1.
-      preprocessing_function: Called with one augmented picture, a float32 array of `image_shape`,
-        not yet rescaled; gives such an array.
-      data_format: "channels_last" or "channels_first"; by default what Keras is set to.
-      validation_split: The part of each class, its first pictures, that is for validation.
+      preprocessing_function: Called with one augmented image, a float32 array of `image_shape`,
+        not yet rescaled; returns such an array.
+      data_format: "channels_last" or "channels_first"; by default Keras's setting.
+      validation_split: Fraction of each class, its first images, to use for validation.
       interpolation_order: How augmentation resamples: 1 is bilinear, 0 nearest.
-      dtype: Of the pictures and the labels; by default Keras's floatx.
+      dtype: Dtype of the images and the labels; by default Keras's floatx.
       crop_to_aspect_ratio: image_dataset_from_directory's name for `keep_aspect_ratio`.
-      pad_to_aspect_ratio: Whether to pad with black up to the aspect ratio of `target_size`.
-      antialias: Whether every pixel counts when images are shrunk; "bilinear", "bicubic" and
-        "lanczos" are then Pillow's, as in ImageDataGenerator. By default they are those of
+      pad_to_aspect_ratio: Whether to pad images with black to the aspect ratio of `target_size`.
+      antialias: Whether to antialias when downscaling; "bilinear", "bicubic" and "lanczos" are then
+        Pillow's, as in ImageDataGenerator. By default they are those of
         image_dataset_from_directory.
       exif: "apply" turns images upright by their EXIF orientation; "ignore" leaves them as stored,
         as ImageDataGenerator does.
-      data_dir: Where records and decoded pictures are kept; by default `~/tensorflow_datasets`.
+      data_dir: Folder of records and decoded images; by default `~/tensorflow_datasets`.
       decoded_cache: "disk", "memory" or "none"; see `decoded.decode`.
-      on_bad_image: "fail", or "skip" to leave out, with a warning, what cannot be decoded.
+      on_bad_image: "fail", or "skip" to leave out images that cannot be decoded, with a warning.
 
     Returns:
-      Dataset of (images, labels), or of images: both of `dtype`, images of shape (B, *image_shape),
-      labels of (B, classes) or (B,). Its length is the steps of an epoch. It has the attributes of
-      a DirectoryIterator: `class_indices`, `num_classes`, `samples`, `n`, `filenames`, `filepaths`,
-      `classes` and `labels` (the index of each file's class, int32), `batch_size`, `target_size`,
-      `image_shape`; what is made of it, such as by `map`, has not.
+      Dataset of (images, labels), or of images, of dtype `dtype`. Images have shape
+      (B, *image_shape), labels (B, classes) or (B,). Its length is the number of steps per epoch.
+      It has the attributes of a DirectoryIterator: `class_indices`, `num_classes`, `samples`, `n`,
+      `filenames`, `filepaths`, `classes` and `labels` (the index of each file's class, int32),
+      `batch_size`, `target_size`, `image_shape`. Datasets made from it, such as by `map`, do not.
 
     Raises:
-      UserError: An argument, the directory or a picture is not what it must be; one line, where a
-        flag that is named stands for the argument of that name.
-      ValueError: So with a range of the augmentation.
+      UserError: An argument, the directory or an image is wrong. The message is one line; a flag in
+        it means the argument of that name.
+      ValueError: An argument of the augmentation is wrong.
     """
     _check_choice("color_mode", color_mode, decoding.CHANNELS)
     _check_choice("class_mode", class_mode, ("categorical", "binary", "sparse", "input", None))
@@ -167,7 +168,7 @@ def flow_from_directory(
     _check_choice("data_format", data_format, ("channels_last", "channels_first"))
     seed = _whole("seed", np.random.randint(2**31 - 1) if seed is None else seed, least=0)
     batch_size = _whole("batch_size", batch_size, least=1)
-    dtype = _dtype(dtype or keras.config.floatx())
+    label_type = _dtype(dtype or keras.config.floatx())
     image_format = decoding.Format(
         _size(target_size),
         _interpolation(interpolation),
@@ -180,22 +181,24 @@ def flow_from_directory(
     if data_format == "channels_first":
         image_shape = image_shape[-1:] + image_shape[:-1]
     augmenting = augmentation.augmentation_layers(
-        rotation_range=rotation_range,
-        width_shift_range=width_shift_range,
-        height_shift_range=height_shift_range,
-        brightness_range=brightness_range,
-        shear_range=shear_range,
-        zoom_range=zoom_range,
-        channel_shift_range=channel_shift_range,
-        fill_mode=fill_mode,
-        cval=cval,
-        horizontal_flip=horizontal_flip,
-        vertical_flip=vertical_flip,
-        interpolation_order=interpolation_order,
+        TransformConfig(
+            rotation_range=rotation_range,
+            width_shift_range=width_shift_range,
+            height_shift_range=height_shift_range,
+            brightness_range=brightness_range,
+            shear_range=shear_range,
+            zoom_range=zoom_range,
+            channel_shift_range=channel_shift_range,
+            fill_mode=fill_mode,
+            cval=cval,
+            horizontal_flip=horizontal_flip,
+            vertical_flip=vertical_flip,
+            interpolation_order=interpolation_order,
+        )
     )
     if augmenting and subset == "validation":
         raise UserError(
-            "subset='validation': validation pictures are not augmented; leave out the ranges and "
+            "subset='validation': validation images are not augmented; leave out the ranges and "
             "flips, which are for subset='training'"
         )
 
@@ -205,7 +208,7 @@ def flow_from_directory(
     if class_mode not in ("input", None):
         input_pipeline.choose_class_mode(class_mode, num_classes)
         labels = input_pipeline.encode_labels(listing.labels, class_mode, num_classes)
-        labels = labels.astype(dtype.as_numpy_dtype)
+        labels = labels.astype(label_type.as_numpy_dtype)
     rows, measured_rows = _cut(listing.rows_by_class, validation_split, subset)
     pictures = decoded.decode(
         listing.records, image_format, cache=decoded_cache, on_bad_image=on_bad_image
@@ -214,10 +217,10 @@ def flow_from_directory(
         part[~np.isin(part, list(pictures.bad))] for part in (rows, measured_rows)
     )
     if not rows.size:
-        raise UserError(f"directory {directory}: no pictures for subset={subset!r}")
+        raise UserError(f"directory {directory}: no images for subset={subset!r}")
 
     example = pictures.gather(tf.constant(rows[:1])).numpy()
-    preprocess = _by_picture(preprocessing_function, example, data_format)
+    preprocess = _by_image(preprocessing_function, example, data_format)
     normalizing = normalization.normalization_layers(
         input_pipeline.batches(pictures, measured_rows, None, batch_size).map(preprocess),
         rescale=rescale or None,
@@ -239,7 +242,7 @@ def flow_from_directory(
             images = layer(images)
         if data_format == "channels_first":
             images = tf.transpose(images, (0, 3, 1, 2))
-        return preview(tf.cast(images, dtype), seeds[:, 1])
+        return preview(tf.cast(images, label_type), seeds[:, 1])
 
     dataset = _epochs(
         lambda epoch: input_pipeline.batches(
@@ -276,12 +279,12 @@ def flow_from_directory(
 
 
 def _epochs(batches_of: Callable[[tf.Tensor], tf.data.Dataset], *, steps: int) -> tf.data.Dataset:
-    """Each time it is iterated over, the batches of the next epoch."""
+    """Returns a dataset that gives the batches of the next epoch each time it is iterated over."""
     epochs = itertools.count()
 
     def next_epoch(_: tf.Tensor) -> tf.Tensor:
-        # Called when an iterator is asked for its first batch, not when it is made: Keras makes
-        # some that it never reads.
+        # Called for the first batch of an iterator, not when it is made: Keras makes iterators that
+        # it never reads.
         return tf.ensure_shape(tf.numpy_function(lambda: next(epochs), [], tf.int64), ())
 
     return (
@@ -297,13 +300,13 @@ class _Listing:
     """The files of a directory, as flow_from_directory lists them.
 
     Attributes:
-      records: N pictures, those that are not asked for among them.
-      class_indices: The labels of the classes that are asked for.
-      labels: int32 array of shape (N,); 0 where a picture is not asked for.
-      filenames: Of all N, below the directory.
-      filepaths: Of all N.
-      rows_by_class: The rows of each class that is asked for, in the order of its files.
-      left_out: How many files are no pictures, in words.
+      records: N images, also those of other classes and folders.
+      class_indices: The label of each requested class.
+      labels: int32 array of shape (N,); 0 for images that are not requested.
+      filenames: Paths of all N images, below the directory.
+      filepaths: Full paths of all N images.
+      rows_by_class: The rows of each requested class, in the order of its files.
+      left_out: How many files are not images, as text.
     """
 
     records: records.Records
@@ -325,10 +328,10 @@ def _list_files(
     class_indices = _class_indices(classes, archive.classes)
     prepared = records.prepare(archive=archive.path, data_dir=data_dir, follow_links=follow_links)
     names = prepared.filenames.tolist()
-    members = {picture.filename: picture.member for picture in _pictures(archive)}
+    members = {image.filename: image.member for image in _pictures(archive)}
     rows_by_class: list[list[int]] = [[] for _ in class_indices]
     labels = np.zeros(len(names), np.int32)
-    # As os.walk comes to them: a folder's own files before those of the folders in it.
+    # The order of os.walk: a folder's own files come before those of its subfolders.
     for row in sorted(range(len(names)), key=lambda row: posixpath.split(names[row])):
         label = class_indices.get(prepared.classes[prepared.labels[row]])
         if label is not None and names[row].startswith(top):
@@ -347,17 +350,17 @@ def _list_files(
 
 
 def _located(directory: str | os.PathLike[str], follow_links: bool) -> tuple[Archive, str]:
-    """The archive that a directory is or is in, and how the names of its files begin there."""
+    """Returns the archive that contains a directory, and the prefix of its files' names there."""
     path = pathlib.Path(directory).expanduser()
     root = next((parent for parent in path.parents if parent.is_file()), path)
     archive = read_archive(root, follow_links=follow_links)
     pictures = list(_pictures(archive))
     tops = {
-        picture.filename.split("/")[0] + "/"
-        for picture in pictures
-        if not picture.filename.startswith(f"{picture.label}/")
+        image.filename.split("/")[0] + "/"
+        for image in pictures
+        if not image.filename.startswith(f"{image.label}/")
     } or {""}
-    # A folder around everything counts in a folder, where its path tells it, and not in a zip.
+    # A folder around everything is part of the path in a folder, but not in a zip.
     around = pictures[0].member.removesuffix(pictures[0].filename) if root.is_dir() else ""
     places = {root / around / top: top for top in tops}
     if root.is_file() and len(places) == 1:
@@ -375,7 +378,7 @@ def _pictures(archive: Archive) -> Iterator[Picture]:
 def _cut(
     rows_by_class: Sequence[np.ndarray], validation_split: float, subset: str | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of a subset, and those to take statistics of: never the validation subset's."""
+    """Returns the rows of a subset, and the rows to measure: never those of validation."""
     if not 0 <= validation_split < 1:
         raise UserError(f"validation_split={validation_split}: expected 0 or a fraction below 1")
     if subset == "validation" and not validation_split:
@@ -390,35 +393,34 @@ def _cut(
     return part(0, validation_split) if subset == "validation" else training, training
 
 
-def _by_picture(
+def _by_image(
     function: Callable[[np.ndarray], np.ndarray] | None, example: np.ndarray, data_format: str
 ) -> Callable[[tf.Tensor], tf.Tensor]:
-    """A preprocessing_function as a function of batches, channels last: float32 in, float32 out.
+    """Turns a preprocessing_function into one for batches, channels last, float32 to float32.
 
     Raises:
-      UserError: It makes another shape of the picture in `example`, a batch of one.
+      UserError: It changes the shape of the image in `example`, a batch of one.
     """
+    if function is None:
+        return lambda images: tf.cast(images, tf.float32)
 
     def call(images: np.ndarray) -> np.ndarray:
         if data_format == "channels_first":
             images = np.moveaxis(images, -1, 1)
-        # Copies, because the function may write into its argument, which is TensorFlow's.
+        # Copies, because the function may write to its argument, which is TensorFlow's memory.
         results = np.stack([function(image.copy()) for image in images]).astype(np.float32)
         if results.shape != images.shape:
             raise UserError(
-                f"preprocessing_function: made {results.shape[1:]} of a picture of "
+                f"preprocessing_function: returned shape {results.shape[1:]} for an image of "
                 f"{images.shape[1:]}; expected the same shape"
             )
         return np.moveaxis(results, 1, -1) if data_format == "channels_first" else results
 
     def preprocess(images: tf.Tensor) -> tf.Tensor:
         images = tf.cast(images, tf.float32)
-        if function is None:
-            return images
         return tf.ensure_shape(tf.numpy_function(call, [images], tf.float32), images.shape)
 
-    if function is not None:
-        call(example.astype(np.float32))  # What it fails of is told here, not in training.
+    call(example.astype(np.float32))  # An error is raised here, not in training.
     return preprocess
 
 
@@ -429,7 +431,7 @@ def _preview(
     file_format: str,
     data_format: str,
 ) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
-    """Gives batches back as they are and writes their pictures, where there is a folder to."""
+    """Returns a function that returns batches unchanged, and writes their images to the folder."""
     if folder is None:
         return lambda images, rows_of_batch: images
     if f".{file_format}".lower() not in Image.registered_extensions():
@@ -492,7 +494,7 @@ def _dtype(name: str) -> tf.DType:
     except TypeError:
         dtype = tf.string
     if not (dtype.is_floating or dtype.is_integer):
-        raise UserError(f"dtype={name!r}: expected one of numbers, such as 'float32'")
+        raise UserError(f"dtype={name!r}: expected a number type, such as 'float32'")
     return dtype
 
 

@@ -1,8 +1,8 @@
-"""Processes of their own for what must not take the search with it: trials, and its workers.
+"""Runs trials and workers in processes of their own, so that the search survives their death.
 
-The memory of what ran in one is given back with it, and a process that is killed for want of
-memory leaves the search alive. All are forked from one that has TensorFlow imported but not begun
-to use (multiprocessing's forkserver), so that none waits for the import.
+A process that ends gives its memory back, and a process that is killed when memory runs out leaves
+the search alive. multiprocessing's forkserver forks all of them from a process that has imported
+TensorFlow but not used it, so none waits for the import.
 """
 
 import multiprocessing
@@ -17,22 +17,22 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 
 
 class ProcessError(Exception):
-    """What ran in a process of its own has failed; says why in one line."""
+    """A function failed in its process; the message says why in one line."""
 
 
 def prepare(*modules: str) -> None:
-    """Begins to import modules, for all processes to come."""
+    """Starts to import modules, for all later processes."""
     _CONTEXT.set_forkserver_preload(list(modules))
     forkserver.ensure_running()
 
 
 class Process:
-    """A function that runs in a process of its own, and ends with this one.
+    """A process that calls a function, and ends with this process.
 
     Args:
-      function: Of a module, to be called there.
-      *arguments: What it is called with.
-      environment: Variables that are set before.
+      function: A function of a module.
+      *arguments: Its arguments.
+      environment: Environment variables that are set before the call.
     """
 
     def __init__(
@@ -47,42 +47,42 @@ class Process:
 
     @property
     def alive(self) -> bool:
-        """Whether it has not ended."""
+        """Whether the process has not ended."""
         return self._process.is_alive()
 
     def wait(self) -> str:
-        """Waits for its end; tells in one line why it failed, or nothing."""
+        """Waits for the end, and returns why it failed in one line, or an empty text."""
         try:
             reason = self._receiver.recv()
         except EOFError:
             self._process.join()
-            reason = _death(self._process.exitcode)
+            reason = _death(self._process.exitcode or 0)
         self._process.join()
         return reason
 
     def kill(self) -> None:
-        """Ends it at once, if it has not ended."""
+        """Kills the process if it has not ended."""
         self._process.kill()
         self._process.join()
 
 
 def run(function: Callable, *arguments: Any, environment: Mapping[str, str] | None = None) -> None:
-    """Calls a function of a module in a process of its own, and waits for it.
+    """Calls a function of a module in a process of its own, and waits for its end.
 
     Raises:
-      ProcessError: It failed, or was killed.
+      ProcessError: The function failed, or the process was killed.
     """
     process = Process(function, *arguments, environment=environment)
     try:
         if reason := process.wait():
             raise ProcessError(reason)
     finally:
-        process.kill()  # Where this process is interrupted.
+        process.kill()  # This process may have been interrupted.
 
 
 def _death(exit_code: int) -> str:
     if exit_code == -signal.SIGKILL:
-        return "killed, as is done for want of memory"
+        return "killed, as systems do when memory runs out"
     if exit_code < 0:
         return f"ended by {signal.Signals(-exit_code).name}"
     return f"ended with exit status {exit_code}"
@@ -94,7 +94,9 @@ def _call(
     function: Callable,
     arguments: tuple[Any, ...],
 ) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends this one.
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches every process; the parent ends this one.
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.update(environment)
     try:
@@ -107,5 +109,7 @@ def _call(
 
 
 def _end_with_parent() -> None:
-    connection.wait([multiprocessing.parent_process().sentinel])
+    parent = multiprocessing.parent_process()
+    assert parent  # Only processes that `Process` has started get here.
+    connection.wait([parent.sentinel])
     os._exit(1)

@@ -1,8 +1,8 @@
-"""Keras Tuner's oracles, so that a search can be killed at any moment and goes on the same.
+"""Keras Tuner's oracles, made durable: a search that is killed at any moment resumes unchanged.
 
-What those of version 1.4.8 lack: their files are written in place, and two of them one after the
-other; a grid does not go on at all, a Gaussian process goes on with other numbers; a worker that
-died keeps its trial; a network that does not fit the pictures is tried.
+Keras Tuner 1.4.8 has these faults: it writes files in place, and one after the other; a grid search
+cannot be resumed; a Gaussian process resumes with other random numbers; a dead worker keeps its
+trial; and networks that are too large for the images are tried.
 """
 
 import json
@@ -17,25 +17,31 @@ import threadpoolctl
 from keras_tuner.engine.trial import Trial, TrialStatus
 
 from pizza_steak.atomic import atomic_path, remove
+from tuning.configuration import SweepConfig
+from tuning.space.search_space import SearchSpace
 
+_DEFAULT_TRIALS = 30
 _MOST_FAILURES_IN_A_ROW = 5
 
 
 class Durable(keras_tuner.Oracle):
-    """What is mixed into each of Keras Tuner's oracles.
+    """A mixin for Keras Tuner's oracles.
 
     Attributes:
       on_end: Called with each trial that has ended.
-      ended_after: Seconds of searching until a trial ended, by its id.
-      failures_in_a_row: How many trials have failed since one did not, or the start.
+      ended_after: Seconds of search until each trial ended, by its id.
+      failures_in_a_row: The number of trials that have failed since the last success.
 
     Args:
-      fits: Tells of hyperparameters, by name, whether they can be tried.
-      time_budget: Seconds of searching after which no trial is begun.
-      worker_timeout: Seconds without a word from a worker after which another gets its trial.
-      remote: Whether workers may outlive this process and still have their trials.
-      **options: Of Keras Tuner's oracle.
+      fits: Returns whether hyperparameters, by name, can be tried.
+      time_budget: Seconds of search after which no trial starts.
+      worker_timeout: Seconds of silence after which a worker's trial goes to another worker.
+      remote: Whether workers may outlive this process and keep their trials.
+      **options: Arguments of Keras Tuner's oracle.
     """
+
+    ongoing_trials: dict[str, Trial]  # These two are attributes of Keras Tuner's oracle.
+    _retry_queue: list[str]
 
     def __init__(
         self,
@@ -50,13 +56,13 @@ class Durable(keras_tuner.Oracle):
             **options,
             allow_new_entries=False,
             tune_new_entries=False,
-            max_consecutive_failed_trials=None,  # It would raise before it has saved the trial.
+            max_consecutive_failed_trials=None,  # It raises before it saves the trial.
         )
         self._fits = fits
         self._time_budget = time_budget
         self._worker_timeout = worker_timeout
         self._remote = remote
-        self._max_collisions = 1000  # What does not fit is counted, too.
+        self._max_collisions = 1000  # Counts networks that do not fit, too.
         self._started = time.monotonic()
         self._earlier_seconds = 0.0
         self._heard: dict[str, float] = {}
@@ -68,14 +74,14 @@ class Durable(keras_tuner.Oracle):
 
     @property
     def seconds(self) -> float:
-        """Of searching so far, without the time between a kill and the next start."""
+        """The seconds of search so far, without the time between a kill and the next start."""
         return self._earlier_seconds + time.monotonic() - self._started
 
     @property
     def finished(self) -> bool:
-        """Whether there is nothing left to try, and every worker that asked has been told so."""
+        """Whether nothing is left to try, and every worker that asked has been told so."""
         enough = self.max_trials is not None and len(self.trials) >= self.max_trials
-        # Also where no worker asks any more, because it had all come to its end before.
+        # A resumed search may have ended before; then no worker asks.
         over = self._exhausted or ((enough or self._out_of_time) and not self._retry_queue)
         return over and not self.ongoing_trials and not self.tuner_ids
 
@@ -85,8 +91,15 @@ class Durable(keras_tuner.Oracle):
 
     @property
     def hopeless(self) -> bool:
-        """Whether so many trials have failed in a row that no more are begun."""
+        """Whether so many trials have failed in a row that no more start."""
         return self.failures_in_a_row >= _MOST_FAILURES_IN_A_ROW
+
+    @property
+    def best_trial(self) -> Trial | None:
+        """The best completed trial."""
+        # Without a completed trial, Keras Tuner returns another one.
+        (best,) = self.get_best_trials() or (None,)
+        return best if best and best.status == TrialStatus.COMPLETED else None
 
     @keras_tuner.synchronized
     def create_trial(self, tuner_id):
@@ -99,7 +112,7 @@ class Durable(keras_tuner.Oracle):
         else:
             trial = super().create_trial(tuner_id)
         if trial.status == TrialStatus.STOPPED:
-            if self.ongoing_trials:  # Whose worker may die, and leave it to this one.
+            if self.ongoing_trials:  # If its worker dies, this worker gets the trial.
                 trial.status = TrialStatus.IDLE
                 self.tuner_ids.add(tuner_id)
             self._exhausted = not self.ongoing_trials
@@ -107,7 +120,7 @@ class Durable(keras_tuner.Oracle):
 
     @keras_tuner.synchronized
     def take_back_lost(self) -> list[str]:
-        """Gives the trials of workers that are silent to others; tells whose."""
+        """Takes the trials of silent workers, for others; returns the names of these workers."""
         now = time.monotonic()
         known = {*self.tuner_ids, *self.ongoing_trials}
         lost = [name for name in known if now - self._heard[name] > self._worker_timeout]
@@ -117,7 +130,7 @@ class Durable(keras_tuner.Oracle):
 
     @keras_tuner.synchronized
     def take_back(self, tuner_id: str) -> None:
-        """Gives the trial of a worker that died to the next that asks."""
+        """Takes the trial of a dead worker; the next worker that asks gets it."""
         self.tuner_ids.discard(tuner_id)
         if trial := self.ongoing_trials.pop(tuner_id, None):
             self._retry_queue.append(trial.trial_id)
@@ -126,14 +139,14 @@ class Durable(keras_tuner.Oracle):
     @keras_tuner.synchronized
     def get_trial(self, trial_id):
         for tuner_id, trial in self.ongoing_trials.items():
-            if trial.trial_id == trial_id:  # Workers ask as long as they live.
+            if trial.trial_id == trial_id:  # This is also a worker's heartbeat.
                 self._heard[tuner_id] = time.monotonic()
         return super().get_trial(trial_id)
 
     @keras_tuner.synchronized
     def end_trial(self, trial):
         if trial.trial_id in self.end_order:
-            return  # Its worker was taken for dead, and another one has ended it.
+            return  # Its worker counted as dead, and another one has ended the trial.
         self.ended_after[trial.trial_id] = self.seconds
         super().end_trial(trial)
         if trial.trial_id in self._retry_queue:
@@ -155,26 +168,26 @@ class Durable(keras_tuner.Oracle):
         self.ended_after = state["ended_after"]
 
     def reload(self):
-        """Goes on with what `save` left.
+        """Restores the state that `save` wrote.
 
         Raises:
-          OSError, ValueError or LookupError: That is damaged.
+          OSError, ValueError or LookupError: The files are damaged.
         """
         folder = pathlib.Path(self._project_dir)
         state = json.loads((folder / "oracle.json").read_text())
         trials = {path.parent.name: path for path in folder.glob("trial_*/trial.json")}
         known = [f"trial_{trial_id}" for trial_id in state["start_order"]]
         for name in trials.keys() - set(known):
-            # Its own file is written before the state: it was being begun when all was killed.
+            # The trial is written before the state: the search was killed in between.
             remove(folder / name)
         loaded = [Trial.load(trials[name]) for name in known]
         self.trials = {trial.trial_id: trial for trial in loaded}
         self.set_state(state)
         ended = {name for name, t in self.trials.items() if t.status != TrialStatus.RUNNING}
         for trial_id in sorted(ended - set(self.end_order)):
-            self.end_order.append(trial_id)  # The other way round when a trial ends.
+            self.end_order.append(trial_id)  # The same, at the end of a trial.
             self.ended_after[trial_id] = self._earlier_seconds
-        # Its worker was taken for dead, and has ended it before another began.
+        # A worker that counted as dead may have ended its trial before another worker got it.
         self._retry_queue = [trial_id for trial_id in self._retry_queue if trial_id not in ended]
         running = {
             tuner_id: trial
@@ -182,7 +195,7 @@ class Durable(keras_tuner.Oracle):
             if trial.trial_id not in ended
         }
         self.ongoing_trials = running if self._remote else {}
-        self.tuner_ids = set(self.ongoing_trials)  # Who are to be told when it has ended.
+        self.tuner_ids = set(self.ongoing_trials)  # They have to be told the end of the search.
         self._heard = dict.fromkeys(self.ongoing_trials, time.monotonic())
         if not self._remote:
             self._retry_queue += [trial.trial_id for trial in running.values()]
@@ -201,16 +214,16 @@ class Durable(keras_tuner.Oracle):
 
 
 class RandomSearchOracle(Durable, keras_tuner.oracles.RandomSearchOracle):
-    """Trials by chance."""
+    """Chooses trials at random."""
 
 
 class BayesianOptimizationOracle(Durable, keras_tuner.oracles.BayesianOptimizationOracle):
-    """Trials that a Gaussian process expects most of."""
+    """Chooses the trials that a Gaussian process expects most of."""
 
     def populate_space(self, trial_id):
-        # Of this trial alone: Keras Tuner does not save the state of its generator.
+        # The seed depends on the trial only: Keras Tuner does not save the generator's state.
         self._random_state = np.random.RandomState(self.seed + len(self.trials))
-        with threadpoolctl.threadpool_limits(1):  # Of small matrices; others wait for each other.
+        with threadpoolctl.threadpool_limits(1):  # The matrices are small; threads only wait.
             response = super().populate_space(trial_id)
         if response["values"] and self._duplicate(response["values"]):
             return self._random_populate_space()
@@ -218,14 +231,14 @@ class BayesianOptimizationOracle(Durable, keras_tuner.oracles.BayesianOptimizati
 
 
 class HyperbandOracle(Durable, keras_tuner.oracles.HyperbandOracle):
-    """Trials by chance, the better of which are trained for more epochs (Li et al., 2018)."""
+    """Chooses trials at random, and trains the better for more epochs (Li et al., 2018)."""
 
 
 class GridSearchOracle(Durable, keras_tuner.oracles.GridSearchOracle):
-    """All trials, in order: the last setting changes first."""
+    """Runs all trials in order; the last setting changes first."""
 
     def populate_space(self, trial_id):
-        # From the last trial alone: Keras Tuner does not save its own list.
+        # The last trial determines the next: Keras Tuner does not save its own list.
         if self.start_order:
             values = self._get_next_combination(
                 self.trials[self.start_order[-1]].hyperparameters.values
@@ -236,3 +249,43 @@ class GridSearchOracle(Durable, keras_tuner.oracles.GridSearchOracle):
             values = self._get_next_combination(values)
         status = TrialStatus.STOPPED if values is None else TrialStatus.RUNNING
         return {"status": status, "values": values}
+
+
+def make(config: SweepConfig, space: SearchSpace, *, remote: bool) -> Durable:
+    """Returns the oracle that the flags ask for, at the start of a search.
+
+    Args:
+      config: The flags of the search.
+      space: The search space.
+      remote: Whether workers may outlive this process and keep their trials.
+    """
+    asked, trial = config.search, config.trial
+    hyperparameters = keras_tuner.HyperParameters()
+    space.declare_hyperparameters(hyperparameters)
+    # These two never end by themselves.
+    drawn = _DEFAULT_TRIALS if asked.max_trials is None else asked.max_trials
+    options = {
+        "objective": asked.objective,
+        "hyperparameters": hyperparameters,
+        "seed": trial.seed + 1,  # Keras Tuner takes 0 for no seed.
+        "fits": space.fits,
+        "time_budget": asked.time_budget,
+        "worker_timeout": asked.worker_timeout,
+        "remote": remote,
+    }
+    if asked.tuner == "random":
+        return RandomSearchOracle(max_trials=drawn, **options)
+    if asked.tuner == "grid":
+        return GridSearchOracle(max_trials=asked.max_trials, **options)
+    if asked.tuner == "bayesian":
+        # Keras Tuner's default, three for each setting, is often more than all trials.
+        points = max(3, min(3 * len(hyperparameters.space), drawn // 3))
+        return BayesianOptimizationOracle(max_trials=drawn, num_initial_points=points, **options)
+    # Hyperband starts again and again if another limit ends the search.
+    endless = asked.max_trials is not None or asked.time_budget is not None
+    iterations = None if endless else 1
+    oracle = HyperbandOracle(
+        max_epochs=trial.max_epochs, hyperband_iterations=iterations, **options
+    )
+    oracle.max_trials = asked.max_trials  # Keras Tuner's constructor does not take it.
+    return oracle

@@ -1,4 +1,4 @@
-"""The table of a search: a row for each trial."""
+"""The table of a search, trials.csv: a row for each trial."""
 
 import csv
 import dataclasses
@@ -15,12 +15,12 @@ class Row:
 
     Attributes:
       trial: Its number, as Keras Tuner writes it.
-      status: One of `STATUSES`; one that was interrupted is running.
-      objective: Of its best epoch; None until it is completed.
-      epochs: How many have been trained, those that it took over from another trial with them.
-      seconds: Of training; of a trial that was interrupted since it went on.
-      ended_after: Seconds of searching until it ended; None until then.
-      settings: Of the search space, those that mean something to it.
+      status: One of `STATUSES`; an interrupted trial counts as running.
+      objective: The objective of its best epoch; None until it is completed.
+      epochs: The number of trained epochs, with those that it took over from another trial.
+      seconds: The seconds of training, since it was last resumed.
+      ended_after: The seconds of search until it ended; None until then.
+      settings: The settings of the search space that it uses.
       reason: Why it failed, in one line.
     """
 
@@ -33,14 +33,26 @@ class Row:
     settings: Mapping[str, Any]
     reason: str = ""
 
+    @property
+    def score(self) -> float:
+        """The objective of a completed trial."""
+        assert self.objective is not None
+        return self.objective
+
+    @property
+    def end(self) -> float:
+        """`ended_after` of a completed trial."""
+        assert self.ended_after is not None
+        return self.ended_after
+
 
 def to_csv(rows: Sequence[Row], objective: str, settings: Sequence[str]) -> str:
-    """The rows as CSV.
+    """Returns the rows as CSV.
 
     Args:
-      rows: In the order in which the trials were begun.
-      objective: Its name.
-      settings: Names of all that are searched, in the order of the columns.
+      rows: The trials, in the order in which they started.
+      objective: The name of the objective.
+      settings: The names of all settings, in the order of the columns.
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")

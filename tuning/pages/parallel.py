@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps, colors, ticker
 
-from tuning.ranges import Range
-from tuning.table import Row
+from tuning.pages.table import Row
+from tuning.space.ranges import Range
 
-# Where on an axis a trial is to which it means nothing.
+# The place on an axis of trials that do not use the setting.
 INACTIVE = -0.1
-# So many whole numbers between two are listed each.
+# A range of at most this many whole numbers is listed.
 _MOST_LISTED = 8
-# Of the room of a listed value, and of all values of an axis, what its lines are spread over.
+# Lines with the same value are spread over this fraction of the value's room, or of the axis.
 _SPREAD, _SPREAD_INACTIVE = 0.6, 0.03
-_STEPS = 40  # Of colours on the axis of the objective.
-# Lines of the worst trials would not be seen in the map's yellow end.
+_STEPS = 40  # Colors on the axis of the objective.
+# The yellow end of the map is cut off: on white, lines in yellow are hard to see.
 _COLORS = colors.LinearSegmentedColormap.from_list(
     "results", colormaps["viridis_r"](np.linspace(0.08, 1, 64))
 )
@@ -26,12 +26,12 @@ _COLORS = colors.LinearSegmentedColormap.from_list(
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """An axis, on which places go from 0 to 1, and to `INACTIVE`.
+    """An axis with places from 0 to 1, and `INACTIVE`.
 
     Attributes:
-      name: Of the setting or the objective.
-      ticks: Places and texts.
-      inactive: Whether the setting means nothing to some trial.
+      name: The name of the setting or the objective.
+      ticks: The places and texts of the ticks.
+      inactive: Whether some trial does not use the setting.
     """
 
     name: str
@@ -41,12 +41,12 @@ class Axis:
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A trial's line.
+    """The line of a trial.
 
     Attributes:
       row: The trial.
-      color: As CSS has it: the darker the better.
-      places: On each axis; about `INACTIVE` where the setting means nothing to the trial.
+      color: A CSS color, darker for a better result.
+      places: The place on each axis; about `INACTIVE` for a setting that the trial does not use.
     """
 
     row: Row
@@ -56,12 +56,12 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """All of it.
+    """The figure.
 
     Attributes:
       axes: The objective, better to the right, then the settings.
-      lines: The worst first, so that better ones are drawn over it.
-      colors: Of lines, by their place on the first axis, in even steps.
+      lines: The lines, the worst first, so that better ones are drawn on top.
+      colors: The colors along the first axis, in even steps.
     """
 
     axes: list[Axis]
@@ -72,17 +72,17 @@ class Figure:
 def figure(
     rows: Sequence[Row], ranges: Mapping[str, Range], objective: str, limits: tuple[float, float]
 ) -> Figure:
-    """Places trials on the axes.
+    """Returns the figure of some trials.
 
     Args:
-      rows: Trials with a result, the worst first.
-      ranges: By the settings' names, in the order of the axes.
-      objective: Its name.
-      limits: The objective's values at the ends of its axis, the worse first; one that is worse
-        is drawn at that end.
+      rows: The trials with a result, the worst first.
+      ranges: The ranges by the settings' names, in the order of the axes.
+      objective: The name of the objective.
+      limits: The objective at the ends of its axis, the worse first; worse values are drawn at
+        that end.
     """
     worst, best = limits
-    scores = [float(np.clip((row.objective - worst) / (best - worst), 0, 1)) for row in rows]
+    scores = [float(np.clip((row.score - worst) / (best - worst), 0, 1)) for row in rows]
     ticks = [
         ((tick - worst) / (best - worst), f"{tick:.4g}") for tick in _nice(min(limits), max(limits))
     ]
@@ -100,12 +100,12 @@ def figure(
 
 
 def _color(score: float) -> str:
-    """The colour of a trial, by its place on the axis of the objective."""
+    """Returns the color of a trial, by its place on the axis of the objective."""
     return colors.to_hex(_COLORS(score))
 
 
 def _listed(values: Range) -> list[Any]:
-    """The values that have room for themselves on the axis; none where they are too many."""
+    """Returns the values that each have a tick; none if there are too many."""
     if values.values:
         texts = any(isinstance(value, str) for value in values.values)
         return list(values.values) if texts else sorted(values.values)
@@ -119,10 +119,10 @@ def _ticks(values: Range) -> list[tuple[float, str]]:
     if listed := _listed(values):
         return [((at + 0.5) / len(listed), text(value)) for at, value in enumerate(listed)]
     if not values.log:
-        ticks = _nice(values.low, values.high)
+        ticks: Sequence[float] = _nice(values.low, values.high)
     elif values.high / values.low >= 50:
         ticks = ticker.LogLocator(numticks=20).tick_values(values.low, values.high)
-    elif isinstance(values.low, int):  # Of layers' sizes, mostly powers of two.
+    elif isinstance(values.low, int):  # Sizes of layers are often powers of two.
         ticks = ticker.LogLocator(2, numticks=20).tick_values(values.low, values.high)
     else:
         ticks = ticker.LogLocator(subs=(1, 2, 5)).tick_values(values.low, values.high)
@@ -131,29 +131,29 @@ def _ticks(values: Range) -> list[tuple[float, str]]:
 
 
 def _nice(low: float, high: float) -> list[float]:
-    """Round numbers between two."""
+    """Returns round numbers between two numbers."""
     ticks = ticker.MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
     return [float(tick) for tick in ticks if low <= tick <= high]
 
 
 def text(value: Any) -> str:
-    """A value of a setting, as a flag has it, to four digits."""
+    """Returns a value as a flag has it, with four digits."""
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _share(value: float, values: Range) -> float:
-    """The place between two numbers."""
+    """Returns the place of a number in a range, 0 to 1."""
     scale = math.log if values.log else float
     low, high = scale(values.low), scale(values.high)
     return min(max((scale(value) - low) / (high - low), 0.0), 1.0)
 
 
 def _places(settings: Sequence[Any], values: Range) -> list[float]:
-    """A place for each trial; of those with the same listed value the better is further right.
+    """Returns the place of each trial; for the same listed value, better trials are further right.
 
-    Side by side, they can be told from one another and counted.
+    Side by side, the trials can be told apart and counted.
     """
     listed = _listed(values)
     places = [0.0] * len(settings)
@@ -172,7 +172,7 @@ def _places(settings: Sequence[Any], values: Range) -> list[float]:
 
 
 def _nearest(value: Any, listed: Sequence[Any]) -> int:
-    """The place in the list; Keras Tuner may have rounded a number."""
+    """Returns the index of a value; Keras Tuner may have rounded a number."""
     if isinstance(value, str):
         return listed.index(value)
     return min(range(len(listed)), key=lambda at: abs(listed[at] - value))

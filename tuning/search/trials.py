@@ -1,4 +1,4 @@
-"""What a trial's process does: train one point of the search space, or go on with it."""
+"""What a trial's process does: it trains a point of the search space, or resumes the training."""
 
 import dataclasses
 import pathlib
@@ -23,7 +23,7 @@ from trainers.runs import run_directory  # noqa: E402
 from trainers.training import loop  # noqa: E402
 
 _FAILURE = "failure.txt"
-_LONGEST_REASON = 300  # TensorFlow's are pages long.
+_LONGEST_REASON = 300  # TensorFlow's messages may be pages long.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +32,10 @@ class Execution:
 
     Attributes:
       config: The flags of its run.
-      epochs: Where it stops.
-      earlier: The run directory of one with the same settings that it goes on from.
-      settings: What TensorBoard shows of it; None for nothing.
-      keep_backup: Whether another may go on from it.
+      epochs: The epoch after which it stops.
+      earlier: The run directory of a shorter execution with the same settings, which it continues.
+      settings: The settings that TensorBoard shows; None to log nothing.
+      keep_backup: Whether another execution may continue this one.
     """
 
     config: FitConfig
@@ -46,24 +46,26 @@ class Execution:
 
     @property
     def run(self) -> run_directory.Run:
-        """Its run, as far as it has come."""
-        return run_directory.Run(pathlib.Path(self.config.run.run_dir), "", resumed=True)
+        """The run, as far as it has come."""
+        run_dir = self.config.run.run_dir
+        assert run_dir  # Every trial has one.
+        return run_directory.Run(pathlib.Path(run_dir))
 
     @property
     def failure(self) -> str | None:
-        """Why it failed, in one line, if it did."""
+        """The reason of a failure, in one line."""
         path = self.run.path / _FAILURE
         return path.read_text().splitlines()[0] if path.exists() else None
 
     def fail(self, reason: str, details: str = "") -> None:
-        """Notes that it failed, so that it is not tried again."""
+        """Writes down a failure, so that the execution is not tried again."""
         self.run.path.mkdir(parents=True, exist_ok=True)
         with atomic.atomic_path(self.run.path / _FAILURE) as temporary:
             temporary.write_text(f"{reason}\n{details}")
 
 
 def train(execution: Execution) -> None:
-    """Trains, from the last finished epoch on where there is one; notes a failure."""
+    """Trains from the last finished epoch on; writes down a failure."""
     try:
         _train(execution)
     except Exception as error:
@@ -76,13 +78,13 @@ def train(execution: Execution) -> None:
 
 
 def fit(config: FitConfig) -> None:
-    """`trainers.fit`, with what it tells on the way."""
+    """Trains like `trainers.fit`, and prints its summary."""
     _see_devices()
     print(loop.fit(config).summary(), flush=True)
 
 
 def _see_devices() -> None:
-    with stderr_dropped():  # It tells of each GPU that is not there.
+    with stderr_dropped():  # TensorFlow warns of missing GPUs.
         tf.config.list_physical_devices()
 
 
@@ -95,7 +97,7 @@ def _train(execution: Execution) -> None:
     trained = loop.Training.prepare(execution.config, run, chosen)
     trained.start()
     if execution.earlier and not run.backup.exists():
-        _go_on_from(execution.earlier, run)
+        _copy_state(execution.earlier, run)
     trained.train(
         [keras.callbacks.CSVLogger(run.path / "metrics.csv", append=True)], epochs=execution.epochs
     )
@@ -104,9 +106,9 @@ def _train(execution: Execution) -> None:
     run.finish(trained.result(), keep_backup=execution.keep_backup)
 
 
-def _go_on_from(earlier: pathlib.Path, run: run_directory.Run) -> None:
-    """Takes over the epochs of another run; the backup last, which makes them count."""
-    before = run_directory.Run(earlier, "", resumed=True)
+def _copy_state(earlier: pathlib.Path, run: run_directory.Run) -> None:
+    """Copies the finished epochs of another run; the backup comes last and makes them count."""
+    before = run_directory.Run(earlier)
     shutil.copy(before.path / "metrics.csv", run.path / "metrics.csv")
     run.backup.parent.mkdir(exist_ok=True)
     with atomic.atomic_path(run.backup) as temporary:

@@ -1,6 +1,7 @@
 """The figures of a search's page."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import ticker
@@ -8,12 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from trainers.pages import plots
-from tuning.ranges import Range
-from tuning.table import Row
+from tuning.pages.table import Row
+from tuning.space.ranges import Range
 
-_POINT, _LINE, _FAILED = "#56B4E9", "#0072B2", "#D55E00"  # Of Okabe and Ito's colours.
+_POINT, _LINE, _FAILED = "#56B4E9", "#0072B2", "#D55E00"  # From Okabe and Ito's palette.
 # A ring around the best trial's point, in the colour of its line on parallel axes.
-_BEST = {
+_BEST: dict[str, Any] = {
     "marker": "o",
     "s": 90,
     "facecolors": "none",
@@ -24,17 +25,14 @@ _BEST = {
 
 
 def limits(objectives: Sequence[float], higher_is_better: bool) -> tuple[float, float]:
-    """The worst and the best value that figures have room for.
+    """Returns the worst and the best value on the axis of the objective; they differ.
 
-    That is all values but those that are far worse than most, by Tukey's outer fence ("Exploratory
-    Data Analysis", 1977): beside a loss that diverged, all others would look alike.
+    Values beyond Tukey's outer fence ("Exploratory Data Analysis", 1977) on the worse side are cut
+    off: beside one diverged loss, all others would look alike.
 
     Args:
       objectives: At least one, all finite.
-      higher_is_better: What of two is the better.
-
-    Returns:
-      Two numbers that differ.
+      higher_is_better: Whether the higher of two values is better.
     """
     sign = 1 if higher_is_better else -1
     values = sign * np.asarray(objectives)
@@ -54,24 +52,24 @@ def best_so_far_svg(
     objective: str,
     limits: tuple[float, float],
 ) -> bytes:
-    """Draws the trials' results and the best so far by the time at which they ended.
+    """Draws the results of the trials, and the best so far, by the time when they ended.
 
     Args:
-      rows: Trials with an objective.
-      failed: Seconds of searching until each of the others ended.
-      best: Of the trials.
-      objective: What it is called.
-      limits: The objective's values at the ends of the axis, the worse first.
+      rows: The trials with an objective.
+      failed: The seconds of search until each failed trial ended.
+      best: The best trial.
+      objective: The name of the objective.
+      limits: The objective at the ends of the axis, the worse first.
 
     Returns:
       An SVG document.
     """
-    rows = sorted(rows, key=lambda row: row.ended_after)
-    end = max([rows[-1].ended_after, *failed])
+    rows = sorted(rows, key=lambda row: row.end)
+    end = max([rows[-1].end, *failed])
     unit, length = _unit_of_time(end)
-    times = [row.ended_after / length for row in rows]
+    times = [row.end / length for row in rows]
     better = np.maximum if limits[0] < limits[1] else np.minimum
-    bests = better.accumulate([row.objective for row in rows])
+    bests = better.accumulate([row.score for row in rows])
     figure, axes = _results(rows, times, objective, limits)
     axes.step(
         [*times, end / length],
@@ -81,7 +79,7 @@ def best_so_far_svg(
         linewidth=2,
         label="best so far",
     )
-    axes.scatter(best.ended_after / length, best.objective, label="best", **_BEST)
+    axes.scatter(best.end / length, best.score, label="best", **_BEST)
     if failed:
         axes.scatter(
             np.divide(failed, length),
@@ -89,9 +87,9 @@ def best_so_far_svg(
             marker="x",
             color=_FAILED,
             label="failed",
-            transform=axes.get_xaxis_transform(),  # Heights are shares of the axis.
+            transform=axes.get_xaxis_transform(),  # y is a fraction of the axis.
         )
-    axes.set(xlabel=f"{unit} of searching")
+    axes.set(xlabel=f"{unit} of search")
     axes.set_xlim(left=0)
     figure.legend(loc="outside upper left", ncols=4, frameon=False, fontsize="small")
     return plots.svg(figure)
@@ -100,21 +98,21 @@ def best_so_far_svg(
 def learning_rate_svg(
     rows: Sequence[Row], searched: Range, best: Row, objective: str, limits: tuple[float, float]
 ) -> bytes:
-    """Draws the trials' results by their learning rate.
+    """Draws the results of the trials by their learning rate.
 
     Args:
-      rows: Trials with an objective.
-      searched: The learning rates that are.
-      best: Of the trials.
-      objective: What it is called.
-      limits: The objective's values at the ends of the axis, the worse first.
+      rows: The trials with an objective.
+      searched: The range of learning rates.
+      best: The best trial.
+      objective: The name of the objective.
+      limits: The objective at the ends of the axis, the worse first.
 
     Returns:
       An SVG document.
     """
     rates = [row.settings["learning_rate"] for row in rows]
     figure, axes = _results(rows, rates, objective, limits)
-    axes.scatter(best.settings["learning_rate"], best.objective, label="best", **_BEST)
+    axes.scatter(best.settings["learning_rate"], best.score, label="best", **_BEST)
     axes.set(xscale="log", xlabel="learning rate (log scale)")
     if searched.least > 0:
         axes.set_xlim(searched.least / 1.2, searched.most * 1.2)
@@ -128,7 +126,7 @@ def learning_rate_svg(
 def _results(
     rows: Sequence[Row], places: Sequence[float], objective: str, limits: tuple[float, float]
 ) -> tuple[Figure, Axes]:
-    """A point for each trial, the larger the longer it was trained."""
+    """Draws a point for each trial, larger if it trained for more epochs."""
     figure = Figure(figsize=(5, 3.4), layout="constrained")
     axes = figure.subplots()
     least, most = sorted(limits)
@@ -136,7 +134,7 @@ def _results(
     longest = max(row.epochs for row in rows) or 1
     axes.scatter(
         places,
-        np.clip([row.objective for row in rows], least, most),
+        np.clip([row.score for row in rows], least, most),
         s=[8 + 40 * row.epochs / longest for row in rows],
         color=_POINT,
         edgecolors="white",
@@ -150,7 +148,7 @@ def _results(
 
 
 def _unit_of_time(seconds: float) -> tuple[str, int]:
-    """A unit in which a duration is no long number, and its length in seconds."""
+    """Returns a unit for a duration, and the seconds of that unit."""
     for unit, length in (("hours", 3600), ("minutes", 60)):
         if seconds > 2 * length:
             return unit, length

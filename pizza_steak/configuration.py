@@ -1,0 +1,113 @@
+"""The flags of this package's commands: one frozen dataclass for each concern."""
+
+import dataclasses
+import re
+
+from pizza_steak.flags import Numbers, flag
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformConfig:
+    """How to augment images, by ImageDataGenerator's arguments."""
+
+    rotation_range: float = flag(0.0, "Degrees to rotate by, to either side.", minimum=0.0)
+    width_shift_range: Numbers = flag(
+        0.0,
+        "Like --height_shift_range, of the width; as in ImageDataGenerator it shifts vertically.",
+        minimum=0.0,
+    )
+    height_shift_range: Numbers = flag(
+        0.0,
+        "Fraction of the height (below 1), or pixels, to shift by to either side; of several "
+        "numbers one is drawn. As in ImageDataGenerator it shifts horizontally (keras issue "
+        "17398).",
+        minimum=0.0,
+    )
+    shear_range: float = flag(0.0, "Degrees to shear by, to either side.", minimum=0.0)
+    zoom_range: Numbers = flag(
+        0.0, "z for factors from 1 - z to 1 + z, or the smallest and the largest.", minimum=0.0
+    )
+    horizontal_flip: bool = flag(False, "Mirror half of the images left to right.")
+    vertical_flip: bool = flag(False, "Mirror half of the images top to bottom.")
+    fill_mode: str = flag(
+        "nearest",
+        "How to fill points beyond the edges.",
+        ("constant", "nearest", "reflect", "wrap"),
+    )
+    cval: float = flag(0.0, "Value beyond the edges with --fill_mode=constant, 0 to 255.")
+    interpolation_order: int = flag(
+        1, "How to resample images: 1 is bilinear, 0 nearest.", minimum=0, maximum=1
+    )
+    brightness_range: Numbers | None = flag(
+        None, "The smallest and the largest factor of the pixels, such as 0.8,1.2.", minimum=0.0
+    )
+    channel_shift_range: float = flag(
+        0.0, "Largest value to add to all channels, to either side, of 255.", minimum=0.0
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+    """Which images to inspect."""
+
+    archive: str | None = flag(None, "Zip file or folder of class folders.", one_of="source")
+    dataset: str | None = flag(
+        None, "pizza_steak/photos (downloaded) or pizza_steak/sample.", one_of="source"
+    )
+    data_dir: str | None = flag(
+        None, "Folder of the dataset's records; by default ~/tensorflow_datasets."
+    )
+    follow_links: bool = flag(False, "Follow links to folders in an archive.")
+
+
+@dataclasses.dataclass(frozen=True)
+class FindingsConfig:
+    """Which files to write."""
+
+    json: str | None = flag(None, "File for the findings, with all filenames, as JSON.")
+    grid: str | None = flag(None, "File for a figure of random images.")
+    augmented: str | None = flag(
+        None, "File for a figure of random images, each beside augmented versions of it."
+    )
+    seed: int = flag(42, "Seed for drawing the images and the versions.")
+    image_size: int = flag(224, "Height and width of the augmented images, in pixels.", minimum=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class InspectConfig:
+    """All flags of `pizza_steak.inspect`."""
+
+    source: SourceConfig = SourceConfig()
+    findings: FindingsConfig = FindingsConfig()
+    transform: TransformConfig = TransformConfig()
+
+
+def seconds(text: str | None) -> int | None:
+    """Returns the seconds of a duration such as 30d or 12h, or None for None.
+
+    Raises:
+      ValueError: The text is not such a duration.
+    """
+    if text is None:
+        return None
+    if not (match := re.fullmatch(r"([0-9]+)([dh])", text)):
+        raise ValueError(f"{text!r}: expected days or hours, such as 30d or 12h")
+    return int(match[1]) * {"d": 86400, "h": 3600}[match[2]]
+
+
+@dataclasses.dataclass(frozen=True)
+class RemovalConfig:
+    """Which prepared datasets to list or remove."""
+
+    data_dir: str | None = flag(None, "Folder of the datasets; by default ~/tensorflow_datasets.")
+    remove: tuple[str, ...] = flag((), "Name of a dataset to remove.", repeated=True)
+    unused_for: str | None = flag(
+        None, "Remove the datasets not used for this long: 30d or 12h.", check=seconds
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedConfig:
+    """All flags of `pizza_steak.prepared`."""
+
+    removal: RemovalConfig = RemovalConfig()

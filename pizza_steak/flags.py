@@ -1,0 +1,212 @@
+"""Converts dataclasses to absl flags and back: one frozen dataclass a concern, one field a flag.
+
+A configuration is a dataclass whose fields are concerns, such as `FitConfig`. Each flag is defined
+once, with its default and its help. Nothing here imports TensorFlow: --help must be fast.
+"""
+
+import collections
+import csv
+import dataclasses
+import io
+import typing
+from collections.abc import Callable, Container, Iterator, Sequence
+from typing import Any
+
+from absl import flags
+
+# The type of a flag that takes one number, or several separated by commas.
+Numbers = float | int | Sequence[float]
+
+
+def flag(
+    default: Any,
+    help: str,
+    choices: Sequence[str] = (),
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    check: Callable[[str], Any] | None = None,
+    identity: bool = True,
+    per_process: bool = False,
+    one_of: str | None = None,
+    repeated: bool = False,
+) -> Any:
+    """Returns a dataclass field that is a flag.
+
+    Args:
+      default: Its default value.
+      help: Its help.
+      choices: The allowed values; of a `bool | str` the words allowed beside true and false.
+      minimum: The smallest allowed number.
+      maximum: The largest allowed number.
+      check: Raises a ValueError if the value is wrong.
+      identity: Whether a run is resumed only with the value that it was started with. The flagfile
+        of a run holds these flags and no others.
+      per_process: Whether each process of a cluster may have a value of its own.
+      one_of: Name of a group of flags. Exactly one flag of the group must be given.
+      repeated: Whether the flag may be repeated; its value is the tuple of all values.
+    """
+    metadata = {
+        "help": help,
+        "choices": choices,
+        "limits": (minimum, maximum),
+        "check": check,
+        "identity": identity,
+        "per_process": per_process,
+        "one_of": one_of,
+        "repeated": repeated,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def same_flag(concern: Any, name: str, **changes: Any) -> Any:
+    """Returns a field with the flag of another concern, with changes such as another default."""
+    field = concern.__dataclass_fields__[name]
+    metadata = {**field.metadata, **changes}
+    return dataclasses.field(default=metadata.pop("default", field.default), metadata=metadata)
+
+
+def fields(config: Any) -> Iterator[tuple[str, dataclasses.Field]]:
+    """Yields the (concern name, field) pairs of a configuration."""
+    for name, concern in _concerns(config).items():
+        for field in dataclasses.fields(concern):
+            yield name, field
+
+
+def _concerns(config: Any) -> dict[str, Any]:
+    """Returns the dataclass of each concern of a configuration, by name."""
+    return {concern.name: concern.type for concern in dataclasses.fields(config)}
+
+
+class _Numbers(flags.ArgumentParser):
+    """Parses `0.2` as a number and `0.8,1.2` as a tuple; a number without a point is an int."""
+
+    syntactic_help = "a number, or several separated by commas"
+
+    def __init__(self, lower_bound: float | None):
+        self._lower_bound = lower_bound
+
+    def parse(self, argument: Any) -> Any:
+        if not isinstance(argument, str):  # The default.
+            return argument
+        values = tuple(self._parse_number(text) for text in argument.split(","))
+        return values if len(values) > 1 else values[0]
+
+    def _parse_number(self, text: str) -> float:
+        try:
+            value: float = int(text)
+        except ValueError:
+            value = float(text)  # absl reports the flag and this error's message.
+        if self._lower_bound is not None and not value >= self._lower_bound:
+            raise ValueError(f"{text}: expected at least {self._lower_bound:g}")
+        return value
+
+
+class _Switch(flags.BooleanParser):
+    """Parses a switch, such as `--resume`, that also takes a word, such as `--resume=auto`."""
+
+    def __init__(self, words: Sequence[str]):
+        super().__init__()
+        self._words = words
+
+    def parse(self, argument: Any) -> Any:
+        return argument if argument in self._words else super().parse(argument)
+
+
+def define_flags(config: type, flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines an absl flag for each field of the concerns of a configuration."""
+    groups = collections.defaultdict(list)
+    for concern in _concerns(config).values():
+        for field in dataclasses.fields(concern):
+            _define_flag(field, flag_values, _heading(concern))
+            groups[field.metadata["one_of"]].append(field.name)
+    groups.pop(None, None)
+    for names in groups.values():
+        flags.mark_flags_as_mutual_exclusive(names, required=True, flag_values=flag_values)
+
+
+def help_of(config: type, flag_values: flags.FlagValues = flags.FLAGS) -> str:
+    """Returns the help of all flags of a configuration, concern by concern."""
+    concerns = _concerns(config).values()
+    return "\n\n".join(flag_values.module_help(_heading(concern)).strip() for concern in concerns)
+
+
+def _heading(concern: Any) -> str:
+    return concern.__doc__.removesuffix(".")
+
+
+def _define_flag(field: dataclasses.Field, flag_values: flags.FlagValues, heading: str) -> None:
+    kinds = set(typing.get_args(field.type) or (field.type,)) - {type(None)}
+    common = {"help": field.metadata["help"], "flag_values": flag_values, "module_name": heading}
+    limits = dict(zip(("lower_bound", "upper_bound"), field.metadata["limits"], strict=True))
+    choices = field.metadata["choices"]
+    default: Any = field.default
+    if field.metadata["repeated"]:
+        flags.DEFINE_multi_string(field.name, default, **common)
+    elif kinds == {bool, str}:
+        flags.DEFINE(_Switch(choices), field.name, default, boolean=True, **common)
+    elif choices:
+        flags.DEFINE_enum(field.name, default, choices, **common)
+    elif len(kinds) > 1:  # `Numbers`.
+        flags.DEFINE(_Numbers(limits["lower_bound"]), field.name, default, **common)
+    elif kinds == {bool}:
+        flags.DEFINE_bool(field.name, default, **common)
+    elif kinds == {int}:
+        flags.DEFINE_integer(field.name, default, **limits, **common)
+    elif kinds == {float}:
+        flags.DEFINE_float(field.name, default, **limits, **common)
+    elif typing.get_origin(*kinds) is tuple:
+        flags.DEFINE_list(field.name, default, **common)
+    else:
+        flags.DEFINE_string(field.name, default, **common)
+    if check := field.metadata["check"]:
+        flags.register_validator(field.name, _validator(check), flag_values=flag_values)
+
+
+def _validator(check: Callable[[str], Any]) -> Callable[[str], bool]:
+    def validate(text):
+        try:
+            check(text)
+        except ValueError as error:
+            raise flags.ValidationError(str(error)) from error
+        return True
+
+    return validate
+
+
+def from_flags(config: type, flag_values: flags.FlagValues = flags.FLAGS) -> Any:
+    """Returns the configuration with the values of the parsed flags."""
+    values: dict[str, dict[str, Any]] = {name: {} for name in _concerns(config)}
+    for concern, field in fields(config):
+        value = flag_values[field.name].value
+        values[concern][field.name] = tuple(value) if isinstance(value, list) else value
+    return config(**{name: kind(**values[name]) for name, kind in _concerns(config).items()})
+
+
+def to_flags(config: Any, without: Container[str] = ()) -> str:
+    """Returns a flagfile that sets the values of `config`, except None and flags in `without`."""
+    lines = []
+    for concern in dataclasses.fields(config):
+        values = getattr(config, concern.name)
+        lines.append(f"# {type(values).__doc__}")
+        for field in dataclasses.fields(values):
+            value = getattr(values, field.name)
+            if field.name in without or value is None:
+                continue
+            repeated = value if field.metadata["repeated"] else [value]
+            lines += [as_argument(field.name, one) for one in repeated]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def as_argument(name: str, value: Any) -> str:
+    """Returns a flag as it is typed, such as "--seed=1"; "no --seed" for None."""
+    if value is None:
+        return f"no --{name}"
+    if isinstance(value, bool):
+        return f"--{'' if value else 'no'}{name}"
+    if isinstance(value, tuple):
+        row = io.StringIO()
+        csv.writer(row, lineterminator="").writerow(value)
+        value = row.getvalue()
+    return f"--{name}={value}"

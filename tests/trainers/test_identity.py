@@ -1,0 +1,107 @@
+"""Which flags may change when a run is resumed, and between the processes of a cluster."""
+
+import pathlib
+import re
+
+import pytest
+from small_runs import parse_flags
+
+from pizza_steak.errors import UserError
+from trainers.configuration import FitConfig
+from trainers.runs import identity
+from trainers.runs.run_directory import plan
+
+HERE = pathlib.Path.cwd()
+FLAGS = ["--seed=7", "--classes=dark,light", "--nofollow_links", "--batch_size=8"]
+
+
+@pytest.fixture
+def run_flags(tmp_path) -> pathlib.Path:
+    """The run.flags of a run with `FLAGS` and relative paths that was started and not finished."""
+    run = plan(parse_flags(*FLAGS, "--archive=food.zip", f"--run_dir={tmp_path}/run"))
+    run.create("", {})
+    return run.path / "run.flags"
+
+
+def resume(run_flags: pathlib.Path, *flags: str) -> None:
+    where = ["--archive=food.zip", f"--run_dir={run_flags.parent}", "--resume"]
+    assert plan(parse_flags(*FLAGS, *where, *flags)).resumed
+
+
+def edit(run_flags: pathlib.Path, pattern: str, replacement: str) -> None:
+    text, count = re.subn(pattern, replacement, run_flags.read_text(), flags=re.MULTILINE)
+    assert count
+    run_flags.write_text(text)
+
+
+def test_a_run_with_other_comments_is_resumed(run_flags):
+    edit(run_flags, "^# .*", "# Reworded.")
+    resume(run_flags)
+
+
+def test_a_flag_that_run_flags_does_not_have_counts_as_its_default(run_flags):
+    edit(run_flags, "^--fill_mode=nearest\n", "")
+    resume(run_flags)
+    with pytest.raises(UserError, match=r"\(--fill_mode=nearest, now --fill_mode=wrap\)"):
+        resume(run_flags, "--fill_mode=wrap")
+
+
+@pytest.mark.parametrize(
+    "flag, told",
+    [
+        ("--seed=8", "--seed=7, now --seed=8"),
+        ("--filters=3", "no --filters, now --filters=3"),
+        ("--follow_links", "--nofollow_links, now --follow_links"),
+        ("--classes=light,dark", "--classes=dark,light, now --classes=light,dark"),
+        ("--image_size=224,96", "--image_size=224, now --image_size=224,96"),
+        ("--learning_rate=0.0010000001", "--learning_rate=0.001, now --learning_rate=0.0010000001"),
+        ("--archive=/other.zip", f"--archive={HERE}/food.zip, now --archive=/other.zip"),
+    ],
+)  # fmt: skip
+def test_a_run_is_not_resumed_with_another_value_and_both_are_named(run_flags, flag, told):
+    with pytest.raises(UserError) as caught:
+        resume(run_flags, flag)
+    assert f"was started with other flags ({told}); " in str(caught.value)
+    assert str(caught.value).endswith(f"--flagfile={run_flags}")
+
+
+def test_the_same_value_may_be_written_in_another_way(run_flags):
+    resume(run_flags, "--learning_rate=1e-3", "--seed=07", "--archive=./food.zip")
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--checkpoint_every=60s",
+        "--cluster_timeout=5",
+        "--data_service=grpc://localhost:5050",
+        "--resume=auto",
+        "--overwrite",
+    ],
+)
+def test_flags_that_are_not_the_identity_may_change(run_flags, flag):
+    resume(run_flags, flag)
+
+
+def test_a_flag_that_does_not_exist_any_more_is_named_in_one_line(run_flags):
+    edit(run_flags, r"\Z", "--flux_capacitor=1\n")
+    with pytest.raises(UserError) as caught:
+        resume(run_flags)
+    assert str(caught.value).startswith(f"{run_flags}: --flux_capacitor is not a flag of this ")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_flagfile_of_a_run_gives_its_identity(run_flags):
+    config = identity.read(FitConfig, run_flags)
+    assert not identity.changes(config, parse_flags(*FLAGS, "--archive=food.zip"))
+    assert config == parse_flags(*FLAGS, f"--archive={pathlib.Path('food.zip').absolute()}")
+
+
+def test_processes_of_a_cluster_may_differ_in_paths_and_devices_alone():
+    chiefs = parse_flags("--archive=a.zip", "--devices=2", "--run_dir=a", "--overwrite")
+    own = parse_flags("--data_dir=b", "--decoded_cache=none", "--cluster_timeout=5")
+    assert identity.differences_from_chief(chiefs, own) == ""
+    other = parse_flags("--checkpoint_every=5", "--notensorboard")
+    assert identity.differences_from_chief(chiefs, other) == (
+        "--checkpoint_every=epoch, here --checkpoint_every=5, --tensorboard, here --notensorboard"
+    )
