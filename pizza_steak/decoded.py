@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 import tqdm
 from absl import logging
+from tensorflow.python.framework import config
 
 from pizza_steak import decoding, decoding_in_graph
 from pizza_steak.atomic import make_once
@@ -63,10 +64,15 @@ class DecodedPictures:
     parallel_calls: int = 2  # Memory bounds a gather: more calls would only hold more batches.
 
     def gather(self, rows: tf.Tensor) -> tf.Tensor:
-        # A graph holds a reference to a captured dataset, but a copy of a captured tensor.
-        array = self._dataset.get_single_element()
-        with tf.device("CPU"):  # A GPU would first copy the whole array to its memory.
-            images = tf.gather(array, rows)
+        if config.is_op_determinism_enabled():
+            # tf.data then makes one batch at a time, if an operation may have a state, as reading
+            # a dataset's element may.
+            images = tf.numpy_function(self.array.__getitem__, [rows], tf.uint8, stateful=False)
+        else:
+            # A graph holds a reference to a captured dataset, but a copy of a captured tensor.
+            array = self._dataset.get_single_element()
+            with tf.device("CPU"):  # A GPU would first copy the whole array to its memory.
+                images = tf.gather(array, rows)
         return tf.ensure_shape(images, (*rows.shape, *self.array.shape[1:]))
 
     @functools.cached_property

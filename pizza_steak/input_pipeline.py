@@ -188,26 +188,21 @@ def batches(
             replica=replica,
             replicas=shares.replicas,
         )
-        images, seeds = pictures.gather(batch), example_seeds(seed, step // steps, batch)
-        return images, seeds, *(tf.gather(a, batch) for a in (labels, weights) if a is not None)
-
-    def finish(images, seeds, *others):
+        images = pictures.gather(batch)
         if augment is not None:
-            images = augment(images, seeds)
-        return (images, *others) if others else images
+            images = augment(images, example_seeds(seed, step // steps, batch))
+        if labels is None:
+            return images
+        return images, *(tf.gather(a, batch) for a in (labels, weights) if a is not None)
 
     first_step += first_epoch * steps
     counted = tf.data.Dataset.range(first_step * len(here), epochs * steps * len(here))
     if service:
-        loaded = data_service.map_steps(counted, lambda number: finish(*load(number)), service)
-    elif augment is None:
-        loaded = counted.map(
-            lambda number: finish(*load(number)), num_parallel_calls=pictures.parallel_calls
-        )
+        loaded = data_service.map_steps(counted, load, service)
     else:
-        # In two steps: with deterministic operations, TensorFlow gathers one batch at a time.
-        loaded = counted.map(load, num_parallel_calls=pictures.parallel_calls)
-        loaded = loaded.map(finish, num_parallel_calls=os.cpu_count())
+        # The cores bound augmentation, whatever bounds the gathering.
+        calls = pictures.parallel_calls if augment is None else os.cpu_count()
+        loaded = counted.map(load, num_parallel_calls=calls)
     return loaded.prefetch(_PREFETCHED * len(here)).with_options(WITHOUT_AUTOTUNE)
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from small_runs import fit, pictures
 
 from pizza_steak import decoding, inspection
+from pizza_steak.configuration import InspectConfig, SourceConfig
 
 COUNTS = {"train": 42, "validation": 9, "test": 9}  # Of the 60 of each class.
 
@@ -50,7 +51,7 @@ def trained(folder, tmp_path_factory):
 
 
 def test_the_folder_is_what_a_phone_leaves(folder):
-    found = inspection.report(archive=folder)
+    found = inspection.report(InspectConfig(SourceConfig(archive=str(folder))))
     assert "turned      18 by EXIF orientation" in found
     assert "PNG 12, WEBP 12" in found
     assert ("HEIF 1" in found) == ("HEIF" in decoding.KINDS)

@@ -135,4 +135,4 @@ def test_pictures_too_large_for_zca_are_refused():
         normalization_layers(large, zca_whitening=True)
     message = str(raised.value)
     assert "\n" not in message
-    assert "64 x 65 pictures of 3 channels has 12,480 rows; expected at most 12,288" in message
+    assert "64 x 65 images of 3 channels has 12,480 rows; expected at most 12,288" in message

@@ -238,7 +238,7 @@ def model_of_other_pictures(path: pathlib.Path) -> None:
         (lambda path: None, "model .*model.keras: missing"),
         (
             lambda path: path.write_text("no zip"),
-            "model .*model.keras: missing, or not a Keras model",
+            "model .*model.keras: missing, or no Keras model",
         ),
         (model_with_code, "model .*model.keras: cannot be loaded .*Lambda"),
         (model_of_other_pictures, r"model .*model.keras: takes images of \(8, 8, 3\)"),
