@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 import tqdm
 from absl import logging
@@ -57,7 +58,10 @@ class Pictures(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class DecodedPictures:
-    """Images in an array of shape (N, height, width, channels), uint8; bad images are zeros."""
+    """Images in an array of shape (N, height, width, channels), uint8; bad images are zeros.
+
+    The array may also hold something else of N examples, of any shape and dtype.
+    """
 
     array: np.ndarray
     bad: Mapping[int, str]
@@ -67,7 +71,9 @@ class DecodedPictures:
         if config.is_op_determinism_enabled():
             # tf.data then makes one batch at a time, if an operation may have a state, as reading
             # a dataset's element may.
-            images = tf.numpy_function(self.array.__getitem__, [rows], tf.uint8, stateful=False)
+            images = tf.numpy_function(
+                self.array.__getitem__, [rows], self.array.dtype, stateful=False
+            )
         else:
             # A graph holds a reference to a captured dataset, but a copy of a captured tensor.
             array = self._dataset.get_single_element()
@@ -208,8 +214,8 @@ def _cached(records: Records, format: Format, *, keep_array: bool) -> pathlib.Pa
         temporary.mkdir()
         if keep_array:
             shape = (len(records.labels), *format.shape)
-            with _NpyWriter(temporary / "images.npy", shape) as writer:
-                bad = _decode_all(records, format, writer.write)
+            with NpyWriter(temporary / "images.npy", shape, np.uint8) as writer:
+                bad = _decode_all(records, format, lambda rows, images: writer.write(images))
         else:
             bad = _decode_all(records, format, lambda rows, images: None)
         (temporary / "bad.json").write_text(json.dumps(sorted(bad.items())))
@@ -258,22 +264,23 @@ def _decode_all(
     return bad
 
 
-class _NpyWriter:
+class NpyWriter:
     """Writes an array to a .npy file, some rows at a time, in order.
 
     The file is not memory-mapped: pages written to a map count as memory of the process until they
     are on the disk.
     """
 
-    def __init__(self, path: pathlib.Path, shape: tuple[int, ...]):
+    def __init__(self, path: pathlib.Path, shape: tuple[int, ...], dtype: npt.DTypeLike):
         self._file = path.open("wb")
-        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
+        header = {"descr": descr, "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(self._file, header)
 
-    def write(self, rows: np.ndarray, images: np.ndarray) -> None:
-        self._file.write(images.data)
+    def write(self, rows: np.ndarray) -> None:
+        self._file.write(np.ascontiguousarray(rows).data)
 
-    def __enter__(self) -> "_NpyWriter":
+    def __enter__(self) -> "NpyWriter":
         return self
 
     def __exit__(self, *exception) -> None:

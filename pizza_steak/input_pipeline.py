@@ -135,6 +135,11 @@ def example_seeds(seed: int, epoch: int | tf.Tensor, rows: tf.Tensor) -> tf.Tens
     return tf.stack([tf.fill(tf.shape(rows), run), rows], axis=-1)
 
 
+def epoch_of(seeds: tf.Tensor) -> tf.Tensor:
+    """Returns the epoch of each of some `example_seeds`, int64 of shape (B,)."""
+    return tf.bitwise.bitwise_and(seeds[:, 0], 2**32 - 1)
+
+
 def batches(
     pictures: Pictures,
     rows: np.ndarray,

@@ -66,9 +66,10 @@ class DataConfig:
         None, "Classes to use, in the order of their labels; by default all, sorted by name."
     )
     follow_links: bool = flag(False, "Follow links to folders in an --archive that is a folder.")
-    image_size: Numbers = flag(
-        224,
-        "Height and width of resized images, in pixels: one number for both, or two.",
+    image_size: Numbers | None = flag(
+        None,
+        "Height and width of resized images, in pixels: one number for both, or two; by default "
+        "what --model wants, or else 224.",
         minimum=1,
     )
     aspect_ratio: str = flag(
@@ -148,6 +149,13 @@ class AugmentationConfig(TransformConfig):
         "Keras's own layers are always in the model.",
         ("host", "device"),
     )
+    augmentation_cycle: int | None = flag(
+        None,
+        "Number of augmented versions of each image, which the epochs use in turn; by default "
+        "every epoch has its own. The features of a frozen backbone are then computed once for "
+        "each version.",
+        minimum=1,
+    )
 
 
 # The augmentation of the chapter's model_6 and model_7.
@@ -165,7 +173,11 @@ CHAPTERS_AUGMENTATION = AugmentationConfig(
 class NormalizationConfig:
     """How to normalize pixels, in the first layers of the model."""
 
-    rescale: float = flag(1 / 255, "Factor of the pixels, which are 0 to 255.")
+    rescale: float | None = flag(
+        None,
+        "Factor of the pixels, which are 0 to 255; by default 1/255, or 1 if --model names a "
+        "network that scales them itself.",
+    )
     samplewise_center: bool = flag(False, "Subtract the mean of each image.")
     samplewise_std_normalization: bool = flag(
         False, "Subtract the mean of each image and divide by its standard deviation."
@@ -185,14 +197,47 @@ class NormalizationConfig:
     )
 
 
+def trainable_layers(text: str | None) -> float:
+    """Returns the number of layers before the head that --trainable trains; infinity for all.
+
+    Raises:
+      ValueError: It is neither "head", "all" nor a number of layers.
+    """
+    words = {"head": 0.0, "all": math.inf, None: math.inf}
+    if text in words:
+        return words[text]
+    if text is None or not re.fullmatch("[1-9][0-9]*", text):
+        raise ValueError(f"{text!r}: expected head, all, or a number of layers")
+    return int(text)
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Which network to train."""
 
     model: str = flag(
         "tinyvgg",
-        "Network: tinyvgg, playground, dense, conv3 or conv3_pool. Sizes below that are not given "
-        "are those of this network.",
+        "Network: tinyvgg, playground, dense, conv3 or conv3_pool; a network of keras.applications "
+        "such as efficientnetv2b0; the directory of a finished run or a .keras file; or "
+        "FILE.py:FUNCTION, or MODULE:FUNCTION, a function of yours that takes (image_shape, "
+        "num_classes) and returns a Keras model. Sizes below that are not given are those of this "
+        "network.",
+    )
+    weights: str | None = flag(
+        None,
+        "Weights of a network of keras.applications: imagenet (downloaded once), none for random "
+        "ones, or a file; by default imagenet.",
+    )
+    features: str | None = flag(
+        None,
+        "Layer of a run's network or of a .keras file whose output the new last layers get; by "
+        "default the last one before the dense layers.",
+    )
+    trainable: str | None = flag(
+        None,
+        "What to train: head, the new last layers; all; or a number N, the head and the last N "
+        "layers before it. By default head for a network with weights of its own, else all.",
+        check=trainable_layers,
     )
     filters: int | None = flag(None, "Filters of each convolution in the first block.", minimum=1)
     filter_growth: float = flag(
@@ -232,8 +277,19 @@ class OptimisationConfig:
     """How to train the model."""
 
     epochs: int = flag(5, "Epochs to train for.", minimum=1)
+    head_epochs: int = flag(
+        0,
+        "Epochs, of --epochs, that train the head alone before --trainable, by default all, is "
+        "trained. Early stopping and --reduce_lr_patience begin after them.",
+        minimum=0,
+    )
     optimizer: str = flag("adam", "Name of a Keras optimizer.")
     learning_rate: float = flag(0.001, "Learning rate.", minimum=0.0)
+    fine_tuning_rate: float | None = flag(
+        None,
+        "Learning rate after --head_epochs; by default a tenth of --learning_rate.",
+        minimum=0.0,
+    )
     scale_learning_rate: str = flag(
         "none",
         "How to scale the learning rate: not at all, or by the number of replicas.",

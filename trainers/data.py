@@ -253,7 +253,8 @@ def format_of(config: DataConfig) -> decoding.Format:
     )
 
 
-def _size(image_size: Numbers) -> tuple[int, int]:
+def _size(image_size: Numbers | None) -> tuple[int, int]:
+    assert image_size is not None  # `setup.resolved` has replaced it.
     size = [image_size] * 2 if isinstance(image_size, int | float) else list(image_size)
     whole = [length for length in size if isinstance(length, int)]
     if not len(size) == len(whole) == 2:

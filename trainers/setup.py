@@ -9,10 +9,30 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from pizza_steak.errors import UserError
 from trainers import data as run_data
 from trainers.configuration import DataConfig
 from trainers.hardware import devices
-from trainers.models import networks, optimizers, preprocessing, trained_model
+from trainers.models import backbones, networks, optimizers, preprocessing, trained_model
+
+_IMAGE_SIZE = 224
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """Epochs that train the same variables.
+
+    Attributes:
+      first: The first epoch.
+      end: The epoch to stop before.
+      trainable: The number of layers before the head that are trained; infinity for all.
+      learning_rate: The learning rate of its first step, for one replica.
+    """
+
+    first: int
+    end: int
+    trainable: float
+    learning_rate: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,18 +40,22 @@ class Setup:
     """What a training needs.
 
     Attributes:
-      config: The flags, with the batch size that they come to.
+      config: The flags, with what they come to for this network and hardware.
       chosen: The hardware, and how it computes.
       data: The images.
       augmentation: The augmentation of training images, None for none.
-      model: The compiled model.
+      network: The network.
+      stages: The stages of the training, in order.
+      model: The network, compiled for the first stage.
     """
 
     config: Any
     chosen: devices.Devices
     data: run_data.Data
     augmentation: preprocessing.Augmentation | None
-    model: keras.Model
+    network: networks.Network
+    stages: tuple[Stage, ...]
+    model: trained_model.TrainedModel
 
     @property
     def augment(self) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None:
@@ -41,11 +65,52 @@ class Setup:
     @property
     def learning_rate(self) -> float:
         """The learning rate of the first step."""
-        return optimizers.learning_rate(self.config.optimisation, self.chosen.replicas)
+        rate = self.stages[0].learning_rate
+        return optimizers.learning_rate(self.config.optimisation, rate, self.chosen.replicas)
+
+    def has_fixed_features(self, stage: Stage) -> bool:
+        """Returns whether the head gets the same features of an image in all epochs of a stage.
+
+        With --augmentation_cycle these are the same features of each version. In a cluster there
+        are none: its processes may share a disk, but cannot compute one after the other.
+        """
+        if stage.trainable or self.network.features is None or self.chosen.cluster:
+            return False
+        return self.augmentation is None or (
+            self.augmentation.cycle is not None and not self.augmentation.layers
+        )
+
+    def compiled(self, stage: Stage, *, head_only: bool = False) -> trained_model.TrainedModel:
+        """Returns the network, or its head alone, compiled for a stage.
+
+        It has the layers of the network: a model that was compiled for another stage cannot be
+        trained any more.
+        """
+        return _compiled(
+            self.config, self.chosen, self.network, stage, self.steps("train"), head_only
+        )
 
     def steps(self, purpose: str) -> int:
         """Returns the steps per epoch of a split; 0 if there is no such split."""
         return math.ceil(len(self.data.rows.get(purpose, ())) / self.config.data.batch_size)
+
+
+def resolved(config: Any) -> Any:
+    """Returns flags with values in place of the defaults that depend on --model.
+
+    Raises:
+      UserError: There is no such run or file.
+    """
+    size, rescale = config.data.image_size, config.normalization.rescale
+    if size is None:
+        size = backbones.image_size(config.model) or _IMAGE_SIZE
+    if rescale is None:
+        rescale = 1 / 255 if networks.is_built_here(config.model) else 1.0
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, image_size=size),
+        normalization=dataclasses.replace(config.normalization, rescale=rescale),
+    )
 
 
 def prepare(
@@ -68,43 +133,97 @@ def prepare(
         images that are too small for the network, are found before `load`.
     """
     chosen = chosen or devices.choose(config.devices)
+    config = resolved(config)
     config = dataclasses.replace(
         config, data=run_data.with_batch_size(config.data, chosen.replicas)
     )
-    networks.fitting_sizes(config.model, run_data.format_of(config.data).shape)
+    networks.check(config.model, run_data.format_of(config.data).shape)
+    _check_stages(config)
     optimizers.optimizer_class(config.optimisation.optimizer)
     data = load(config.data)
     # A backup finds variables by their paths, in which Keras numbers the layers of the process.
     keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(config.optimisation.seed)
     chosen.set_precision()
+    images = data.batches("train", config.data.batch_size).map(lambda images, labels: images)
     with chosen.scope():
         augmentation = preprocessing.augmentation_of(config.augmentation, config.optimisation.seed)
-    model = _compiled_model(config, data, chosen, augmentation)
-    return Setup(config, chosen.as_compiled(model), data, augmentation, model)
-
-
-def _compiled_model(
-    config: Any,
-    data: run_data.Data,
-    chosen: devices.Devices,
-    augmentation: preprocessing.Augmentation | None,
-) -> keras.Model:
-    images = data.batches("train", config.data.batch_size).map(lambda images, labels: images)
-    first_layers = [
-        *(augmentation.layers if augmentation else ()),
-        *preprocessing.normalization_of(config.normalization, images),
-    ]
+        first_layers = augmentation.layers if augmentation else []
+    first_layers = [*first_layers, *preprocessing.normalization_of(config.normalization, images)]
+    with chosen.scope():
+        network = networks.build(
+            config.model,
+            data.image_shape,
+            data.classes,
+            first_layers,
+            head_first=config.optimisation.head_epochs > 0,
+        )
+    stages = _stages(config, network)
     steps = math.ceil(len(data.rows["train"]) / config.data.batch_size)
+    model = _compiled(config, chosen, network, stages[0], steps)
+    return Setup(config, chosen.as_compiled(model), data, augmentation, network, stages, model)
+
+
+def _check_stages(config: Any) -> None:
+    asked, model = config.optimisation, config.model
+    if asked.fine_tuning_rate is not None and not asked.head_epochs:
+        raise UserError("fine_tuning_rate: is for the epochs after --head_epochs; expected both")
+    if not asked.head_epochs:
+        return
+    if networks.is_built_here(model) or backbones.is_function(model):
+        raise UserError(
+            f"head_epochs {asked.head_epochs}: --model={model.model} has no head of its own; "
+            "expected a network of keras.applications, a run or a .keras file"
+        )
+    if model.trainable == "head":
+        raise UserError(
+            f"head_epochs {asked.head_epochs}: --trainable=head trains nothing after them; "
+            "expected one of the two"
+        )
+    if asked.head_epochs >= asked.epochs:
+        raise UserError(
+            f"head_epochs {asked.head_epochs}: expected fewer than --epochs={asked.epochs}"
+        )
+
+
+def _stages(config: Any, network: networks.Network) -> tuple[Stage, ...]:
+    asked, trainable = config.optimisation, network.trainable
+    if not asked.head_epochs:
+        return (Stage(0, asked.epochs, trainable, asked.learning_rate),)
+    rate = asked.fine_tuning_rate
+    rate = asked.learning_rate / 10 if rate is None else rate
+    return (
+        Stage(0, asked.head_epochs, 0, asked.learning_rate),
+        Stage(asked.head_epochs, asked.epochs, trainable, rate),
+    )
+
+
+def _compiled(
+    config: Any,
+    chosen: devices.Devices,
+    network: networks.Network,
+    stage: Stage,
+    steps: int,
+    head_only: bool = False,
+) -> trained_model.TrainedModel:
+    """Returns the network, or its head alone, compiled for a stage."""
     alone = chosen.strategy == "none"
     kind = trained_model.TrainedModel if alone else trained_model.ReplicatedModel
+    whole = network.head if head_only else network.model
+    assert whole  # A network without a head has no such stage.
+    network.set_trainable(stage.trainable)
     with chosen.scope():
-        network = networks.build(config.model, data.image_shape, len(data.classes), first_layers)
-        model = kind(network.input, network.output, name=network.name)
+        model = kind(whole.input, whole.output, name=network.model.name)
         units = model.output_shape[-1]
         model.plain_loss = networks.loss_for(units)
         model.compile(
-            optimizer=optimizers.build(config.optimisation, chosen.replicas, steps),
+            optimizer=optimizers.build(
+                config.optimisation,
+                stage.learning_rate,
+                chosen.replicas,
+                stage.end - stage.first,
+                steps,
+            ),
             loss=networks.loss_for(units, config.optimisation.label_smoothing),
             metrics=["accuracy"],
             jit_compile=chosen.jit_compile,

@@ -1,14 +1,19 @@
-"""The networks, from raw images to probabilities: one function, and the sizes of each by name."""
+"""The networks, from raw images to probabilities: those built here by their sizes, and all others.
+
+What --model names beyond the names in `SIZES` comes from `backbones`.
+"""
 
 import dataclasses
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
 import keras
 import tensorflow as tf
 
 from pizza_steak.errors import UserError
-from trainers.configuration import ModelConfig
+from trainers.configuration import ModelConfig, trainable_layers
+from trainers.models import backbones
 
 layers = keras.layers
 
@@ -25,6 +30,40 @@ SIZES = {
 }
 _COMMON_SIZES = {"filters": 10, "kernel_size": 3, "convolutions": 1, "pool_size": 1}
 _COMMON_SIZES |= {"dense_units": 64}
+
+
+# Sizes of the head of a backbone; the other sizes are those of the networks built here.
+_HEAD_SIZES = {"dense_layers": 0, "dense_units": 64}
+_SIZES_OF_BLOCKS = ("filters", "blocks", "convolutions", "kernel_size", "pool_size")
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A network that is not compiled.
+
+    Attributes:
+      model: From images, values 0 to 255, to probabilities.
+      backbone: The layers before the head; None if the network has no head of its own.
+      features: From images to the features that the head gets, with all layers before the head.
+      head: From features to probabilities, with the layers of `model`.
+      origin: Where weights come from; for environment.json.
+      trainable: The number of layers before the head that are trained; infinity for all.
+    """
+
+    model: keras.Model
+    backbone: keras.Model | None = None
+    features: keras.Model | None = None
+    head: keras.Model | None = None
+    origin: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    trainable: float = math.inf
+
+    def set_trainable(self, count: float) -> None:
+        """Freezes all layers before the head but the last `count` of them."""
+        if self.backbone is not None:
+            self.backbone.trainable = count > 0
+            frozen = len(self.backbone.layers) - min(count, len(self.backbone.layers))
+            for layer in self.backbone.layers[: int(frozen)]:
+                layer.trainable = False
 
 
 class Sizes(Protocol):
@@ -45,45 +84,65 @@ class Sizes(Protocol):
 
 
 def sizes_of(config: ModelConfig) -> Sizes:
-    """Returns the configuration with the model's own size in place of each None.
-
-    Raises:
-      UserError: There is no such model.
-    """
-    if config.model not in SIZES:
-        raise UserError(f"model {config.model!r}: unknown; expected one of {', '.join(SIZES)}")
-    own = _COMMON_SIZES | SIZES[config.model]
+    """Returns the configuration with the model's own size in place of each None."""
+    own = _COMMON_SIZES | SIZES[config.model] if is_built_here(config) else _HEAD_SIZES
     missing: dict[str, Any] = {
         name: size for name, size in own.items() if getattr(config, name) is None
     }
     return cast(Sizes, dataclasses.replace(config, **missing))
 
 
-def fitting_sizes(config: ModelConfig, image_shape: tuple[int, int, int]) -> Sizes:
-    """Returns what `sizes_of` does, for images of this height, width and number of channels.
+def is_built_here(config: ModelConfig) -> bool:
+    """Returns whether the network is one of `SIZES`."""
+    return config.model in SIZES
+
+
+def check(config: ModelConfig, image_shape: tuple[int, int, int]) -> None:
+    """Checks the flags of a network before anything is loaded.
 
     Raises:
-      UserError: There is no such model, or the images are too small for its layers.
+      UserError: There is no such network, a flag has no meaning for it, or the images are too small
+        for its layers.
     """
-    sizes = sizes_of(config)
-    if not fits(sizes, image_shape):
-        height, width, _ = image_shape
+    if is_built_here(config):
+        _refuse(config, ("weights", "features", "trainable"), "have no pretrained weights")
+        if not fits(sizes_of(config), image_shape):
+            height, width, _ = image_shape
+            raise UserError(
+                f"model {config.model!r}: its layers do not fit images of {height} x {width} "
+                "pixels; use a larger --image_size or fewer --blocks"
+            )
+    elif backbones.is_function(config):
+        own = (*_SIZES_OF_BLOCKS, *_HEAD_SIZES, "weights", "features", "trainable")
+        _refuse(config, own, "say all of that themselves")
+    elif backbones.is_application(config) or backbones.is_saved(config):
+        _refuse(config, _SIZES_OF_BLOCKS, "have layers of their own")
+    else:
         raise UserError(
-            f"model {config.model!r}: its layers do not fit images of {height} x {width} pixels; "
-            "use a larger --image_size or fewer --blocks"
+            f"model {config.model!r}: unknown; expected one of {', '.join(SIZES)}, a network of "
+            "keras.applications such as efficientnetv2b0, the directory of a run, a .keras file, "
+            "or FILE.py:FUNCTION"
         )
-    return sizes
 
 
-def network(inputs: keras.KerasTensor, sizes: Sizes) -> keras.KerasTensor:
-    """Applies blocks of convolutions, each with a pooling, then flattens and applies dense layers.
+def _refuse(config: ModelConfig, names: Iterable[str], reason: str) -> None:
+    for name in names:
+        if getattr(config, name) is not None:
+            raise UserError(
+                f"{name} {getattr(config, name)}: has no meaning for --model={config.model}; such "
+                f"networks {reason}"
+            )
+
+
+def blocks(inputs: keras.KerasTensor, sizes: Sizes) -> keras.KerasTensor:
+    """Applies blocks of convolutions, each with a pooling, and flattens.
 
     Args:
       inputs: Scaled images, shape (B, H, W, C).
       sizes: The result of `sizes_of`.
 
     Returns:
-      The inputs of the last layer, shape (B, F).
+      The inputs of the head, shape (B, F).
     """
     x = inputs
     for block in range(sizes.blocks):
@@ -94,10 +153,29 @@ def network(inputs: keras.KerasTensor, sizes: Sizes) -> keras.KerasTensor:
             )
         if sizes.pool_size > 1:
             x = layers.MaxPooling2D(sizes.pool_size)(x)
-    x = layers.GlobalAveragePooling2D()(x) if sizes.global_pooling else layers.Flatten()(x)
+    return layers.GlobalAveragePooling2D()(x) if sizes.global_pooling else layers.Flatten()(x)
+
+
+def head(features: keras.KerasTensor, sizes: Sizes, num_classes: int) -> keras.KerasTensor:
+    """Applies dense layers, the last one with the probabilities of the classes.
+
+    Args:
+      features: Shape (B, F).
+      sizes: The result of `sizes_of`.
+      num_classes: The number of classes C.
+
+    Returns:
+      For two classes the probability of class 1, shape (B, 1); else shape (B, C).
+    """
+    x = features
     for _ in range(sizes.dense_layers):
         x = _dropped(_activated(x, layers.Dense, sizes, sizes.dense_units), sizes)
-    return x if sizes.dense_layers else _dropped(x, sizes)
+    if not sizes.dense_layers:
+        x = _dropped(x, sizes)
+    units, activation = (1, "sigmoid") if num_classes == 2 else (num_classes, "softmax")
+    # Not in half precision, which rounds small probabilities to 0.
+    dtype = keras.config.dtype_policy().variable_dtype
+    return layers.Dense(units, activation=activation, dtype=dtype, name="probabilities")(x)
 
 
 def fits(sizes: Sizes, image_shape: tuple[int, int, int]) -> bool:
@@ -138,32 +216,58 @@ def _dropped(x: keras.KerasTensor, sizes: Sizes) -> keras.KerasTensor:
 def build(
     config: ModelConfig,
     image_shape: tuple[int, int, int],
-    num_classes: int,
+    classes: Sequence[str],
     first_layers: Iterable[keras.layers.Layer] | None = None,
-) -> keras.Model:
+    *,
+    head_first: bool = False,
+) -> Network:
     """Builds a network from raw images to the probabilities of the classes.
 
     Args:
       config: Which network, and its sizes.
       image_shape: Height, width and channels of the images: uint8 or float, values 0 to 255.
-      num_classes: The number of classes C. The model ends with one sigmoid for two classes, the
-        probability of class 1, shape (B, 1); else with a softmax, shape (B, C).
-      first_layers: Layers before the network; by default one that scales pixels to 0 to 1.
+      classes: The names of C classes. The model ends with one sigmoid for two classes, the
+        probability of class 1, shape (B, 1); else with a softmax, shape (B, C). A function of the
+        user's may also end with a softmax for two classes.
+      first_layers: Layers before the network; by default one that scales pixels to 0 to 1 for a
+        network that is built here, and none for others.
+      head_first: Whether the head is trained alone before the rest.
+
+    A backbone of which some is not trained, now or later, always runs as in inference: batch
+    normalization keeps its statistics (https://keras.io/guides/transfer_learning/).
 
     Raises:
-      UserError: There is no such network, or the images are too small for its layers.
+      UserError: There is no such network, or it does not take such images.
     """
-    sizes = fitting_sizes(config, image_shape)
+    check(config, image_shape)
+    built_here, sizes = is_built_here(config), sizes_of(config)
     inputs = layers.Input(image_shape, name="images")
     x = inputs
-    for layer in [layers.Rescaling(1 / 255)] if first_layers is None else first_layers:
+    if first_layers is None:
+        first_layers = [layers.Rescaling(1 / 255)] if built_here else []
+    for layer in first_layers:
         x = layer(x)
-    x = network(x, sizes)
-    units, activation = (1, "sigmoid") if num_classes == 2 else (num_classes, "softmax")
-    # Not in half precision, which rounds small probabilities to 0.
-    dtype = keras.config.dtype_policy().variable_dtype
-    outputs = layers.Dense(units, activation=activation, dtype=dtype, name="probabilities")(x)
-    return keras.Model(inputs, outputs, name=config.model)
+    if built_here:
+        outputs = head(blocks(x, sizes), sizes, len(classes))
+        return Network(keras.Model(inputs, outputs, name=config.model))
+    if backbones.is_function(config):
+        made = backbones.call(config, image_shape, len(classes))
+        return Network(keras.Model(inputs, made(x), name=made.name))
+    found = backbones.build(config, image_shape, tuple(classes))
+    trainable = trainable_layers(config.trainable)
+    if config.trainable is None and found.pretrained and not found.head and not head_first:
+        trainable = 0
+    frozen = head_first or trainable < len(found.model.layers)
+    features = found.model(x, training=False if frozen else None)
+    outputs = found.head(features) if found.head else head(features, sizes, len(classes))
+    return Network(
+        keras.Model(inputs, outputs, name=found.model.name),
+        backbone=found.model,
+        features=keras.Model(inputs, features),
+        head=keras.Model(features, outputs),
+        origin=found.origin,
+        trainable=trainable,
+    )
 
 
 def loss_for(units: int, label_smoothing: float = 0.0) -> keras.losses.Loss:

@@ -23,26 +23,35 @@ def optimizer_class(name: str) -> type[keras.optimizers.Optimizer]:
     return known[name.lower()]
 
 
-def learning_rate(config: OptimisationConfig, replicas: int) -> float:
-    """Returns the learning rate of the first step."""
-    linear = config.scale_learning_rate == "linear"
-    return config.learning_rate * replicas if linear else config.learning_rate
+def learning_rate(config: OptimisationConfig, rate: float, replicas: int) -> float:
+    """Returns the learning rate of the first step, from that of one replica."""
+    return rate * replicas if config.scale_learning_rate == "linear" else rate
 
 
-def build(config: OptimisationConfig, replicas: int, steps: int) -> keras.optimizers.Optimizer:
+def build(
+    config: OptimisationConfig, rate: float, replicas: int, epochs: int, steps: int
+) -> keras.optimizers.Optimizer:
     """Builds the optimizer.
 
     Args:
       config: The flags.
+      rate: The learning rate of the first step, for one replica.
       replicas: The number of replicas.
-      steps: Steps per epoch, which a schedule of the learning rate needs.
+      epochs: Epochs to train for, which a schedule of the learning rate needs.
+      steps: Steps per epoch.
 
     Raises:
       UserError: There is no such optimizer.
     """
     # Without the flag no argument: AdamW has a default of its own.
     options = {} if config.weight_decay is None else {"weight_decay": config.weight_decay}
-    rate = learning_rate(config, replicas)
+    rate = learning_rate(config, rate, replicas)
     if config.learning_rate_schedule == "cosine":
-        rate = keras.optimizers.schedules.CosineDecay(rate, config.epochs * steps)
-    return optimizer_class(config.optimizer)(learning_rate=rate, **options)
+        rate = keras.optimizers.schedules.CosineDecay(rate, epochs * steps)
+    # A backup has the name in the paths of variables. Keras would number it in a second stage.
+    optimizer = optimizer_class(config.optimizer)(
+        learning_rate=rate, name=config.optimizer.lower(), **options
+    )
+    if keras.config.dtype_policy().name != "mixed_float16":
+        return optimizer
+    return keras.optimizers.LossScaleOptimizer(optimizer, name="loss_scale_optimizer")

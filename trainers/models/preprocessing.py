@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
-from pizza_steak import augmentation, normalization
+from pizza_steak import augmentation, input_pipeline, normalization
 from pizza_steak.errors import UserError
 from trainers.configuration import AugmentationConfig, NormalizationConfig
 
@@ -20,11 +20,14 @@ class Augmentation:
       stateful: Keras's own layers, which draw once per batch. They run in the model, which saves
         their state with its weights.
       on_host: Whether `seeded` run in the input pipeline, or else in the model.
+      cycle: Number of versions of each image, which the epochs use in turn; None for a new version
+        in every epoch.
     """
 
     seeded: Sequence[augmentation.RandomAffine | augmentation.RandomIntensity]
     stateful: Sequence[keras.layers.Layer]
     on_host: bool
+    cycle: int | None = None
 
     @property
     def on_batches(self) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None:
@@ -50,6 +53,10 @@ class Augmentation:
 
     def draw(self, seeds: tf.Tensor) -> tuple[tf.Tensor, ...]:
         """Returns the random numbers that `seeded` draw for examples with these seeds."""
+        if self.cycle is not None:
+            run, row = tf.unstack(seeds, axis=-1)
+            epoch = input_pipeline.epoch_of(seeds)
+            seeds = tf.stack([run - epoch + epoch % self.cycle, row], axis=-1)
         return tuple(layer.draw(seeds) for layer in self.seeded)
 
     def vary(self, images: tf.Tensor, draws: tuple[tf.Tensor, ...]) -> tf.Tensor:
@@ -83,7 +90,13 @@ def augmentation_of(config: AugmentationConfig, seed: int) -> Augmentation | Non
         raise UserError(" ".join(str(error).split())) from error
     if not seeded and not stateful:
         return None
-    return Augmentation(seeded, stateful, config.augment_on == "host")
+    made = Augmentation(seeded, stateful, config.augment_on == "host", config.augmentation_cycle)
+    if made.cycle is not None and made.layers:
+        raise UserError(
+            "augmentation_cycle: layers in the model draw anew in each step; expected "
+            "--augment_on=host, and none of Keras's own layers such as --rand_augment"
+        )
+    return made
 
 
 def normalization_of(

@@ -78,8 +78,8 @@ def write(
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         file.attrs["progress"] = json.dumps(dataclasses.asdict(progress))
         file.attrs["precision"] = precision
-        for variable in variables:
-            file[f"variables/{variable.path}"] = variable.numpy()
+        for name, variable in _by_path(variables).items():
+            file[f"variables/{name}"] = variable.numpy()
         if metrics is not None:
             file["metrics"] = metrics
 
@@ -106,7 +106,11 @@ def read_progress(path: pathlib.Path) -> Progress:
 
 
 def restore(
-    content: bytes, precision: str, variables: "Iterable[keras.Variable]"
+    content: bytes,
+    precision: str,
+    variables: "Iterable[keras.Variable]",
+    *,
+    all_of_them: bool = True,
 ) -> tuple[str, np.ndarray | None]:
     """Assigns the values of a backup to the variables with the same paths.
 
@@ -117,6 +121,7 @@ def restore(
       content: The bytes of the backup.
       precision: The dtype policy of the model.
       variables: Those of the model and its optimizer, without those of the metrics.
+      all_of_them: Whether the backup may have no other variables.
 
     Returns:
       The precision that the backup was written in, and its metrics, of shape (replicas, values);
@@ -125,7 +130,7 @@ def restore(
     Raises:
       UserError: The backup lacks a variable, has one too many, or one of another shape.
     """
-    variables = {variable.path: variable for variable in variables}
+    variables = _by_path(variables)
     with h5py.File(io.BytesIO(content)) as file:
         saved = {}
 
@@ -137,10 +142,24 @@ def restore(
         before = file.attrs["precision"]
         if before != precision:
             variables, saved = _without_loss_scale(variables), _without_loss_scale(saved)
+        if not all_of_them:
+            saved = {path: item for path, item in saved.items() if path in variables}
         _check_same(saved, variables)
         for path, variable in variables.items():
             variable.assign(saved[path][()])
         return before, file["metrics"][()] if "metrics" in file else None
+
+
+def _by_path(variables: "Iterable[keras.Variable]") -> "dict[str, keras.Variable]":
+    """Returns variables by path; layers of a backbone and its head may have the same names."""
+    found: dict[str, Any] = {}
+    for variable in variables:
+        path, number = variable.path, 1
+        while path in found:
+            number += 1
+            path = f"{variable.path}#{number}"
+        found[path] = variable
+    return found
 
 
 def _without_loss_scale(by_path: Mapping[str, Any]) -> dict[str, Any]:

@@ -127,6 +127,11 @@ class Run:
         return self.path / "backup" / "latest.h5"
 
     @property
+    def best_head(self) -> pathlib.Path:
+        """The weights of the best head, while it is trained on kept features."""
+        return self.path / "backup" / "head.weights.h5"
+
+    @property
     def logs(self) -> list[dict[str, float]]:
         """The rows of metrics.csv: Keras's logs of each epoch."""
         metrics = self.path / "metrics.csv"
@@ -197,6 +202,21 @@ class Run:
             raise UserError(
                 f"run_dir {self.path}: the images of {before['dataset']} have changed since the "
                 "run was started; pass --overwrite to start it anew"
+            )
+
+    def check_same_backbone(self, digest: str) -> None:
+        """Checks that a run is resumed with the layers and weights before the head as before.
+
+        Raises:
+          UserError: They have changed.
+        """
+        if not self.resumed:
+            return
+        before = json.loads((self.path / "environment.json").read_text())
+        if before["backbone"]["digest"] != digest:
+            raise UserError(
+                f"run_dir {self.path}: the weights of --model have changed since the run was "
+                "started; pass --overwrite to start it anew"
             )
 
     def best(self, metric: str) -> float | None:

@@ -96,7 +96,7 @@ class Backup(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch = epoch
-        if epoch == self.start.epochs and self.start != Progress():
+        if epoch == self.start.epochs and self._saved.content:
             # Not earlier: Keras resets the metrics, and a patient callback sets the learning rate.
             self._load()
             if self.start.step:
@@ -204,10 +204,12 @@ class Clock(keras.callbacks.Callback):
         self.seen_before = 0
         self._made = self._start = time.perf_counter()
         self._ends = [0.0]
+        self._cpu_start = math.nan
         self._cpu_seconds = 0.0
 
     def on_train_begin(self, logs=None):
-        self._start, self._cpu_start = time.perf_counter(), time.process_time()
+        if math.isnan(self._cpu_start):  # Else it is a later stage of the training.
+            self._start, self._cpu_start = time.perf_counter(), time.process_time()
 
     def on_epoch_end(self, epoch, logs=None):
         self._ends.append(time.perf_counter() - self._start)

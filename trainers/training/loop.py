@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -11,17 +11,19 @@ import numpy as np
 import tensorflow as tf
 
 from pizza_steak import input_pipeline
+from pizza_steak.atomic import atomic_path
 from pizza_steak.errors import UserError
 from trainers import data as run_data
 from trainers import setup
 from trainers.configuration import DataConfig, FitConfig, OptimisationConfig, checkpoint_interval
 from trainers.finished import loading, testing
 from trainers.hardware import clusters, devices, preemption
-from trainers.models import preprocessing
+from trainers.models import backbones, networks, preprocessing
 from trainers.pages import plots
-from trainers.runs import descriptions, identity, scores
+from trainers.runs import checkpoint, identity, scores
+from trainers.runs.checkpoint import Progress, Saved
 from trainers.runs.run_directory import Run, kept_epoch, plan
-from trainers.training import callbacks, resident
+from trainers.training import callbacks, descriptions, kept_features, resident
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +77,7 @@ def fit(config: FitConfig, cluster: clusters.Cluster | None = None) -> FitResult
         became NaN or a process died: these leave the epochs before.
       PreemptedError: SIGTERM came during training; the run is saved and can be resumed.
     """
+    config = setup.resolved(config)
     chosen = devices.choose(config.devices, cluster)
     with chosen.ending_together():
         run, result = chosen.from_chief(lambda: _plan(config))
@@ -90,9 +93,13 @@ def fit(config: FitConfig, cluster: clusters.Cluster | None = None) -> FitResult
             with preemption.Notice(again) as notice:
                 if chosen.is_chief:
                     verbose = 1 if sys.stdout.isatty() else 2
-                    training.train(_logging_callbacks(training), verbose=verbose, notice=notice)
+                    training.train(
+                        lambda stage: _logging_callbacks(training, stage),
+                        verbose=verbose,
+                        notice=notice,
+                    )
                 else:
-                    training.train([], notice=notice)
+                    training.train(lambda stage: [], notice=notice)
                 (stop,) = clusters.Agreement(cluster).reached(notice.given, now=True)
                 if stop:
                     notice.obey()
@@ -115,8 +122,7 @@ def _finish(training: "Training") -> dict[str, Any]:
     run, config, data = training.run, training.ready.config, training.ready.data
     if training.ready.augmentation:
         _draw_augmentation(config, data, run)
-    batch_size = run_data.batch_size_of(config.data)
-    tested = testing.test(loading.load_model(run), data, "test", batch_size)
+    tested = _tested(training)
     plots.confusion_matrix(tested.confusion_matrix, data.classes, run.path / "confusion_matrix.png")
     result = training.result(
         test_images=len(tested.labels),
@@ -131,6 +137,17 @@ def _finish(training: "Training") -> dict[str, Any]:
     return result
 
 
+def _tested(training: "Training") -> testing.Tested:
+    """Tests the model of model.keras; its head alone if the features of the images are kept."""
+    ready = training.ready
+    batch_size = run_data.batch_size_of(ready.config.data)
+    if not training.is_kept(ready.stages[-1]):
+        return testing.test(loading.load_model(training.run), ready.data, "test", batch_size)
+    training.save_kept_head()
+    assert training.kept and ready.network.head
+    return testing.test(ready.network.head, training.kept.data, "test", batch_size)
+
+
 @dataclasses.dataclass(frozen=True)
 class Training:
     """A run that can be trained.
@@ -138,12 +155,14 @@ class Training:
     Attributes:
       ready: The flags, the hardware, the images and the model.
       run: The run directory.
-      moved: What batches come from with --data_on_device, else None.
+      kept: What batches come from while the head is trained on kept features, else None.
+      moved: What other batches come from with --data_on_device, else None.
       clock: Started before the setup.
     """
 
     ready: setup.Setup
     run: Run
+    kept: kept_features.KeptFeatures | None
     moved: resident.Resident | None
     clock: callbacks.Clock
 
@@ -166,10 +185,20 @@ class Training:
             return data
 
         ready = setup.prepare(config, chosen, load)
+        if ready.network.features:
+            found = backbones.digest(ready.network.features)
+            chosen.from_chief(lambda: run.check_same_backbone(found))
+        fixed = [ready.has_fixed_features(stage) for stage in ready.stages]
+        kept = kept_features.keep(ready) if any(fixed) else None
         moved = None
         if config.data.data_on_device:
-            moved = resident.move(ready.data, ready.model, ready.augmentation, chosen.devices)
-        return cls(ready, run, moved, clock)
+            if all(fixed):
+                raise UserError(
+                    "data_on_device: has no meaning while the head alone is trained, from kept "
+                    "features; leave it out, or pass --trainable"
+                )
+            moved = resident.move(ready.data, ready.augmentation, chosen.devices)
+        return cls(ready, run, kept, moved, clock)
 
     def start(self) -> None:
         """Creates the run directory, or takes a resumed run back to its last backup.
@@ -186,7 +215,7 @@ class Training:
 
     def train(
         self,
-        logging: Sequence[keras.callbacks.Callback],
+        logging: Callable[[setup.Stage], Sequence[keras.callbacks.Callback]],
         *,
         epochs: int | None = None,
         verbose: int = 0,
@@ -195,7 +224,7 @@ class Training:
         """Trains from the last backup on, and makes a backup after each epoch or more often.
 
         Args:
-          logging: Callbacks that read the logs and change nothing.
+          logging: Returns callbacks that read the logs of a stage and change nothing.
           epochs: The epoch to stop after, by default the last. It does not change the schedule of
             the learning rate.
           verbose: The argument of Keras's fit.
@@ -205,25 +234,75 @@ class Training:
           UserError: The loss became NaN.
           PreemptedError: The notice was given; the run is saved.
         """
-        ready = self.ready
-        data, augment = self.moved or (ready.data, ready.augment)
+        ready, before = self.ready, None
+        for stage in ready.stages:
+            saved = ready.chosen.from_chief(self.run.saved)
+            end = min(stage.end, epochs or stage.end)
+            if not saved.progress.stopped and stage.first <= saved.progress.epochs < end:
+                if saved.progress == Progress(stage.first) and before:
+                    # The optimizer starts anew, as it does without an interruption.
+                    saved = self._take_over(before, saved)
+                self._train_stage(stage, end, saved, logging, verbose, notice)
+            before = stage
+
+    def _take_over(self, before: setup.Stage, saved: Saved) -> Saved:
+        """Restores the weights of a finished stage, and saves its best head."""
+        network = self.ready.network
+        whole = network.head if self.is_kept(before) else network.model
+        assert whole
+        if self.is_kept(before) and self.ready.chosen.is_chief:
+            self.save_kept_head()
+        precision = self.ready.chosen.precision
+        checkpoint.restore(saved.content, precision, whole.variables, all_of_them=False)
+        return dataclasses.replace(saved, content=b"")
+
+    def is_kept(self, stage: setup.Stage) -> bool:
+        """Returns whether a stage trains the head on kept features."""
+        return self.kept is not None and self.ready.has_fixed_features(stage)
+
+    def save_kept_head(self) -> None:
+        """Writes model.keras: the network with the best head that was trained on kept features."""
+        network = self.ready.network
+        if network.head and self.run.best_head.exists():
+            network.head.load_weights(self.run.best_head)
+            loss = networks.loss_for(network.model.output_shape[-1])
+            network.model.compile(loss=loss, metrics=["accuracy"])
+            with atomic_path(self.run.path / "model.keras") as temporary:
+                network.model.save(temporary)
+
+    def _train_stage(
+        self,
+        stage: setup.Stage,
+        epochs: int,
+        saved: Saved,
+        logging: Callable[[setup.Stage], Sequence[keras.callbacks.Callback]],
+        verbose: int,
+        notice: preemption.Notice | None,
+    ) -> None:
+        ready, start = self.ready, saved.progress
         config, optimisation, chosen = ready.config, ready.config.optimisation, ready.chosen
-        batch_size, epochs = config.data.batch_size, epochs or optimisation.epochs
-        patient = _patient_callbacks(optimisation, verbose)
+        batch_size = config.data.batch_size
+        if self.is_kept(stage):
+            assert self.kept
+            model = ready.compiled(stage, head_only=True)
+            data, augment = self.kept
+        else:
+            # A model that was compiled for another stage cannot be trained any more.
+            model = ready.model if len(ready.stages) == 1 else ready.compiled(stage)
+            data, augment, model.gather = self.moved or (ready.data, ready.augment, None)
+        is_last = stage is ready.stages[-1]
+        patient = _patient_callbacks(optimisation, verbose) if is_last else []
         every_steps, every_seconds = checkpoint_interval(config.run.checkpoint_every)
         backup = callbacks.Backup(
             self.run.backup if chosen.is_chief else None,
-            chosen.from_chief(self.run.saved),
+            dataclasses.replace(saved, logs=saved.logs[stage.first :]),
             patient,
             every_steps=every_steps,
             every_seconds=every_seconds,
             notice=notice,
             cluster=chosen.cluster,
         )
-        start = backup.start
-        if start.stopped or start.epochs >= epochs:
-            return
-        self.clock.seen_before = min(start.step * batch_size, len(data.rows["train"]))
+        self.clock.seen_before += min(start.step * batch_size, len(data.rows["train"]))
 
         def train(shares: input_pipeline.Shares) -> tf.data.Dataset:
             batches = data.batches(
@@ -246,7 +325,7 @@ class Training:
 
         # Keras cannot count the batches of a distributed dataset.
         ends = {} if chosen.strategy == "none" else {"validation_steps": ready.steps("validation")}
-        ready.model.fit(
+        model.fit(
             chosen.dealt(train),
             epochs=epochs,
             initial_epoch=start.epochs,
@@ -255,7 +334,7 @@ class Training:
             **ends,
             # Callbacks that read the logs come after those that add to them, and the backup after
             # all that have a state.
-            callbacks=[callbacks.StopOnNaN(), *patient, *logging, backup, self.clock],
+            callbacks=[callbacks.StopOnNaN(), *patient, *logging(stage), backup, self.clock],
             shuffle=False,  # The batches come shuffled.
             verbose=verbose,
         )
@@ -264,9 +343,9 @@ class Training:
         """Returns the content of result.json, with the numbers of a test."""
         ready = self.ready
         return {
-            "model": ready.config.model.model,
+            "model": ready.network.model.name,
             "classes": list(ready.data.classes),
-            "parameters": ready.model.count_params(),
+            "parameters": ready.network.model.count_params(),
             **self.clock.numbers(len(ready.data.rows["train"])),
             **test,
             "history": self.run.history,
@@ -324,14 +403,17 @@ def _patient_callbacks(config: OptimisationConfig, verbose: int) -> list[keras.c
     return made
 
 
-def _logging_callbacks(training: Training) -> list[keras.callbacks.Callback]:
+def _logging_callbacks(training: Training, stage: setup.Stage) -> list[keras.callbacks.Callback]:
     run, validated = training.run, "validation" in training.ready.data.rows
+    kept = training.is_kept(stage)
     made = [
         keras.callbacks.CSVLogger(run.path / "metrics.csv", append=True),
         keras.callbacks.ModelCheckpoint(
-            run.path / "model.keras",
+            # To write the whole network takes longer than to train its head for an epoch.
+            run.best_head if kept else run.path / "model.keras",
             monitor="val_loss",
             save_best_only=validated,
+            save_weights_only=kept,
             initial_value_threshold=run.best("val_loss") if validated else None,
         ),
     ]

@@ -13,7 +13,6 @@ from pizza_steak import input_pipeline
 from pizza_steak.errors import UserError
 from trainers.data import Data
 from trainers.models.preprocessing import Augmentation
-from trainers.models.trained_model import TrainedModel
 
 _COPIED_AT_ONCE = 256
 
@@ -24,10 +23,12 @@ class Resident(NamedTuple):
     Attributes:
       data: Its batches hold indices into the device's images, in place of the images.
       augment: The argument `augment` of its `batches`.
+      gather: The attribute of a `TrainedModel` whose `fit` takes these batches.
     """
 
     data: Data
     augment: Callable[[tf.Tensor, tf.Tensor], tuple] | None
+    gather: Callable[[Any], tf.Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,18 +43,14 @@ class Places:
         return tf.searchsorted(self.rows, rows)
 
 
-def move(
-    data: Data, model: TrainedModel, augmentation: Augmentation | None, devices: Sequence[str]
-) -> Resident:
-    """Copies the images of training and validation to the devices, and has the model gather there.
+def move(data: Data, augmentation: Augmentation | None, devices: Sequence[str]) -> Resident:
+    """Copies the images of training and validation to the devices.
 
     Augmentation that would run on the host runs on the device, with the same random numbers. These
     are still drawn on the host: a GPU would take a kernel for each example.
 
     Args:
       data: The images.
-      model: Compiled. From now on its `fit` and `evaluate` take batches of the result; `predict`
-        and the saved model still take images.
       augmentation: The augmentation of training images.
       devices: TensorFlow's names for this process's devices, one for each replica.
 
@@ -62,11 +59,11 @@ def move(
     """
     used = [data.rows[purpose] for purpose in ("train", "validation") if purpose in data.rows]
     rows = np.unique(np.concatenate(used))
-    model.gather = _gatherer(_on_devices(data, rows, devices), augmentation)
+    gather = _gatherer(_on_devices(data, rows, devices), augmentation)
     places = dataclasses.replace(data, pictures=Places(rows, data.pictures.bad))
     if augmentation is None or augmentation.on_batches is None:
-        return Resident(places, None)
-    return Resident(places, lambda batch, seeds: (batch, augmentation.draw(seeds)))
+        return Resident(places, None, gather)
+    return Resident(places, lambda batch, seeds: (batch, augmentation.draw(seeds)), gather)
 
 
 def _on_devices(data: Data, rows: np.ndarray, devices: Sequence[str]) -> list[tf.Variable]:

@@ -7,7 +7,7 @@ from keras_tuner.engine.trial import Trial
 from pizza_steak.errors import UserError
 from trainers import data as run_data
 from trainers.models import optimizers
-from trainers.runs import descriptions
+from trainers.training import descriptions
 from tuning.configuration import SweepConfig
 from tuning.search import final_data, oracles
 from tuning.search.folder import Folder

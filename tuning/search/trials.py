@@ -98,9 +98,8 @@ def _train(execution: Execution) -> None:
     trained.start()
     if execution.earlier and not run.backup.exists():
         _copy_state(execution.earlier, run)
-    trained.train(
-        [keras.callbacks.CSVLogger(run.path / "metrics.csv", append=True)], epochs=execution.epochs
-    )
+    logger = keras.callbacks.CSVLogger(run.path / "metrics.csv", append=True)
+    trained.train(lambda stage: [logger], epochs=execution.epochs)
     if execution.settings is not None:
         _log_hparams(execution.settings, run)
     run.finish(trained.result(), keep_backup=execution.keep_backup)

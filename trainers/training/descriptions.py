@@ -10,6 +10,7 @@ import numpy as np
 
 from trainers import data as run_data
 from trainers.configuration import AugmentationConfig
+from trainers.models import backbones
 from trainers.runs import run_directory
 from trainers.setup import Setup
 
@@ -39,7 +40,8 @@ def plan_table(setup: Setup, run: run_directory.Run) -> str:
         ("left out", ", ".join(f"{n:,} {kind}" for kind, n in _left_out(data).items())),
         *(("caution", text) for text in (*split_cautions(data), _few_steps(data, batch_size))),
         ("augmented", _augmentation_text(config.augmentation)),
-        ("model", f"{config.model.model}, {setup.model.count_params():,} parameters"),
+        ("model", _model_text(setup)),
+        ("features", _features_text(setup)),
         (
             "training",
             f"{optimisation.optimizer}, "
@@ -65,6 +67,34 @@ def _shares(batch_size: int, replica_count: int) -> str:
     """Returns the images per batch and replica; the last replica may get fewer."""
     share = math.ceil(batch_size / replica_count)
     return f"{share}" if share * replica_count == batch_size else f"up to {share}"
+
+
+def _model_text(setup: Setup) -> str:
+    """Returns the network, and which part of it is trained when."""
+    network, stages = setup.network, setup.stages
+    text = f"{network.model.name}, {network.model.count_params():,} parameters"
+    parts = [_trained_text(stage.trainable) for stage in stages]
+    if parts == ["all"]:
+        return text
+    if len(parts) == 1:
+        return f"{text}, {parts[0]} trained"
+    return f"{text}, {parts[0]} trained for {stages[0].end} epochs, then {parts[1]}"
+
+
+def _trained_text(trainable: float) -> str:
+    words = {0: "the head", math.inf: "all"}
+    return words.get(trainable, f"the head and the last {trainable:g} layers before it")
+
+
+def _features_text(setup: Setup) -> str:
+    """Returns how the head gets its features, while the backbone is frozen."""
+    frozen = [stage for stage in setup.stages if not stage.trainable]
+    if not frozen:
+        return ""
+    if not setup.has_fixed_features(frozen[0]):
+        return "computed in each step; --augmentation_cycle=10 keeps those of 10 versions"
+    cycle = setup.augmentation.cycle if setup.augmentation else None
+    return "computed once and kept" + (f", of {cycle} versions of each image" if cycle else "")
 
 
 def _augmentation_text(config: AugmentationConfig) -> str:
@@ -115,6 +145,13 @@ def _left_out(data: run_data.Data) -> dict[str, int]:
     return kinds
 
 
+def _backbone(setup: Setup) -> dict[str, str] | None:
+    network = setup.network
+    if network.features is None:
+        return None
+    return {"digest": backbones.digest(network.features), **network.origin}
+
+
 def environment(setup: Setup) -> dict[str, Any]:
     """Returns the content of environment.json: versions, hardware and data."""
     data = setup.data
@@ -133,6 +170,7 @@ def environment(setup: Setup) -> dict[str, Any]:
         "platform": platform.platform(),
         **{name: importlib.metadata.version(name) for name in packages},
         **dataclasses.asdict(setup.chosen),
+        "backbone": _backbone(setup),
         "batch_size": setup.config.data.batch_size,
         "dataset": builder.info.full_name,
         "fingerprint": data.records.fingerprint,
