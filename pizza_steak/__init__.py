@@ -4,12 +4,10 @@ Importing the package registers its dataset: `tfds.load("pizza_steak/sample")` f
 """
 
 import importlib
-import importlib.abc
-import importlib.machinery
-import sys
-from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+import wrapt
 
 if TYPE_CHECKING:
     from pizza_steak.image_data_generator import flow_from_directory
@@ -31,31 +29,7 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-class _Registration(importlib.abc.MetaPathFinder):
-    """Registers the dataset as soon as TFDS is imported.
-
-    TFDS 4.9 has no entry point for the datasets of other packages.
-    """
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if name != "tensorflow_datasets":
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def exec_module(module: ModuleType) -> None:
-                execute(module)
-                importlib.import_module(_MODULES["Builder"])
-
-            # Only this loader is changed; importlib has no hook for after an import.
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec
-
-
-if "tensorflow_datasets" in sys.modules:
+# TFDS 4.9 has no entry point for the datasets of other packages.
+@wrapt.when_imported("tensorflow_datasets")
+def _register(_: ModuleType) -> None:
     importlib.import_module(_MODULES["Builder"])
-else:
-    sys.meta_path.insert(0, _Registration())
