@@ -1,4 +1,4 @@
-"""Shows which parts of an image a model's answer depends on: Grad-CAM (Selvaraju et al., 2017)."""
+"""Shows which parts of an image a prediction depends on: Grad-CAM (Selvaraju et al., 2017)."""
 
 import keras
 import numpy as np
@@ -14,14 +14,18 @@ _CONVOLUTIONS = (
 
 
 def activation_maps(model: keras.Model, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Returns how much each place of an image speaks for a class, by Grad-CAM.
+    """Returns how much each place of an image supports a class, by Grad-CAM.
 
-    The feature maps A are those of the last convolution, after the normalization, the activation
-    and any other layer that keep their height and width; the convolution may be inside a model that
-    is a layer of `model`. With the score y of the class before the softmax or the sigmoid (of two
-    classes: the logit for class 1, its negative for class 0), the map is
+    With feature maps A and the score y of the class, the map is
     relu(sum_k mean_ij(dy / dA_ijk) A_k), resized bilinearly to the image and divided by its largest
     value.
+
+    A is the output of the last layer that keeps the height and width of the last convolution. So it
+    is what the next layers see: after normalization, activation and skip connection, whether these
+    are layers of their own or not. The convolution may be in a model that is a layer of `model`.
+
+    y is the score before the softmax. A sigmoid has the logit as the score of class 1, and its
+    negative as that of class 0.
 
     Args:
       model: A functional model of one input whose last layer is Dense, with a unit per class, or
