@@ -5,13 +5,15 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 
 from pizza_steak.atomic import output_file
 from pizza_steak.errors import UserError
 
-# Inches: the width of an image with its margin, and the height of a line of its caption.
-_CELL, _LINE = 1.9, 0.17
+# Inches: the width of an image with its margin, the height of a line of its caption, and the height
+# of a color bar.
+_CELL, _LINE, _SCALE = 1.9, 0.17, 0.5
 _CHARACTERS = 28  # Of a caption line, in that width.
 
 
@@ -37,6 +39,7 @@ def picture_grid(
     path: str | os.PathLike[str],
     *,
     columns: int = 6,
+    scale: tuple[ScalarMappable, str] | None = None,
 ) -> None:
     """Draws images in rows, each under its caption.
 
@@ -45,6 +48,7 @@ def picture_grid(
       captions: Texts of one or more lines, for the first images; the others have none.
       path: The file to write.
       columns: Number of images in a row.
+      scale: Colors and a label for a color bar below the images.
 
     Raises:
       UserError: As for `save`.
@@ -58,6 +62,7 @@ def picture_grid(
         for start in starts
     ]
     height = _CELL * ratio * len(lines) + _LINE * sum(lines)
+    height += _SCALE if scale else 0
     figure = Figure(figsize=(_CELL * columns, height), layout="constrained")
     grid = figure.subplots(len(lines), columns, squeeze=False)
     for axes in grid.flat:
@@ -69,4 +74,9 @@ def picture_grid(
             for line in caption.splitlines()
         )
         axes.set_title("\n".join(cut), fontsize=8, pad=3, parse_math=False)
+    if scale:
+        colors, label = scale
+        bar = figure.colorbar(colors, ax=grid, location="bottom", shrink=0.5, aspect=50, pad=0.01)
+        bar.set_label(label, fontsize=8)
+        bar.ax.tick_params(labelsize=8)
     save(figure, path, dpi=100)

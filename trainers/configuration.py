@@ -607,6 +607,11 @@ class EvaluationConfig:
     out_dir: str | None = flag(
         None, "Folder for the figures; by default evaluation/ in the run's folder."
     )
+    activation_maps: str | None = flag(
+        None,
+        "File for a figure of the most confident right and wrong predictions, each image beside a "
+        "heat map of what the prediction depends on (Grad-CAM): .png, .pdf or .svg.",
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ import shutil
 import zipfile
 
 import keras
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
@@ -25,6 +26,7 @@ from small_runs import (
 from pizza_steak.errors import UserError
 from trainers.configuration import EvaluateConfig, EvaluationConfig, EvaluationDataConfig
 from trainers.finished import evaluation, prediction
+from trainers.pages import plots
 from trainers.runs import run_directory, scores
 
 FIGURES = ("calibration.png", "confusion_matrix.png", "mistakes.png")
@@ -134,6 +136,33 @@ def test_the_area_of_many_classes_is_the_mean_of_one_against_the_others():
     assert evaluation.roc_auc(labels[labels < 2], probabilities[labels < 2]) is None
 
 
+def test_top_5_accuracy_counts_labels_among_the_five_most_probable():
+    rng = np.random.default_rng(0)
+    labels, probabilities = rng.integers(0, 9, 40), rng.dirichlet(np.ones(9), 40)
+    hits = [label in np.argsort(row)[-5:] for label, row in zip(labels, probabilities, strict=True)]
+    assert 0 < np.mean(hits) < 1
+    expected = {"top_5_accuracy": pytest.approx(np.mean(hits))}
+    assert evaluation.top_accuracy(labels, probabilities) == expected
+    assert evaluation.top_accuracy(labels % 5, probabilities[:, :5]) == {}
+
+
+def test_six_classes_have_a_top_5_accuracy(small_flags, make_archive, tmp_path):
+    images = [png(image) for image in pictures("dark", 48)]
+    files = {
+        f"{split}/{name}/{number}.png": images.pop()
+        for split in ("train", "test")
+        for name in "abcdef"
+        for number in range(4)
+    }
+    flags = [f"--archive={make_archive(files)}", "--learning_rate=0", "--epochs=1"]
+    fit(*small_flags, *flags, f"--run_dir={tmp_path}/run")
+    outcome = evaluate(tmp_path / "run")
+    values = outcome.values
+    assert len(values["by_class"]) == 6
+    assert values["accuracy"] < values["top_5_accuracy"] <= 1
+    assert f", top-5 accuracy {values['top_5_accuracy']:.4f}\n" in outcome.summary()
+
+
 def test_calibration_is_that_of_the_predicted_class():
     confidence = np.array([0.95, 0.97, 0.65, 0.65, 0.65, 0.65, 0.5, 1.0])
     correct = np.array([True, False, True, True, True, True, False, True])
@@ -163,6 +192,7 @@ def test_mistakes_are_wrong_and_the_surest_comes_first(evaluated):
 
 def test_the_summary_has_the_numbers(evaluated):
     text, values = evaluated.summary(), evaluated.values
+    assert "top_5_accuracy" not in values and "top-5" not in text  # Of two classes, it is 1.
     for name in ("loss", "roc_auc", "expected_calibration_error"):
         assert f"{values[name]:.4f}" in text
     low, high = values["accuracy_interval"]
@@ -293,6 +323,70 @@ def test_the_figures_show_the_mistakes_as_the_model_saw_them(evaluated):
     for image, mistake in zip(evaluated.mistakes, evaluated.values["mistakes"], strict=True):
         with Image.open(io.BytesIO(files[mistake["file"]])) as picture:
             np.testing.assert_array_equal(image, np.asarray(picture))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".pdf", ".svg"])
+def test_activation_maps_are_of_the_most_confident_right_and_wrong_images(
+    untrained, evaluated, tmp_path, suffix
+):
+    file = tmp_path / f"maps{suffix}"
+    outcome = evaluate(untrained, activation_maps=str(file))
+    assert outcome.values == evaluated.values
+    explained = outcome.explained
+    count = len(explained.predictions)
+    assert explained.images.shape == (count, 32, 32, 3)
+    assert explained.maps.shape == (count, 32, 32)
+    assert set(explained.maps.max(axis=(1, 2))) <= {0, 1}
+    right = [one for one in explained.predictions if one["class"] == one["predicted"]]
+    wrong = explained.predictions[len(right) :]
+    assert len(right) == min(9, round(12 * evaluated.values["accuracy"])) > 0
+    sure = [one["probability"] for one in right]
+    assert sure == sorted(sure, reverse=True)
+    assert wrong == evaluated.values["mistakes"][:9]
+    outcome.write(EvaluationConfig(out_dir=str(tmp_path), activation_maps=str(file)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [*FIGURES, "evaluation.json", file.name]
+    )
+    if suffix == ".png":
+        with Image.open(file) as image:
+            assert np.asarray(image).std() > 0
+    else:
+        assert file.read_bytes().startswith({".pdf": b"%PDF", ".svg": b"<?xml"}[suffix])
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_heat_map_is_over_the_gray_image(channels):
+    images = np.zeros((1, 2, 2, channels), np.uint8)
+    images[0, 0] = 100
+    maps = np.array([[[0, 1], [0, 1]]], np.float32)
+    heat = plots.heat_maps(images, maps)
+    assert (heat.shape, heat.dtype) == ((1, 2, 2, 3), np.uint8)
+    violet, yellow = (np.multiply(matplotlib.colormaps["viridis"](v)[:3], 255) for v in (0.0, 1.0))
+    for row, gray in enumerate((100, 0)):
+        for column, color in enumerate((violet, yellow)):
+            np.testing.assert_allclose(heat[0, row, column], 0.4 * gray + 0.6 * color, atol=1)
+
+
+@pytest.mark.parametrize(
+    "name, message", [("maps.exe", "no figure's suffix"), ("nowhere/maps.png", "No such file")]
+)
+def test_activation_maps_that_cannot_be_written_are_one_line(untrained, tmp_path, name, message):
+    asked = {"activation_maps": f"{tmp_path}/{name}", "out_dir": str(tmp_path)}
+    outcome = evaluate(untrained, **asked)
+    with pytest.raises(UserError, match=message) as caught:
+        outcome.write(EvaluationConfig(**asked))
+    assert f"{tmp_path}/{name}" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert snapshot(tmp_path) == {}
+
+
+def test_a_network_without_convolution_has_no_activation_maps(small_flags, tmp_path):
+    flags = ["--model=dense", "--epochs=1", f"--run_dir={tmp_path}/run"]
+    fit(*(flag for flag in small_flags if "filters" not in flag and "convol" not in flag), *flags)
+    before = snapshot(tmp_path)
+    with pytest.raises(UserError, match="model dense: has no convolution"):
+        evaluate(tmp_path / "run", activation_maps=str(tmp_path / "maps.png"))
+    assert snapshot(tmp_path) == before
 
 
 def test_without_mistakes_there_is_no_figure_of_earlier_ones(evaluated, tmp_path):

@@ -167,16 +167,19 @@ def test_figures_are_those_of_the_runs(trained):
 
 
 @pytest.mark.slow
-def test_the_mistakes_of_an_evaluated_run_are_shown(runs):
-    assert not report(runs).images("Most confident mistakes")
-    status, _, stderr = run_command(f"--run_dir={runs}/turned", command="evaluate")
+def test_the_figures_of_an_evaluated_run_are_shown(runs):
+    titles = {"mistakes.png": "Most confident mistakes", "activation_maps.png": "Activation maps"}
+    page = report(runs)
+    assert not any(page.images(title) for title in titles.values())
+    folder = runs / "turned" / "evaluation"
+    argv = [f"--run_dir={runs}/turned", f"--activation_maps={folder}/activation_maps.png"]
+    status, _, stderr = run_command(*argv, command="evaluate")
     assert (status, stderr) == (0, "")
-    (mistakes,) = report(runs).images("Most confident mistakes: turned")
-    with (
-        Image.open(io.BytesIO(mistakes)) as shown,
-        Image.open(runs / "turned" / "evaluation" / "mistakes.png") as drawn,
-    ):
-        assert shown.size == drawn.size
+    page = report(runs)
+    for name, title in titles.items():
+        (image,) = page.images(f"{title}: turned")
+        with Image.open(io.BytesIO(image)) as shown, Image.open(folder / name) as drawn:
+            assert shown.size == drawn.size
 
 
 def test_a_run_that_is_not_finished_is_shown_as_far_as_it_has_come(trained):

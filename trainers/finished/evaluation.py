@@ -15,14 +15,31 @@ from pizza_steak.atomic import output_file, remove
 from pizza_steak.errors import UserError
 from trainers import data as run_data
 from trainers.configuration import DataConfig, EvaluateConfig, EvaluationConfig
-from trainers.finished import loading, testing
+from trainers.finished import activation_maps, loading, testing
 from trainers.pages import plots
 from trainers.runs import run_directory, scores
 
 _CALIBRATION_BINS = 10
 _MISTAKES_DRAWN = 24
+_MAPS_DRAWN = 9  # Of right predictions, and as many of wrong ones.
+_TOP = 5
 _CONFUSIONS_SHOWN = 10
 _WIDTH_SHOWN = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Explained:
+    """M images, and which parts of them the predictions depend on.
+
+    Attributes:
+      images: The images as the model sees them: uint8 of shape (M, H, W, C).
+      maps: The activation maps of the predicted classes: float32 of shape (M, H, W), 0 to 1.
+      predictions: The M predictions, as in "mistakes" of evaluation.json.
+    """
+
+    images: np.ndarray
+    maps: np.ndarray
+    predictions: Sequence[dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +50,12 @@ class Evaluation:
       values: The content of evaluation.json.
       mistakes: The images with the most confident mistakes, as the model sees them: uint8 of shape
         (M, H, W, C).
+      explained: The most confident right and wrong predictions, if --activation_maps is given.
     """
 
     values: dict[str, Any]
     mistakes: np.ndarray
+    explained: Explained | None = None
 
     def summary(self) -> str:
         """Returns the results as text."""
@@ -46,7 +65,8 @@ class Evaluation:
             f"{values['dataset']}, {values['split']}: {values['pictures']:,} images\n"
             f"accuracy {self._accuracy()}, loss {values['loss']:.4f}\n"
             f"ROC AUC {area}, "
-            f"expected calibration error {values['expected_calibration_error']:.4f}",
+            f"expected calibration error {values['expected_calibration_error']:.4f}"
+            f"{self._top_accuracy()}",
             *self._cautions(),
             self._class_table(),
             self._confusions(),
@@ -58,6 +78,10 @@ class Evaluation:
         return scores.accuracy_text(
             values["accuracy"], values["accuracy_interval"], values["pictures"]
         )
+
+    def _top_accuracy(self) -> str:
+        accuracy = self.values.get(f"top_{_TOP}_accuracy")
+        return "" if accuracy is None else f", top-{_TOP} accuracy {accuracy:.4f}"
 
     def _cautions(self) -> list[str]:
         values = self.values
@@ -89,6 +113,13 @@ class Evaluation:
             raise UserError(
                 f"out_dir {out_dir}: {error.strerror or error}; pass another --out_dir"
             ) from error
+        if self.explained and asked.activation_maps:
+            plots.activation_maps(
+                self.explained.images,
+                self.explained.maps,
+                [_caption(prediction) for prediction in self.explained.predictions],
+                pathlib.Path(asked.activation_maps),
+            )
         with output_file(asked.json or out_dir / "evaluation.json") as temporary:
             temporary.write_text(json.dumps(values, indent=2) + "\n")
         matrix, classes = np.array(values["confusion_matrix"]), list(values["by_class"])
@@ -101,11 +132,7 @@ class Evaluation:
     def _draw_mistakes(self, path: pathlib.Path) -> None:
         remove(path)  # Without mistakes, no figure of an earlier evaluation may stay.
         if len(self.mistakes):
-            captions = [
-                f"true {mistake['class']}\npredicted {mistake['predicted']}\n"
-                f"{mistake['probability']:.3f}  {pathlib.PurePosixPath(mistake['file']).name}"
-                for mistake in self.values["mistakes"]
-            ]
+            captions = [_caption(mistake) for mistake in self.values["mistakes"]]
             figures.picture_grid(self.mistakes, captions, path)
 
     def _class_table(self) -> str:
@@ -139,6 +166,13 @@ class Evaluation:
         )
 
 
+def _caption(prediction: dict[str, Any]) -> str:
+    return (
+        f"true {prediction['class']}\npredicted {prediction['predicted']}\n"
+        f"{prediction['probability']:.3f}  {pathlib.PurePosixPath(prediction['file']).name}"
+    )
+
+
 def evaluate(run: run_directory.Run, config: EvaluateConfig) -> Evaluation:
     """Evaluates the model of a finished run.
 
@@ -165,9 +199,24 @@ def evaluate(run: run_directory.Run, config: EvaluateConfig) -> Evaluation:
     )
     confidence = tested.probabilities.max(axis=-1)
     bins = calibration_bins(confidence, tested.correct)
-    wrong = np.flatnonzero(~tested.correct)
-    mistakes = wrong[np.argsort(-confidence[wrong], kind="stable")]
+    surest = np.argsort(-confidence, kind="stable")
+    right, mistakes = surest[tested.correct[surest]], surest[~tested.correct[surest]]
     files = data.records.filenames[data.rows[purpose]]
+
+    def predictions(places: np.ndarray) -> list[dict[str, Any]]:
+        return [
+            {
+                "file": str(files[place]),
+                "class": data.classes[labels[place]],
+                "predicted": data.classes[predicted[place]],
+                "probability": float(confidence[place]),
+            }
+            for place in places
+        ]
+
+    def images(places: np.ndarray) -> np.ndarray:
+        return data.pictures.gather(data.rows[purpose][places]).numpy()
+
     values = {
         "run": str(run.path),
         "dataset": data.records.builder.info.full_name,
@@ -178,24 +227,22 @@ def evaluate(run: run_directory.Run, config: EvaluateConfig) -> Evaluation:
         "accuracy_interval": tested.accuracy_interval,
         **scores.largest_class(labels, data.classes),
         **_seen(run, config, data.records.digests[data.rows[purpose]]),
+        **top_accuracy(labels, tested.probabilities),
         "roc_auc": roc_auc(labels, tested.probabilities),
         "expected_calibration_error": expected_calibration_error(bins),
         "by_class": {name: rows[str(label)] for label, name in enumerate(data.classes)},
         "macro_average": rows["macro avg"],
         "confusion_matrix": tested.confusion_matrix.tolist(),
         "calibration": bins,
-        "mistakes": [
-            {
-                "file": str(files[place]),
-                "class": data.classes[labels[place]],
-                "predicted": data.classes[predicted[place]],
-                "probability": float(confidence[place]),
-            }
-            for place in mistakes
-        ],
+        "mistakes": predictions(mistakes),
     }
-    drawn = data.rows[purpose][mistakes[:_MISTAKES_DRAWN]]
-    return Evaluation(values, data.pictures.gather(drawn).numpy())
+    explained = None
+    if config.evaluation.activation_maps:
+        places = np.concatenate([right[:_MAPS_DRAWN], mistakes[:_MAPS_DRAWN]])
+        shown = images(places)
+        maps = activation_maps.activation_maps(model, shown, predicted[places])
+        explained = Explained(shown, maps, predictions(places))
+    return Evaluation(values, images(mistakes[:_MISTAKES_DRAWN]), explained)
 
 
 def _data_config(run: run_directory.Run, config: EvaluateConfig) -> DataConfig:
@@ -262,6 +309,23 @@ def _check_classes(run: run_directory.Run, data: DataConfig) -> None:
             f"archive {data.archive}: other classes than the run's (it {' and '.join(parts)}); "
             f"expected the classes of {run.path}"
         )
+
+
+def top_accuracy(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """Returns "top_5_accuracy": the share of images whose class is among the five most probable.
+
+    Args:
+      labels: int array of shape (N,).
+      probabilities: Array of shape (N, C).
+
+    Returns:
+      0 to 1, or nothing for five classes or fewer, where it is always 1.
+    """
+    classes = range(probabilities.shape[1])
+    if len(classes) <= _TOP:
+        return {}
+    accuracy = metrics.top_k_accuracy_score(labels, probabilities, k=_TOP, labels=classes)
+    return {f"top_{_TOP}_accuracy": float(accuracy)}
 
 
 def roc_auc(labels: np.ndarray, probabilities: np.ndarray) -> float | None:

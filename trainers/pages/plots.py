@@ -5,7 +5,9 @@ import pathlib
 from collections.abc import Container, Mapping, Sequence, Sized
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -18,6 +20,9 @@ _TRAIN, _VALIDATION = _COLORS[:2]
 # Lengths of strokes and gaps, in points; without any, the line is solid.
 _DASHES = ((), (5, 2.5), (1.5, 2))
 _OURS, _PEERS = _COLORS[:2]
+# Its lightness rises from end to end, so that color-blind people can read it.
+_HEAT_COLORS = colormaps["viridis"]
+_HEAT = 0.6  # The weight of heat maps over images.
 
 
 def curves(history: Mapping[str, Sequence[float]], path: pathlib.Path) -> None:
@@ -147,6 +152,39 @@ def augmentation(images: np.ndarray, versions: np.ndarray, path: pathlib.Path) -
     columns = np.concatenate([images[:, np.newaxis], versions], axis=1)
     captions = ["original", *(f"epoch {number + 1}" for number in range(versions.shape[1]))]
     figures.picture_grid(np.concatenate(columns), captions, path, columns=len(captions))
+
+
+def activation_maps(
+    images: np.ndarray, maps: np.ndarray, captions: Sequence[str], path: pathlib.Path
+) -> None:
+    """Draws images, each beside its heat map.
+
+    Args:
+      images: uint8 of shape (N, H, W, C).
+      maps: The activation maps, of shape (N, H, W), 0 to 1.
+      captions: A text for each image.
+      path: The file to write.
+    """
+    pairs = zip(images, heat_maps(images, maps), strict=True)
+    cells = [cell for pair in pairs for cell in pair]
+    texts = [text for caption in captions for text in (caption, "")]
+    label = "Grad-CAM of the predicted class (1: the largest value of each image)"
+    figures.picture_grid(cells, texts, path, scale=(ScalarMappable(cmap=_HEAT_COLORS), label))
+
+
+def heat_maps(images: np.ndarray, maps: np.ndarray) -> np.ndarray:
+    """Returns activation maps as colors, over gray versions of their images.
+
+    Args:
+      images: uint8 of shape (N, H, W, C).
+      maps: The activation maps, of shape (N, H, W), 0 to 1.
+
+    Returns:
+      uint8 of shape (N, H, W, 3).
+    """
+    gray = images[..., :3].mean(axis=-1, keepdims=True)  # Without alpha.
+    heat = _HEAT_COLORS(maps, bytes=True)[..., :3]
+    return np.round((1 - _HEAT) * gray + _HEAT * heat).astype(np.uint8)
 
 
 def throughput(

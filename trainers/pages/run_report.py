@@ -25,6 +25,7 @@ from trainers.runs import run_directory, scores
 _GALLERIES = (
     ("confusion_matrix.png", "Confusion matrices", False, 1.0),
     ("evaluation/mistakes.png", "Most confident mistakes", True, 1.8),
+    ("evaluation/activation_maps.png", "Activation maps", True, 1.8),
     ("augmentation.png", "Augmented images", True, 1.0),
     ("curves.png", "Training and validation", False, 1.0),
 )
