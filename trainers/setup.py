@@ -12,7 +12,7 @@ import tensorflow as tf
 from trainers import data as run_data
 from trainers.configuration import DataConfig
 from trainers.hardware import devices
-from trainers.models import networks, optimizers, preprocessing, trained_model
+from trainers.models import mixing, networks, optimizers, preprocessing, trained_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Setup:
 
     @property
     def learning_rate(self) -> float:
-        """The learning rate of the first step."""
+        """The learning rate at the start, or after the warm-up."""
         return optimizers.learning_rate(self.config.optimisation, self.chosen.replicas)
 
     def steps(self, purpose: str) -> int:
@@ -72,7 +72,8 @@ def prepare(
         config, data=run_data.with_batch_size(config.data, chosen.replicas)
     )
     networks.fitting_sizes(config.model, run_data.format_of(config.data).shape)
-    optimizers.optimizer_class(config.optimisation.optimizer)
+    optimizers.check(config.optimisation)
+    mixing.check(config.optimisation, chosen.jit_compile)
     data = load(config.data)
     # A backup finds variables by their paths, in which Keras numbers the layers of the process.
     keras.utils.clear_session(free_memory=False)
@@ -103,9 +104,12 @@ def _compiled_model(
         model = kind(network.input, network.output, name=network.name)
         units = model.output_shape[-1]
         model.plain_loss = networks.loss_for(units)
+        model.mixing = mixing.mixing_of(config.optimisation, len(data.classes))
         model.compile(
             optimizer=optimizers.build(config.optimisation, chosen.replicas, steps),
-            loss=networks.loss_for(units, config.optimisation.label_smoothing),
+            loss=networks.loss_for(
+                units, config.optimisation.label_smoothing, mixed=model.mixing is not None
+            ),
             metrics=["accuracy"],
             jit_compile=chosen.jit_compile,
         )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from trainers import data as run_data
-from trainers.configuration import AugmentationConfig
+from trainers.configuration import AugmentationConfig, OptimisationConfig
 from trainers.runs import run_directory
 from trainers.setup import Setup
 
@@ -46,9 +46,11 @@ def plan_table(setup: Setup, run: run_directory.Run) -> str:
             f"learning rate {setup.learning_rate:g}"
             + (f" ({optimisation.learning_rate:g} a replica)" if scaled else "")
             + (f" ({schedule})" if schedule != "constant" else "")
+            + _warmup_text(optimisation.warmup_epochs)
             + f", batch size {batch_size}"
             + (f" ({_shares(batch_size, replica_count)} a replica)" if replica_count > 1 else "")
-            + f", {optimisation.epochs} epochs, seed {optimisation.seed}",
+            + f", {optimisation.epochs} epochs, seed {optimisation.seed}"
+            + _options_text(optimisation),
         ),
         *setup.chosen.topics().items(),
         ("run", f"{run.path}" + (f", {_start_text(run)}" if run.resumed else "")),
@@ -65,6 +67,18 @@ def _shares(batch_size: int, replica_count: int) -> str:
     """Returns the images per batch and replica; the last replica may get fewer."""
     share = math.ceil(batch_size / replica_count)
     return f"{share}" if share * replica_count == batch_size else f"up to {share}"
+
+
+def _warmup_text(epochs: float) -> str:
+    return f" after a warm-up of {epochs:g} epoch{'s' * (epochs != 1)}" if epochs else ""
+
+
+def _options_text(config: OptimisationConfig) -> str:
+    """Returns the options of the training step that are on."""
+    named = ("clip_norm", "ema", "mixup", "cutmix")
+    return "".join(
+        f", {name} {value:g}" for name in named if (value := getattr(config, name)) is not None
+    )
 
 
 def _augmentation_text(config: AugmentationConfig) -> str:
