@@ -33,6 +33,10 @@ class Mixing(keras.layers.Layer):
         self._num_classes = num_classes
         self._seeds = keras.random.SeedGenerator(seed)
 
+    def build(self, images_shape: tuple, labels_shape: tuple) -> None:
+        for layer in self._layers_to_mix:
+            layer.build(images_shape)
+
     def call(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Mixes images and labels.
 
