@@ -98,7 +98,7 @@ class TrainedModel(keras.Model):
             self._trained_weights = None
         # There is no average before the first step, nor where float16 has overflowed in all steps.
         optimizer = _unscaled(self.optimizer)
-        has_average = optimizer.use_ema and int(optimizer.iterations) > 0
+        has_average = optimizer.use_ema and optimizer.iterations.numpy() > 0
         if self._trained_weights is None and wanted and has_average:
             self._trained_weights = [v.numpy() for v in self.trainable_variables]
             optimizer.finalize_variable_values(self.trainable_variables)
