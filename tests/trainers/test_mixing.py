@@ -115,6 +115,15 @@ def test_the_loss_is_that_of_the_shares_and_the_accuracy_that_of_the_greater(
     assert [history["val_loss"][0], history["val_accuracy"][0]] == pytest.approx(validated)
 
 
+def test_a_model_that_mixes_is_not_compiled_with_xla_which_cannot_draw():
+    network = networks.build(networks.ModelConfig(filters=2), (40, 40, 3), 2)
+    model = TrainedModel(network.input, network.output)
+    model.mixing = mixing_of(2, mixup=1.0)
+    with pytest.warns(UserWarning, match="jit_compile"):
+        model.compile("sgd", networks.loss_for(1), jit_compile=True)
+    assert not model.jit_compile
+
+
 # Runs.
 
 
@@ -161,6 +170,13 @@ def test_the_saved_model_does_not_mix_and_keras_alone_loads_it(mixed, tmp_path):
     ]
     assert loss in ("binary_crossentropy", "sparse_categorical_crossentropy")
     assert "mix" not in (run_dir / "summary.txt").read_text()
+
+
+@pytest.mark.parametrize("precision", ["float64", "mixed_float16"])
+def test_images_are_mixed_in_every_precision(small_flags, tmp_path, precision):
+    flags = [*small_flags, *BOTH, f"--precision={precision}", "--epochs=2"]
+    history = fit(*flags, f"--run_dir={tmp_path}/run").values["history"]
+    assert history["loss"][1] < history["loss"][0]
 
 
 @pytest.mark.parametrize("flag", BOTH)

@@ -6,28 +6,28 @@ import tensorflow as tf
 from pizza_steak.errors import UserError
 from trainers.configuration import OptimisationConfig
 
-# Of their random numbers; `preprocessing` adds less to the seed of the flags.
+# Added to the seed of the flags. `preprocessing` adds smaller numbers.
 _MIXUP, _CUTMIX, _CHOICE = 4, 5, 6
 
 
 class Mixing(keras.layers.Layer):
     """Mixes a batch by MixUp, by CutMix, or by one of the two that is drawn for each batch.
 
-    A model that has it as an attribute has its random states among its variables, which a backup
-    saves. Several replicas draw the same numbers, each for its own share of the batch.
+    Keras counts its random states among the variables of a model that has it as an attribute, so a
+    backup saves them. Replicas draw the same numbers, and each mixes its own share of the batch.
 
     Args:
       layers: One or two of Keras's layers.
       num_classes: The number of classes C.
-      seed: Of the choice between the layers.
+      seed: Seed of the choice between the layers.
     """
 
     def __init__(
         self, layers: list[keras.layers.MixUp | keras.layers.CutMix], num_classes: int, seed: int
     ):
         super().__init__(dtype=keras.config.floatx())
-        # XLA has no kernel for the gamma variates that Keras makes Beta(alpha, alpha) from. Keras
-        # compiles no model with XLA that has such a layer.
+        # XLA has no kernel for TensorFlow's stateless_gamma, which Keras draws Beta(alpha, alpha)
+        # with. Keras does not compile a model with XLA if a layer says so.
         self.supports_jit = False
         self._layers_to_mix = layers
         self._num_classes = num_classes
@@ -98,6 +98,6 @@ def mixing_of(config: OptimisationConfig, num_classes: int) -> Mixing | None:
     if config.mixup is not None:
         layers.append(keras.layers.MixUp(config.mixup, seed=seed + _MIXUP, dtype=dtype))
     if (alpha := config.cutmix) is not None:
-        # One number would be the upper end of a range from 0 that alpha is drawn from.
+        # Given one number, Keras draws alpha between 0 and it.
         layers.append(keras.layers.CutMix((alpha, alpha), seed=seed + _CUTMIX, dtype=dtype))
     return Mixing(layers, num_classes, seed + _CHOICE) if layers else None

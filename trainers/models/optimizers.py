@@ -77,7 +77,7 @@ def _schedule(
         return keras.optimizers.schedules.CosineDecay(
             0.0,
             total - warmup,
-            alpha=0.0 if cosine else 1.0,  # The last share of the rate: 1 keeps it constant.
+            alpha=0.0 if cosine else 1.0,  # With 1 the learning rate stays constant.
             warmup_target=rate,
             warmup_steps=warmup,
         )

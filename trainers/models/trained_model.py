@@ -18,8 +18,9 @@ class TrainedModel(keras.Model):
     `save` writes a plain Keras model, with `plain_loss`, which loads without this package.
 
     If the optimizer keeps an average of the weights (`use_ema`), `evaluate` and `save` use the
-    average. Keras's SwapEMAWeights does so by adding and subtracting, which rounds the weights, and
-    a run that validates elsewhere, or is resumed there, would train on with others.
+    average, and training continues with the weights. Keras's SwapEMAWeights is not exact: it swaps
+    by adding and subtracting, which rounds both. It would also leave the average in place of the
+    weights while a backup is written.
 
     Attributes:
       plain_loss: The loss for validation; None for the loss of training.
@@ -54,9 +55,8 @@ class TrainedModel(keras.Model):
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         if not training and self.plain_loss is not None:
             return self.plain_loss(y, y_pred, sample_weight)
-        # Keras smooths one-hot labels only. Mixed labels are like them.
-        one_hot = isinstance(self.loss, keras.losses.CategoricalCrossentropy)
-        if one_hot and self.mixing is None:
+        # Keras smooths one-hot labels only. Mixed labels have that shape already.
+        if isinstance(self.loss, keras.losses.CategoricalCrossentropy) and self.mixing is None:
             y = keras.ops.one_hot(y, y_pred.shape[-1])
         return super().compute_loss(x, y, y_pred, sample_weight, training)
 
@@ -145,8 +145,8 @@ class ReplicatedModel(TrainedModel):
     def _clipped_together(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
         """Returns gradients of each replica whose sum has at most the norm that is allowed.
 
-        Keras's optimizers clip the gradients of each replica, before they sum them. Of what this
-        returns they have nothing left to clip.
+        Keras's optimizers clip the gradients of each replica before they sum them. What this
+        returns is too small for them to clip.
         """
         norm = _unscaled(self.optimizer).global_clipnorm
         if norm is None:
