@@ -26,6 +26,7 @@ UNEVEN = {"train/dark": 12, "train/light": 17, "test/dark": 6, "test/light": 7}
 # The last of their batches holds 5 pictures.
 IN_FLOAT64 = (
     *("--batch_size=8", "--class_weight=balanced", "--rotation_range=20", "--precision=float64"),
+    *("--clip_norm=0.1", "--ema=0.8", "--warmup_epochs=0.5"),
 )
 SHADES = {"dark": (0, 60), "light": (190, 250), "middle": (100, 150)}
 

@@ -272,6 +272,12 @@ class ModelConfig:
     )
 
 
+# Keras ignores a norm of 0.
+_SMALLEST_NORM = 1e-6
+# Keras makes Beta(alpha, alpha) from gamma variates, which underflow float32 for a smaller alpha.
+_SMALLEST_ALPHA = 0.1
+
+
 @dataclasses.dataclass(frozen=True)
 class OptimisationConfig:
     """How to train the model."""
@@ -300,8 +306,43 @@ class OptimisationConfig:
         "Keep the learning rate constant, or decay it to 0 over all epochs along a half cosine.",
         ("constant", "cosine"),
     )
+    warmup_epochs: float = flag(
+        0.0,
+        "Epochs in which the learning rate grows linearly from 0 to --learning_rate, before the "
+        "schedule; may be a fraction such as 0.5.",
+        minimum=0.0,
+    )
     weight_decay: float | None = flag(
         None, "Weight decay, decoupled from the gradient as in AdamW.", minimum=0.0
+    )
+    clip_norm: float | None = flag(
+        None,
+        "Largest norm of the gradient of all weights together; a larger gradient is scaled down "
+        "to it.",
+        minimum=_SMALLEST_NORM,
+    )
+    ema: float | None = flag(
+        None,
+        "Validate, keep and test an exponential moving average of the weights over the training "
+        "steps, with this momentum, such as 0.99.",
+        minimum=0.0,
+        maximum=1.0,
+    )
+    mixup: float | None = flag(
+        None,
+        "Blend each training image and its label with those of another image of its batch, by a "
+        "share from the distribution Beta(mixup, mixup): Keras's MixUp. With --cutmix, each batch "
+        "gets one of the two at random.",
+        minimum=_SMALLEST_ALPHA,
+        maximum=1.0,
+    )
+    cutmix: float | None = flag(
+        None,
+        "Replace a rectangle of each training image with that of another image of its batch, and "
+        "blend the labels by its share, from the distribution Beta(cutmix, cutmix): Keras's "
+        "CutMix.",
+        minimum=_SMALLEST_ALPHA,
+        maximum=1.0,
     )
     label_smoothing: float = flag(
         0.0,

@@ -13,7 +13,14 @@ from pizza_steak.errors import UserError
 from trainers import data as run_data
 from trainers.configuration import DataConfig
 from trainers.hardware import devices
-from trainers.models import backbones, networks, optimizers, preprocessing, trained_model
+from trainers.models import (
+    backbones,
+    mixing,
+    networks,
+    optimizers,
+    preprocessing,
+    trained_model,
+)
 
 _IMAGE_SIZE = 224
 
@@ -45,6 +52,7 @@ class Setup:
       data: The images.
       augmentation: The augmentation of training images, None for none.
       network: The network.
+      mixing: Mixes the images of a training step, None for none.
       stages: The stages of the training, in order.
       model: The network, compiled for the first stage.
     """
@@ -54,6 +62,7 @@ class Setup:
     data: run_data.Data
     augmentation: preprocessing.Augmentation | None
     network: networks.Network
+    mixing: mixing.Mixing | None
     stages: tuple[Stage, ...]
     model: trained_model.TrainedModel
 
@@ -64,7 +73,7 @@ class Setup:
 
     @property
     def learning_rate(self) -> float:
-        """The learning rate of the first step."""
+        """The learning rate at the start, or after the warm-up."""
         rate = self.stages[0].learning_rate
         return optimizers.learning_rate(self.config.optimisation, rate, self.chosen.replicas)
 
@@ -74,7 +83,7 @@ class Setup:
         With --augmentation_cycle these are the same features of each version. In a cluster there
         are none: its processes may share a disk, but cannot compute one after the other.
         """
-        if stage.trainable or self.network.features is None or self.chosen.cluster:
+        if stage.trainable or self.network.features is None or self.chosen.cluster or self.mixing:
             return False
         return self.augmentation is None or (
             self.augmentation.cycle is not None and not self.augmentation.layers
@@ -86,9 +95,8 @@ class Setup:
         It has the layers of the network: a model that was compiled for another stage cannot be
         trained any more.
         """
-        return _compiled(
-            self.config, self.chosen, self.network, stage, self.steps("train"), head_only
-        )
+        network, steps = self.network, self.steps("train")
+        return _compiled(self.config, self.chosen, network, self.mixing, stage, steps, head_only)
 
     def steps(self, purpose: str) -> int:
         """Returns the steps per epoch of a split; 0 if there is no such split."""
@@ -139,7 +147,8 @@ def prepare(
     )
     networks.check(config.model, run_data.format_of(config.data).shape)
     _check_stages(config)
-    optimizers.optimizer_class(config.optimisation.optimizer)
+    optimizers.check(config.optimisation)
+    mixing.check(config.optimisation, chosen.jit_compile)
     data = load(config.data)
     # A backup finds variables by their paths, in which Keras numbers the layers of the process.
     keras.utils.clear_session(free_memory=False)
@@ -158,10 +167,13 @@ def prepare(
             first_layers,
             head_first=config.optimisation.head_epochs > 0,
         )
+        mixed = mixing.mixing_of(config.optimisation, len(data.classes))
     stages = _stages(config, network)
     steps = math.ceil(len(data.rows["train"]) / config.data.batch_size)
-    model = _compiled(config, chosen, network, stages[0], steps)
-    return Setup(config, chosen.as_compiled(model), data, augmentation, network, stages, model)
+    model = _compiled(config, chosen, network, mixed, stages[0], steps)
+    return Setup(
+        config, chosen.as_compiled(model), data, augmentation, network, mixed, stages, model
+    )
 
 
 def _check_stages(config: Any) -> None:
@@ -202,6 +214,7 @@ def _compiled(
     config: Any,
     chosen: devices.Devices,
     network: networks.Network,
+    mixed: mixing.Mixing | None,
     stage: Stage,
     steps: int,
     head_only: bool = False,
@@ -216,6 +229,7 @@ def _compiled(
         model = kind(whole.input, whole.output, name=network.model.name)
         units = model.output_shape[-1]
         model.plain_loss = networks.loss_for(units)
+        model.mixing = mixed
         model.compile(
             optimizer=optimizers.build(
                 config.optimisation,
@@ -224,7 +238,9 @@ def _compiled(
                 stage.end - stage.first,
                 steps,
             ),
-            loss=networks.loss_for(units, config.optimisation.label_smoothing),
+            loss=networks.loss_for(
+                units, config.optimisation.label_smoothing, mixed=mixed is not None
+            ),
             metrics=["accuracy"],
             jit_compile=chosen.jit_compile,
         )

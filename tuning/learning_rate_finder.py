@@ -214,7 +214,9 @@ def _memory(rates: np.ndarray) -> float:
 def train(config: LearningRateConfig, rates: np.ndarray) -> Iterator[float]:
     """Trains one step at each learning rate, and yields the loss of its batch before the step."""
     # With a schedule, the optimizer's learning rate could not be set.
-    optimisation = dataclasses.replace(config.optimisation, learning_rate_schedule="constant")
+    optimisation = dataclasses.replace(
+        config.optimisation, learning_rate_schedule="constant", warmup_epochs=0.0
+    )
     ready = setup.prepare(dataclasses.replace(config, optimisation=optimisation))
     data, model = ready.data, ready.model
     batches = data.batches(

@@ -101,6 +101,22 @@ BAD_INPUT = {
         "--learning_rate_schedule=cosine --reduce_lr_patience=1",
         "--learning_rate_schedule=cosine sets at every step",
     ),
+    "a warm-up of two minds": (
+        "--warmup_epochs=1 --reduce_lr_patience=1",
+        "--warmup_epochs=1.0 sets at every step",
+    ),
+    "a warm-up without an end": (
+        "--warmup_epochs=4 --epochs=4",
+        "warmup_epochs 4: expected fewer than --epochs=4",
+    ),
+    "class weights of mixed images": (
+        "--cutmix=1 --class_weight=balanced",
+        "class_weight: weights an image by its class, but --cutmix",
+    ),
+    "XLA without random numbers": (
+        "--mixup=0.2 --jit_compile=on",
+        "jit_compile: XLA cannot draw the random numbers of --mixup",
+    ),
     "nothing to resume": ("--resume", "no run to resume"),
     "resumed if it is there, and nowhere": ("--run_dir= --resume=auto", "run_dir: missing"),
     "another run than is there": ("--run_dir={here}/run --resume=auto --epochs=9", "--epochs=9"),

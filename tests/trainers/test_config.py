@@ -105,13 +105,18 @@ def test_checkpoints_are_made_every_so_many_steps_or_seconds(text, interval):
         "--checkpoint_every=0",
         "--checkpoint_every=60m",
         "--resume=maybe",
+        "--clip_norm=0",
         "--color_mode=cmyk",
+        "--cutmix=1.5",
         "--data_service=localhost:5050",
+        "--ema=1.1",
         "--epochs=0",
         "--filters=ten",
         "--image_size=-1",
         "--learning_rate=-0.1",
+        "--mixup=0",
         "--seed=-1",
+        "--warmup_epochs=-1",
     ],
 )
 def test_values_that_cannot_be_meant_are_refused(flag):

@@ -76,6 +76,27 @@ for batch in (images, images[::-1]):
     assert model.get_weights()[0].tolist() == before
 assert model.optimizer.dynamic_scale == 2**13, model.optimizer.dynamic_scale
 """
+# A step whose gradient is clipped: of the sum over both replicas, whose own gradients are unlike.
+CLIPPED = """
+import keras, numpy as np, tensorflow as tf
+from trainers.hardware import devices
+from trainers.configuration import DevicesConfig
+from trainers.models.trained_model import ReplicatedModel
+images = np.float32([[3, 0], [2, 1], [0, 1], [0, 1]]) / 16  # float16 has these numbers.
+for precision in ("float32", "mixed_float16"):
+    keras.config.set_dtype_policy(precision)
+    with devices.choose(DevicesConfig(cpu_devices=2)).scope():
+        inputs = keras.Input((2,))
+        model = ReplicatedModel(
+            inputs, keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")(inputs)
+        )
+        model.compile(keras.optimizers.SGD(1.0, global_clipnorm=0.05), "mse")
+        model.optimizer.build(model.trainable_variables)
+    model.fit(tf.data.Dataset.from_tensors((images, np.ones(4))), shuffle=False, verbose=0)
+    gradient = -2 * images.mean(axis=0)
+    expected = -0.05 * gradient / np.linalg.norm(gradient)
+    np.testing.assert_allclose(model.get_weights()[0][:, 0], expected, rtol=1e-6)
+"""
 
 
 def start(code: str, asked: list) -> subprocess.Popen:
@@ -96,8 +117,13 @@ def folder(small_flags, make_archive, tmp_path_factory) -> pathlib.Path:
     two = (*FLAGS[2], "--cpu_devices=2", "--checkpoint_every=2")
     four = (*FLAGS[4], "--cpu_devices=5", "--devices=0,1,3,4")
     within = [{"epoch": epoch, "step": 2} for epoch in (1, 2)]
+    mixed = (*two, "--mixup=0.2", "--cutmix=1", "--ema=0.8", "--dropout=0.3")
     processes = [
         start(METRICS + RUNS + OVERFLOW, [run("2", *two), run("2-resumed", *two, stops=within)]),
+        start(
+            RUNS + CLIPPED,
+            [run("2-mixed", *mixed), run("2-mixed-resumed", *mixed, stops=within)],
+        ),
         start(RUNS, [run("4", *four), run("4-on-device", *four, "--data_on_device")]),
     ]
     for devices, flags in FLAGS.items():
@@ -125,9 +151,10 @@ def test_validation_and_test_have_the_same_loss_on_the_same_images(folder, name)
 
 
 @pytest.mark.slow
-def test_replicas_go_on_where_they_were_stopped(folder):
-    assert len(rows(folder / "2-resumed")) == 2
-    assert_same_run(folder / "2-resumed", folder / "2")
+@pytest.mark.parametrize("name", ["2", "2-mixed"])
+def test_replicas_go_on_where_they_were_stopped(folder, name):
+    assert len(rows(folder / f"{name}-resumed")) == 2
+    assert_same_run(folder / f"{name}-resumed", folder / name)
 
 
 @pytest.mark.slow

@@ -130,6 +130,7 @@ def test_it_suggests_a_rate_and_leaves_nothing_but_a_figure(finished):
 def test_the_same_seed_gives_the_same_losses_whatever_the_rate_of_the_run(finished, rate_flags):
     found, _ = finished
     unused = ["--learning_rate=7", "--learning_rate_schedule=cosine", "--epochs=1"]
+    unused += ["--warmup_epochs=0.5"]
     again = losses_of(*rate_flags, *unused)
     np.testing.assert_array_equal(again[: len(found.losses)], found.losses)
 

@@ -270,18 +270,20 @@ def build(
     )
 
 
-def loss_for(units: int, label_smoothing: float = 0.0) -> keras.losses.Loss:
+def loss_for(units: int, label_smoothing: float = 0.0, *, mixed: bool = False) -> keras.losses.Loss:
     """Returns the loss for a model of `build`.
 
     Args:
       units: Units of the model's last layer.
       label_smoothing: Share of each label that is spread evenly over all classes, 0 to 1.
+      mixed: Whether the labels are mixed, as by `mixing.Mixing`.
 
     Returns:
-      A loss that takes class indices, or with label smoothing and several units one-hot labels.
+      A loss that takes class indices, or with several units, and smoothed or mixed labels, one-hot
+      labels.
     """
     if units == 1:
         return keras.losses.BinaryCrossentropy(label_smoothing=label_smoothing)
-    if label_smoothing:
+    if label_smoothing or mixed:
         return keras.losses.CategoricalCrossentropy(label_smoothing=label_smoothing)
     return keras.losses.SparseCategoricalCrossentropy()

@@ -1,5 +1,7 @@
 """The optimizers, by the flags of `OptimisationConfig`."""
 
+from typing import Any
+
 import keras
 
 from pizza_steak.errors import UserError
@@ -23,8 +25,21 @@ def optimizer_class(name: str) -> type[keras.optimizers.Optimizer]:
     return known[name.lower()]
 
 
+def check(config: OptimisationConfig) -> None:
+    """Checks the flags of the optimizer and its learning rate.
+
+    Raises:
+      UserError: There is no such optimizer, or the warm-up is longer than the training.
+    """
+    optimizer_class(config.optimizer)
+    if not config.warmup_epochs < config.epochs:
+        raise UserError(
+            f"warmup_epochs {config.warmup_epochs:g}: expected fewer than --epochs={config.epochs}"
+        )
+
+
 def learning_rate(config: OptimisationConfig, rate: float, replicas: int) -> float:
-    """Returns the learning rate of the first step, from that of one replica."""
+    """Returns the learning rate at the start or after the warm-up, from that of one replica."""
     return rate * replicas if config.scale_learning_rate == "linear" else rate
 
 
@@ -43,15 +58,35 @@ def build(
     Raises:
       UserError: There is no such optimizer.
     """
-    # Without the flag no argument: AdamW has a default of its own.
-    options = {} if config.weight_decay is None else {"weight_decay": config.weight_decay}
-    rate = learning_rate(config, rate, replicas)
-    if config.learning_rate_schedule == "cosine":
-        rate = keras.optimizers.schedules.CosineDecay(rate, epochs * steps)
+    options: dict[str, Any] = {}
+    if config.weight_decay is not None:  # Else no argument: AdamW has a default of its own.
+        options["weight_decay"] = config.weight_decay
+    if config.clip_norm is not None:
+        options["global_clipnorm"] = config.clip_norm
+    if config.ema is not None:
+        options |= {"use_ema": True, "ema_momentum": config.ema}
+    schedule = _schedule(config, learning_rate(config, rate, replicas), epochs * steps, steps)
     # A backup has the name in the paths of variables. Keras would number it in a second stage.
     optimizer = optimizer_class(config.optimizer)(
-        learning_rate=rate, name=config.optimizer.lower(), **options
+        learning_rate=schedule, name=config.optimizer.lower(), **options
     )
     if keras.config.dtype_policy().name != "mixed_float16":
         return optimizer
     return keras.optimizers.LossScaleOptimizer(optimizer, name="loss_scale_optimizer")
+
+
+def _schedule(
+    config: OptimisationConfig, rate: float, total: int, steps: int
+) -> float | keras.optimizers.schedules.LearningRateSchedule:
+    # At least one step is left, so that the learning rate is reached.
+    warmup = min(round(config.warmup_epochs * steps), total - 1)
+    cosine = config.learning_rate_schedule == "cosine"
+    if warmup:
+        return keras.optimizers.schedules.CosineDecay(
+            0.0,
+            total - warmup,
+            alpha=0.0 if cosine else 1.0,  # With 1 the learning rate stays constant.
+            warmup_target=rate,
+            warmup_steps=warmup,
+        )
+    return keras.optimizers.schedules.CosineDecay(rate, total) if cosine else rate

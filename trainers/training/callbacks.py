@@ -158,7 +158,9 @@ class Backup(keras.callbacks.Callback):
         self._saved_at = time.monotonic()
         if self._path:
             precision = self.model.dtype_policy.name
-            checkpoint.write(self._path, progress, precision, self._variables(), metrics)
+            # Validation may use an average of the weights.
+            with self.model.averaged(False):
+                checkpoint.write(self._path, progress, precision, self._variables(), metrics)
 
     def _metrics(self) -> np.ndarray:
         """Returns the metrics' variables of each replica, of shape (replicas, values).

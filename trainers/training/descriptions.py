@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from trainers import data as run_data
-from trainers.configuration import AugmentationConfig
+from trainers.configuration import AugmentationConfig, OptimisationConfig
 from trainers.models import backbones
 from trainers.runs import run_directory
 from trainers.setup import Setup
@@ -47,10 +47,13 @@ def plan_table(setup: Setup, run: run_directory.Run) -> str:
             f"{optimisation.optimizer}, "
             f"learning rate {setup.learning_rate:g}"
             + (f" ({optimisation.learning_rate:g} a replica)" if scaled else "")
+            + "".join(f", then {stage.learning_rate:g}" for stage in setup.stages[1:])
             + (f" ({schedule})" if schedule != "constant" else "")
+            + _warmup_text(optimisation.warmup_epochs)
             + f", batch size {batch_size}"
             + (f" ({_shares(batch_size, replica_count)} a replica)" if replica_count > 1 else "")
-            + f", {optimisation.epochs} epochs, seed {optimisation.seed}",
+            + f", {optimisation.epochs} epochs, seed {optimisation.seed}"
+            + _options_text(optimisation),
         ),
         *setup.chosen.topics().items(),
         ("run", f"{run.path}" + (f", {_start_text(run)}" if run.resumed else "")),
@@ -92,9 +95,22 @@ def _features_text(setup: Setup) -> str:
     if not frozen:
         return ""
     if not setup.has_fixed_features(frozen[0]):
-        return "computed in each step; --augmentation_cycle=10 keeps those of 10 versions"
+        hint = "; --augmentation_cycle=10 keeps those of 10 versions of each image"
+        return "computed in each step" + (hint if setup.augment and not setup.mixing else "")
     cycle = setup.augmentation.cycle if setup.augmentation else None
     return "computed once and kept" + (f", of {cycle} versions of each image" if cycle else "")
+
+
+def _warmup_text(epochs: float) -> str:
+    return f" after a warm-up of {epochs:g} epoch{'s' * (epochs != 1)}" if epochs else ""
+
+
+def _options_text(config: OptimisationConfig) -> str:
+    """Returns the options of the training step that are on."""
+    named = ("clip_norm", "ema", "mixup", "cutmix")
+    return "".join(
+        f", {name} {value:g}" for name in named if (value := getattr(config, name)) is not None
+    )
 
 
 def _augmentation_text(config: AugmentationConfig) -> str:

@@ -13,6 +13,7 @@ import tensorflow as tf
 from pizza_steak import input_pipeline
 from pizza_steak.atomic import atomic_path
 from pizza_steak.errors import UserError
+from pizza_steak.flags import as_argument
 from trainers import data as run_data
 from trainers import setup
 from trainers.configuration import DataConfig, FitConfig, OptimisationConfig, checkpoint_interval
@@ -247,13 +248,13 @@ class Training:
 
     def _take_over(self, before: setup.Stage, saved: Saved) -> Saved:
         """Restores the weights of a finished stage, and saves its best head."""
-        network = self.ready.network
-        whole = network.head if self.is_kept(before) else network.model
-        assert whole
-        if self.is_kept(before) and self.ready.chosen.is_chief:
+        is_kept = self.is_kept(before)
+        if is_kept and self.ready.chosen.is_chief:
             self.save_kept_head()
-        precision = self.ready.chosen.precision
-        checkpoint.restore(saved.content, precision, whole.variables, all_of_them=False)
+        model = self.ready.compiled(before, head_only=is_kept)
+        checkpoint.restore(
+            saved.content, self.ready.chosen.precision, model.variables, all_of_them=False
+        )
         return dataclasses.replace(saved, content=b"")
 
     def is_kept(self, stage: setup.Stage) -> bool:
@@ -386,11 +387,15 @@ def _check_schedule(config: FitConfig) -> None:
     asked = [name for name, epochs in patience.items() if epochs is not None]
     if asked and config.data.validation_split == "none":
         raise UserError(f"{asked[0]}: watches the validation loss; expected a --validation_split")
-    if "reduce_lr_patience" in asked and optimisation.learning_rate_schedule != "constant":
+    setting = [
+        as_argument(name, getattr(optimisation, name))
+        for name in ("learning_rate_schedule", "warmup_epochs")
+        if getattr(optimisation, name) not in ("constant", 0)
+    ]
+    if "reduce_lr_patience" in asked and setting:
         raise UserError(
-            "reduce_lr_patience: changes the learning rate, which "
-            f"--learning_rate_schedule={optimisation.learning_rate_schedule} sets at every step; "
-            "expected one of the two"
+            f"reduce_lr_patience: changes the learning rate, which {setting[0]} sets at every "
+            "step; expected one of the two"
         )
 
 
