@@ -232,7 +232,7 @@ def test_a_convolution_before_a_nested_network_without_one_is_found(images):
 def test_every_network_has_maps(name, options, classes):
     keras.utils.set_random_seed(3)
     config = ModelConfig(model=name, global_pooling=True, **options)
-    model = networks.build(config, (32, 48, 3), classes)
+    model = networks.build(config, (32, 48, 3), "abc"[:classes]).model
     images = np.random.default_rng(2).integers(0, 256, (6, 32, 48, 3), dtype=np.uint8)
     before = model.predict(images, verbose=0)
     maps = activation_maps(model, images, np.arange(6) % classes)
@@ -247,17 +247,19 @@ def test_every_network_has_maps(name, options, classes):
 
 @pytest.mark.parametrize("name", ["dense", "playground"])
 def test_a_network_without_convolution_is_one_line(images, name):
-    model = networks.build(ModelConfig(model=name), (SIZE, SIZE, 3), 2)
+    model = networks.build(ModelConfig(model=name), (SIZE, SIZE, 3), "ab").model
     with pytest.raises(UserError, match=rf"model {name}: has no convolution") as caught:
         activation_maps(model, images, np.ones(4, int))
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_half_precision_has_the_maps_of_float32(images):
-    model = networks.build(ModelConfig(global_pooling=True), (SIZE * 4, SIZE * 4, 3), 3)
+    model = networks.build(ModelConfig(global_pooling=True), (SIZE * 4, SIZE * 4, 3), "abc").model
     keras.config.set_dtype_policy("mixed_float16")
     try:
-        half = networks.build(ModelConfig(global_pooling=True), (SIZE * 4, SIZE * 4, 3), 3)
+        half = networks.build(
+            ModelConfig(global_pooling=True), (SIZE * 4, SIZE * 4, 3), "abc"
+        ).model
     finally:
         keras.config.set_dtype_policy("float32")
     half.set_weights(model.get_weights())

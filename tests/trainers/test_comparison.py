@@ -50,8 +50,9 @@ def chapter(archive, tmp_path):
 @pytest.mark.parametrize("name", FLAGFILES)
 def test_each_model_has_a_flagfile_that_says_the_same(name):
     flagfile = parse_flags(f"--flagfile={ROOT}/{FLAGFILES[name]}.flags")
-    # Which is what no batch size comes to.
-    config = comparison.fit_config(ChapterConfig(data=ChapterDataConfig(batch_size=32)), name)
+    # Which is what no batch size and no image size come to.
+    data = ChapterDataConfig(batch_size=32, image_size=224)
+    config = comparison.fit_config(ChapterConfig(data=data), name)
     assert sizes_of(flagfile.model) == sizes_of(config.model)
     assert dataclasses.replace(flagfile, model=ModelConfig()) == dataclasses.replace(
         config, model=ModelConfig()
@@ -63,7 +64,7 @@ def test_a_flagfile_with_another_model_trains_that_model(name):
     parameters = {"tinyvgg": 31_101, "conv3": 477_341}
     for model, expected in parameters.items():
         config = parse_flags(f"--flagfile={ROOT}/{name}.flags", f"--model={model}").model
-        assert networks.build(config, (224, 224, 3), 2).count_params() == expected
+        assert networks.build(config, (224, 224, 3), "ab").model.count_params() == expected
 
 
 def test_every_flagfile_of_a_model_is_one_of_the_chapter():

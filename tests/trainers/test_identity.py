@@ -12,7 +12,7 @@ from trainers.runs import identity
 from trainers.runs.run_directory import plan
 
 HERE = pathlib.Path.cwd()
-FLAGS = ["--seed=7", "--classes=dark,light", "--nofollow_links", "--batch_size=8"]
+FLAGS = ["--seed=7", "--classes=dark,light", "--nofollow_links", "--image_size=224"]
 
 
 @pytest.fixture

@@ -89,7 +89,9 @@ def test_the_loss_is_that_of_the_shares_and_the_accuracy_that_of_the_greater(
 ):
     labels = np.float32(np.arange(12) % num_classes)
     images = plain_images(labels.astype(int), 3)
-    network = networks.build(networks.ModelConfig(filters=2), (40, 40, 3), num_classes)
+    network = networks.build(
+        networks.ModelConfig(filters=2), (40, 40, 3), "abcd"[:num_classes]
+    ).model
     model = TrainedModel(network.input, network.output)
     units = model.output_shape[-1]
     model.mixing = mixing_of(num_classes, mixup=1.0)
@@ -116,7 +118,7 @@ def test_the_loss_is_that_of_the_shares_and_the_accuracy_that_of_the_greater(
 
 
 def test_a_model_that_mixes_is_not_compiled_with_xla_which_cannot_draw():
-    network = networks.build(networks.ModelConfig(filters=2), (40, 40, 3), 2)
+    network = networks.build(networks.ModelConfig(filters=2), (40, 40, 3), "ab").model
     model = TrainedModel(network.input, network.output)
     model.mixing = mixing_of(2, mixup=1.0)
     with pytest.warns(UserWarning, match="jit_compile"):

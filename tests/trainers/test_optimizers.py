@@ -59,7 +59,9 @@ def test_the_learning_rate_grows_from_0_before_the_schedule(schedule, warmup):
     config = OptimisationConfig(
         epochs=4, learning_rate=0.1, warmup_epochs=warmup, learning_rate_schedule=schedule
     )
-    schedule_of_rates = optimizers.build(config, 1, steps=10).get_config()["learning_rate"]
+    schedule_of_rates = optimizers.build(
+        config, config.learning_rate, 1, config.epochs, 10
+    ).get_config()["learning_rate"]
     found = keras.optimizers.schedules.deserialize(schedule_of_rates)
     steps, first = np.arange(41), int(10 * warmup)
     share = (steps - first) / (40 - first)
@@ -72,7 +74,7 @@ def test_the_learning_rate_of_all_replicas_is_reached_even_in_the_last_step():
     config = OptimisationConfig(
         epochs=2, learning_rate=0.1, scale_learning_rate="linear", warmup_epochs=1.9
     )
-    optimizer = optimizers.build(config, 4, steps=1)
+    optimizer = optimizers.build(config, config.learning_rate, 4, config.epochs, 1)
     rates = []
     for step in range(2):
         optimizer.iterations.assign(step)
