@@ -104,18 +104,22 @@ class Setup:
 
 
 def resolved(config: Any) -> Any:
-    """Returns flags with values in place of the defaults that depend on --model.
+    """Returns flags with absolute paths, and values for the defaults that depend on --model.
 
     Raises:
       UserError: There is no such run or file.
     """
     size, rescale = config.data.image_size, config.normalization.rescale
+    model, built_here = config.model, networks.is_built_here(config.model)
+    if not built_here:
+        model = backbones.with_absolute_paths(model)
     if size is None:
-        size = backbones.image_size(config.model) or _IMAGE_SIZE
+        size = (None if built_here else backbones.image_size(model)) or _IMAGE_SIZE
     if rescale is None:
-        rescale = 1 / 255 if networks.is_built_here(config.model) else 1.0
+        rescale = 1 / 255 if built_here else 1.0
     return dataclasses.replace(
         config,
+        model=model,
         data=dataclasses.replace(config.data, image_size=size),
         normalization=dataclasses.replace(config.normalization, rescale=rescale),
     )

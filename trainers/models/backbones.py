@@ -26,6 +26,7 @@ import numpy as np
 from pizza_steak.errors import UserError
 from pizza_steak.flags import Numbers
 from trainers.configuration import ModelConfig
+from trainers.models import nested
 from trainers.runs import run_directory
 
 # Height and width that a network of keras.applications was trained with, where they are not 224.
@@ -117,6 +118,24 @@ def is_saved(config: ModelConfig) -> bool:
     return "/" in text or text.endswith(".keras") or pathlib.Path(text).expanduser().exists()
 
 
+def with_absolute_paths(config: ModelConfig) -> ModelConfig:
+    """Returns the flags with absolute paths of files and runs; the network is not built here."""
+    model, weights = config.model, config.weights
+    if is_function(config):
+        place, _, name = model.rpartition(":")
+        if place.endswith(".py"):
+            model = f"{_absolute(place)}:{name}"
+    elif not is_application(config) and is_saved(config):
+        model = str(_absolute(model))
+    if weights not in (None, "imagenet", "none"):
+        weights = str(_absolute(weights))
+    return dataclasses.replace(config, model=model, weights=weights)
+
+
+def _absolute(path: str) -> pathlib.Path:
+    return pathlib.Path(path).expanduser().absolute()
+
+
 def image_size(config: ModelConfig) -> Numbers | None:
     """Returns the height and width that a network wants; None if it has no preference.
 
@@ -162,11 +181,20 @@ def build(
 
 
 def digest(model: keras.Model) -> str:
-    """Returns a hexadecimal digest of a model's architecture and weights."""
-    found = hashlib.sha256(model.to_json().encode())
+    """Returns a hexadecimal digest of a model's architecture and weights, in any precision."""
+    architecture = _determining(json.loads(model.to_json()))
+    found = hashlib.sha256(json.dumps(architecture).encode())
     for weight in model.weights:
         found.update(np.ascontiguousarray(weight.numpy()).data)
     return found.hexdigest()[:16]
+
+
+def _determining(part: Any) -> Any:
+    """Returns the part of an architecture that determines outputs in any precision."""
+    if isinstance(part, dict):
+        others = ("dtype", "compile_config")
+        return {name: _determining(value) for name, value in part.items() if name not in others}
+    return [_determining(value) for value in part] if isinstance(part, list) else part
 
 
 def _application(config: ModelConfig, image_shape: tuple[int, int, int]) -> Backbone:
@@ -237,6 +265,7 @@ def _saved(
         model, same = run.load_model(), tuple(run.result["classes"]) == classes
     else:
         model = _load(path)
+    model = nested.in_precision(model, keras.config.dtype_policy())
     _check_images(config, model, image_shape)
     features = _features(config, model)
     head = None
@@ -248,7 +277,7 @@ def _saved(
 
 
 def _path(config: ModelConfig) -> pathlib.Path:
-    path = pathlib.Path(config.model).expanduser().absolute()
+    path = _absolute(config.model)
     if not path.exists():
         raise UserError(
             f"model {config.model}: no such file or folder; expected a .keras file or the "
@@ -312,13 +341,9 @@ def _features(config: ModelConfig, model: keras.Model) -> keras.KerasTensor:
             )
         tensor = model.get_layer(config.features).output
     else:
-        tensor, last = model.output, keras.layers
-        ends = (last.Dense, last.Dropout, last.Activation, last.ReLU, last.Softmax)
+        tensor = model.output
         for layer in reversed(model.layers):
-            if (
-                not isinstance(layer, (*ends, last.BatchNormalization))
-                or len(layer.input.shape) > 2
-            ):
+            if not isinstance(layer, _HEAD_LAYERS) or len(layer.input.shape) > 2:
                 break
             tensor = layer.input
     if len(tensor.shape) != 2:
