@@ -115,7 +115,7 @@ def test_epochs_use_the_versions_of_an_image_in_turn(head_flags):
 
 
 def test_a_cycle_of_one_augments_each_image_once(head_flags):
-    ready, (data, augment) = kept(*head_flags, "--augmentation_cycle=1", *AUGMENTED)
+    _, (data, augment) = kept(*head_flags, "--augmentation_cycle=1", *AUGMENTED)
     first, second = (
         f.numpy() for f, _ in data.batches("train", 24, seed=42, augment=augment, epochs=2)
     )

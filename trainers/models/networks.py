@@ -59,8 +59,11 @@ class Network:
 
     def set_trainable(self, count: float) -> None:
         """Freezes all layers before the head but the last `count` of them."""
-        if self.backbone is not None:
-            self.backbone.trainable = count > 0
+        if self.backbone is not None and self.head is not None:
+            for model, trainable in ((self.head, True), (self.backbone, count > 0)):
+                # Keras ignores a value that a model already has, even if its layers have another.
+                model.trainable = not trainable
+                model.trainable = trainable
             layers_before = nested.all_layers(self.backbone)
             frozen = len(layers_before) - min(count, len(layers_before))
             for layer in layers_before[: int(frozen)]:
@@ -274,7 +277,12 @@ def build(
     if head_first or trainable < len(nested.all_layers(found.model)):
         _compute_as_in_inference(found.model)
     features = found.model(x)
-    outputs = found.head(features) if found.head else head(features, sizes, len(classes))
+    if found.head:
+        outputs = features
+        for layer in found.head:
+            outputs = layer(outputs)
+    else:
+        outputs = head(features, sizes, len(classes))
     return Network(
         keras.Model(inputs, outputs, name=found.model.name),
         backbone=found.model,
