@@ -10,8 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 from pizza_steak.errors import UserError
+from pizza_steak.flags import Numbers
 from trainers import data as run_data
-from trainers.configuration import DataConfig
+from trainers.configuration import DataConfig, ModelConfig
 from trainers.hardware import devices
 from trainers.models import (
     backbones,
@@ -103,21 +104,30 @@ class Setup:
         return math.ceil(len(self.data.rows.get(purpose, ())) / self.config.data.batch_size)
 
 
+def image_size(data: DataConfig, model: ModelConfig) -> Numbers:
+    """Returns the image size of the flags, or else what the network wants.
+
+    Raises:
+      UserError: There is no such run or file.
+    """
+    size = data.image_size
+    return size if size is not None else backbones.image_size(model) or _IMAGE_SIZE
+
+
 def resolved(config: Any) -> Any:
     """Returns flags with values in place of the defaults that depend on --model.
 
     Raises:
       UserError: There is no such run or file.
     """
-    size, rescale = config.data.image_size, config.normalization.rescale
-    if size is None:
-        size = backbones.image_size(config.model) or _IMAGE_SIZE
+    size, rescale = image_size(config.data, config.model), config.normalization.rescale
     if rescale is None:
         rescale = 1 / 255 if networks.is_built_here(config.model) else 1.0
     return dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, image_size=size),
         normalization=dataclasses.replace(config.normalization, rescale=rescale),
+        model=backbones.with_absolute_paths(config.model),
     )
 
 

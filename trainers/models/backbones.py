@@ -117,6 +117,16 @@ def is_saved(config: ModelConfig) -> bool:
     return "/" in text or text.endswith(".keras") or pathlib.Path(text).expanduser().exists()
 
 
+def with_absolute_paths(config: ModelConfig) -> ModelConfig:
+    """Returns the flags with absolute paths, which mean the same in any folder."""
+    model, weights = config.model, config.weights
+    if not is_application(config) and (is_saved(config) or ".py:" in model):
+        model = str(pathlib.Path(model).expanduser().absolute())
+    if weights not in (None, "imagenet", "none"):
+        weights = str(pathlib.Path(weights).expanduser().absolute())
+    return dataclasses.replace(config, model=model, weights=weights)
+
+
 def image_size(config: ModelConfig) -> Numbers | None:
     """Returns the height and width that a network wants; None if it has no preference.
 

@@ -114,7 +114,7 @@ def check(config: ModelConfig, image_shape: tuple[int, int, int]) -> None:
             )
     elif backbones.is_function(config):
         own = (*_SIZES_OF_BLOCKS, *_HEAD_SIZES, "weights", "features", "trainable")
-        _refuse(config, own, "say all of that themselves")
+        _refuse(config, (*own, "dropout", "batch_normalization"), "say all of that themselves")
     elif backbones.is_application(config) or backbones.is_saved(config):
         _refuse(config, _SIZES_OF_BLOCKS, "have layers of their own")
     else:
@@ -127,7 +127,7 @@ def check(config: ModelConfig, image_shape: tuple[int, int, int]) -> None:
 
 def _refuse(config: ModelConfig, names: Iterable[str], reason: str) -> None:
     for name in names:
-        if getattr(config, name) is not None:
+        if getattr(config, name) not in (None, 0):
             raise UserError(
                 f"{name} {getattr(config, name)}: has no meaning for --model={config.model}; such "
                 f"networks {reason}"

@@ -261,7 +261,8 @@ def plan(config: FitConfig) -> Run:
     """
     asked = config.run
     # The random end distinguishes runs that start within the same second.
-    name = f"{config.model.model}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    network = pathlib.PurePath(config.model.model).stem
+    name = f"{network}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     path = pathlib.Path(asked.run_dir or pathlib.Path("runs", name)).expanduser().absolute()
     if asked.resume == "auto" and not asked.run_dir:
         raise UserError("run_dir: missing; expected the directory to look into for --resume=auto")
