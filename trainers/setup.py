@@ -90,14 +90,30 @@ class Setup:
             self.augmentation.cycle is not None and not self.augmentation.layers
         )
 
-    def compiled(self, stage: Stage, *, head_only: bool = False) -> trained_model.TrainedModel:
+    def compiled(
+        self, stage: Stage, *, head_only: bool = False, steps_at_once: int = 1
+    ) -> trained_model.TrainedModel:
         """Returns the network, or its head alone, compiled for a stage.
 
         It has the layers of the network: a model that was compiled for another stage cannot be
         trained any more.
+
+        Args:
+          stage: The stage.
+          head_only: Whether to return the head.
+          steps_at_once: Keras's argument `steps_per_execution`.
         """
         network, steps = self.network, self.steps("train")
-        return _compiled(self.config, self.chosen, network, self.mixing, stage, steps, head_only)
+        return _compiled(
+            self.config,
+            self.chosen,
+            network,
+            self.mixing,
+            stage,
+            steps,
+            head_only=head_only,
+            steps_at_once=steps_at_once,
+        )
 
     def steps(self, purpose: str) -> int:
         """Returns the steps per epoch of a split; 0 if there is no such split."""
@@ -227,7 +243,9 @@ def _compiled(
     mixed: mixing.Mixing | None,
     stage: Stage,
     steps: int,
+    *,
     head_only: bool = False,
+    steps_at_once: int = 1,
 ) -> trained_model.TrainedModel:
     """Returns the network, or its head alone, compiled for a stage."""
     alone = chosen.strategy == "none"
@@ -253,6 +271,7 @@ def _compiled(
             ),
             metrics=["accuracy"],
             jit_compile=chosen.jit_compile,
+            steps_per_execution=steps_at_once,
         )
         # Keras would create the variables of optimizer and metrics at the first step, but a backup
         # is loaded into them before.

@@ -4,6 +4,7 @@ What --model names beyond the names in `SIZES` comes from `backbones`.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, cast
@@ -57,8 +58,15 @@ class Network:
     origin: Mapping[str, str] = dataclasses.field(default_factory=dict)
     trainable: float = math.inf
 
+    @functools.cached_property
+    def digest(self) -> str | None:
+        """A digest of the layers before the head; None if the network has no head of its own."""
+        return backbones.digest(self.features) if self.features else None
+
     def set_trainable(self, count: float) -> None:
         """Freezes all layers before the head but the last `count` of them."""
+        if count:
+            backbones.forget()
         if self.backbone is not None:
             self.backbone.trainable = count > 0
             frozen = len(self.backbone.layers) - min(count, len(self.backbone.layers))

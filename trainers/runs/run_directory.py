@@ -204,13 +204,16 @@ class Run:
                 "run was started; pass --overwrite to start it anew"
             )
 
-    def check_same_backbone(self, digest: str) -> None:
+    def check_same_backbone(self, digest: str | None) -> None:
         """Checks that a run is resumed with the layers and weights before the head as before.
+
+        Args:
+          digest: Their digest; None if the network has no head of its own.
 
         Raises:
           UserError: They have changed.
         """
-        if not self.resumed:
+        if not self.resumed or digest is None:
             return
         before = json.loads((self.path / "environment.json").read_text())
         if before["backbone"]["digest"] != digest:
