@@ -241,8 +241,9 @@ def build(
         network that is built here, and none for others.
       head_first: Whether the head is trained alone before the rest.
 
-    A backbone of which some is not trained, now or later, always runs as in inference: batch
-    normalization keeps its statistics (https://keras.io/guides/transfer_learning/).
+    A backbone that has trained weights, or of which some is not trained, always runs as in
+    inference, even while it is fine-tuned: batch normalization keeps its statistics
+    (https://keras.io/guides/transfer_learning/).
 
     Raises:
       UserError: There is no such network, or it does not take such images.
@@ -265,8 +266,8 @@ def build(
     trainable = trainable_layers(config.trainable)
     if config.trainable is None and found.pretrained and not found.head and not head_first:
         trainable = 0
-    frozen = head_first or trainable < len(found.model.layers)
-    features = found.model(x, training=False if frozen else None)
+    as_in_inference = found.pretrained or head_first or trainable < len(found.model.layers)
+    features = found.model(x, training=False if as_in_inference else None)
     outputs = found.head(features) if found.head else head(features, sizes, len(classes))
     return Network(
         keras.Model(inputs, outputs, name=found.model.name),

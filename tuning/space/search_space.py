@@ -47,6 +47,12 @@ class SearchSpace(keras_tuner.HyperModel):
             for field in dataclasses.fields(SpaceConfig)
         }
 
+    @property
+    def has_heads_only(self) -> bool:
+        """Whether no point of the space trains more than the head of a network."""
+        models = (ModelConfig(model=name) for name in self.ranges["model"].values)
+        return not any(networks.is_built_here(m) or backbones.is_function(m) for m in models)
+
     def declare_hyperparameters(self, hp: keras_tuner.HyperParameters) -> None:
         """Registers all hyperparameters with `hp`, each after its parent."""
         conditions = self._conditions()
