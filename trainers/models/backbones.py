@@ -63,7 +63,6 @@ _LICENCES = {
     "mobilenet_v3": "Apache 2.0 (Google)",
     "nasnet": "Apache 2.0 (Google)",
     "resnet": "MIT (Kaiming He)",
-    "resnet_v2": "BSD (Facebook)",
     "vgg16": "CC BY 4.0 (VGG, Oxford)",
     "vgg19": "CC BY 4.0 (VGG, Oxford)",
     "xception": "MIT (François Chollet)",
@@ -248,7 +247,7 @@ def _application(config: ModelConfig, image_shape: tuple[int, int, int]) -> Back
     outputs = network(module.preprocess_input(inputs))
     origin = {"weights": weights}
     if weights == "imagenet":
-        licence = _LICENCES.get(module.__name__.rpartition(".")[2], "see Keras's documentation")
+        licence = _LICENCES.get(module.__name__.rpartition(".")[2], "not known here; see keras.io")
         origin |= {
             "source": f"keras.applications.{function.__name__}, trained on ImageNet",
             "licence": licence,
