@@ -10,8 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 from pizza_steak.errors import UserError
+from pizza_steak.flags import Numbers
 from trainers import data as run_data
-from trainers.configuration import DataConfig
+from trainers.configuration import DataConfig, ModelConfig
 from trainers.hardware import devices
 from trainers.models import (
     backbones,
@@ -89,18 +90,46 @@ class Setup:
             self.augmentation.cycle is not None and not self.augmentation.layers
         )
 
-    def compiled(self, stage: Stage, *, head_only: bool = False) -> trained_model.TrainedModel:
+    def compiled(
+        self, stage: Stage, *, head_only: bool = False, steps_at_once: int = 1
+    ) -> trained_model.TrainedModel:
         """Returns the network, or its head alone, compiled for a stage.
 
         It has the layers of the network: a model that was compiled for another stage cannot be
         trained any more.
+
+        Args:
+          stage: The stage.
+          head_only: Whether to return the head.
+          steps_at_once: Keras's argument `steps_per_execution`.
         """
         network, steps = self.network, self.steps("train")
-        return _compiled(self.config, self.chosen, network, self.mixing, stage, steps, head_only)
+        return _compiled(
+            self.config,
+            self.chosen,
+            network,
+            self.mixing,
+            stage,
+            steps,
+            head_only=head_only,
+            steps_at_once=steps_at_once,
+        )
 
     def steps(self, purpose: str) -> int:
         """Returns the steps per epoch of a split; 0 if there is no such split."""
         return math.ceil(len(self.data.rows.get(purpose, ())) / self.config.data.batch_size)
+
+
+def image_size(data: DataConfig, model: ModelConfig) -> Numbers:
+    """Returns the image size of the flags, or else what the network wants.
+
+    Raises:
+      UserError: There is no such run or file.
+    """
+    size = data.image_size
+    if size is None and not networks.is_built_here(model):
+        size = backbones.image_size(model)
+    return _IMAGE_SIZE if size is None else size
 
 
 def resolved(config: Any) -> Any:
@@ -109,12 +138,10 @@ def resolved(config: Any) -> Any:
     Raises:
       UserError: There is no such run or file.
     """
-    size, rescale = config.data.image_size, config.normalization.rescale
     model, built_here = config.model, networks.is_built_here(config.model)
     if not built_here:
         model = backbones.with_absolute_paths(model)
-    if size is None:
-        size = (None if built_here else backbones.image_size(model)) or _IMAGE_SIZE
+    size, rescale = image_size(config.data, model), config.normalization.rescale
     if rescale is None:
         rescale = 1 / 255 if built_here else 1.0
     return dataclasses.replace(
@@ -221,7 +248,9 @@ def _compiled(
     mixed: mixing.Mixing | None,
     stage: Stage,
     steps: int,
+    *,
     head_only: bool = False,
+    steps_at_once: int = 1,
 ) -> trained_model.TrainedModel:
     """Returns the network, or its head alone, compiled for a stage."""
     alone = chosen.strategy == "none"
@@ -247,6 +276,7 @@ def _compiled(
             ),
             metrics=["accuracy"],
             jit_compile=chosen.jit_compile,
+            steps_per_execution=steps_at_once,
         )
         # Keras would create the variables of optimizer and metrics at the first step, but a backup
         # is loaded into them before.

@@ -46,6 +46,13 @@ def _searched(default: str, help: str, kind: type, **limits: Any) -> Any:
 class SpaceConfig:
     """What to search: values separated by commas, or low:high, low:high:step or low:high:log."""
 
+    model: str = _searched(
+        "tinyvgg",
+        "Networks: names, runs, files or functions as for trainers.fit. Of networks that are not "
+        "built here, only the last layers are searched; their features are computed once with "
+        "--augmentation=none or an --augmentation_cycle.",
+        str,
+    )
     filters: str = _searched(
         "8:64:log", "Filters of each convolution in the first block.", int, minimum=1
     )
@@ -112,6 +119,7 @@ class TrialConfig:
     early_stopping_patience: int | None = same_flag(OptimisationConfig, "early_stopping_patience")
     class_weight: str | None = same_flag(OptimisationConfig, "class_weight")
     augment_on: str = same_flag(AugmentationConfig, "augment_on")
+    augmentation_cycle: int | None = same_flag(AugmentationConfig, "augmentation_cycle")
     seed: int = flag(
         42,
         "Seed of the search, the weights, the order of the images and the augmentation.",

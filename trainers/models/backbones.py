@@ -6,6 +6,7 @@ turns these into probabilities. Backbones come from keras.applications, from fin
 """
 
 import dataclasses
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -14,6 +15,7 @@ import itertools
 import json
 import os
 import pathlib
+import random
 import re
 import sys
 import zipfile
@@ -23,6 +25,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from pizza_steak.errors import UserError
 from pizza_steak.flags import Numbers
@@ -63,7 +66,6 @@ _LICENCES = {
     "mobilenet_v3": "Apache 2.0 (Google)",
     "nasnet": "Apache 2.0 (Google)",
     "resnet": "MIT (Kaiming He)",
-    "resnet_v2": "BSD (Facebook)",
     "vgg16": "CC BY 4.0 (VGG, Oxford)",
     "vgg19": "CC BY 4.0 (VGG, Oxford)",
     "xception": "MIT (François Chollet)",
@@ -175,13 +177,57 @@ def build(
                 f"features {config.features!r}: is for runs and .keras files; {config.model} has "
                 "its own pooled features"
             )
-        return _application(config, image_shape)
-    if config.weights is not None:
+    elif config.weights is not None:
         raise UserError(
             f"weights {config.weights!r}: is for networks of keras.applications; {config.model} "
             "has its own"
         )
+    determining = ModelConfig(config.model, weights=config.weights, features=config.features)
+    kinds = (keras.config.dtype_policy().name, tf.distribute.get_strategy())
+    # What is built after it draws the same seeds, whether it is used again or not.
+    seeds = random.getstate()
+    found = _built(determining, image_shape, classes, kinds, _changed(config))
+    random.setstate(seeds)
+    if found.head or not found.pretrained:
+        forget()  # Its head is going to be trained; its weights depend on the seed.
+    return found
+
+
+@functools.lru_cache(maxsize=2)
+def _built(
+    config: ModelConfig,
+    image_shape: tuple[int, int, int],
+    classes: tuple[str, ...],
+    kinds: tuple[Any, ...],
+    changed: int,
+) -> Backbone:
+    """Builds or loads a backbone; later trainings of this process use it again while it is frozen.
+
+    Args:
+      config: The flags.
+      image_shape: Height, width and channels of the images.
+      classes: The class names.
+      kinds: The dtype policy and the strategy that the variables are made in.
+      changed: What `_changed` returns.
+    """
+    if is_application(config):
+        return _application(config, image_shape)
     return _saved(config, image_shape, classes)
+
+
+def forget() -> None:
+    """Lets later trainings build their backbones anew, as one of them is going to be trained."""
+    _built.cache_clear()
+
+
+def _changed(config: ModelConfig) -> int:
+    """Returns when the file of the network or its weights was changed last, in nanoseconds."""
+    if is_application(config):
+        path = pathlib.Path(config.weights or "").expanduser()
+    else:
+        path = _path(config)
+        path = path / "model.keras" if path.is_dir() else path
+    return path.stat().st_mtime_ns if path.is_file() else 0
 
 
 def digest(model: keras.Model) -> str:
@@ -230,7 +276,7 @@ def _application(config: ModelConfig, image_shape: tuple[int, int, int]) -> Back
     outputs = network(module.preprocess_input(inputs))
     origin = {"weights": weights}
     if weights == "imagenet":
-        licence = _LICENCES.get(module.__name__.rpartition(".")[2], "see Keras's documentation")
+        licence = _LICENCES.get(module.__name__.rpartition(".")[2], "not known here; see keras.io")
         origin |= {
             "source": f"keras.applications.{function.__name__}, trained on ImageNet",
             "licence": licence,

@@ -4,6 +4,7 @@ What --model names beyond the names in `SIZES` comes from `backbones`.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, cast
@@ -57,8 +58,15 @@ class Network:
     origin: Mapping[str, str] = dataclasses.field(default_factory=dict)
     trainable: float = math.inf
 
+    @functools.cached_property
+    def digest(self) -> str | None:
+        """A digest of the layers before the head; None if the network has no head of its own."""
+        return backbones.digest(self.features) if self.features else None
+
     def set_trainable(self, count: float) -> None:
         """Freezes all layers before the head but the last `count` of them."""
+        if count:
+            backbones.forget()
         if self.backbone is not None and self.head is not None:
             for model, trainable in ((self.head, True), (self.backbone, count > 0)):
                 # Keras ignores a value that a model already has, even if its layers have another.
@@ -75,6 +83,8 @@ def _compute_as_in_inference(model: keras.Model) -> None:
 
     The argument training=False is not enough: Keras 3.15 replaces it with that of the outer model.
     """
+    if "call" in vars(model):  # A backbone that is used again.
+        return
     call = model.call
 
     def in_inference(*arguments: Any, **options: Any) -> Any:
@@ -131,7 +141,7 @@ def check(config: ModelConfig, image_shape: tuple[int, int, int]) -> None:
             )
     elif backbones.is_function(config):
         own = (*_SIZES_OF_BLOCKS, *_HEAD_SIZES, "weights", "features", "trainable")
-        _refuse(config, own, "say all of that themselves")
+        _refuse(config, (*own, "dropout", "batch_normalization"), "say all of that themselves")
     elif backbones.is_application(config) or backbones.is_saved(config):
         _refuse(config, _SIZES_OF_BLOCKS, "have layers of their own")
     else:
@@ -144,7 +154,7 @@ def check(config: ModelConfig, image_shape: tuple[int, int, int]) -> None:
 
 def _refuse(config: ModelConfig, names: Iterable[str], reason: str) -> None:
     for name in names:
-        if getattr(config, name) is not None:
+        if getattr(config, name) not in (None, 0):
             raise UserError(
                 f"{name} {getattr(config, name)}: has no meaning for --model={config.model}; such "
                 f"networks {reason}"
@@ -250,8 +260,9 @@ def build(
         network that is built here, and none for others.
       head_first: Whether the head is trained alone before the rest.
 
-    A backbone of which some is not trained, now or later, always runs as in inference: batch
-    normalization keeps its statistics (https://keras.io/guides/transfer_learning/).
+    A backbone that has trained weights, or of which some is not trained, always runs as in
+    inference, even while it is fine-tuned: batch normalization keeps its statistics
+    (https://keras.io/guides/transfer_learning/).
 
     Raises:
       UserError: There is no such network, or it does not take such images.
@@ -274,7 +285,8 @@ def build(
     trainable = trainable_layers(config.trainable)
     if config.trainable is None and found.pretrained and not found.head and not head_first:
         trainable = 0
-    if head_first or trainable < len(nested.all_layers(found.model)):
+    trains_fewer = trainable < len(nested.all_layers(found.model))
+    if found.pretrained or head_first or trains_fewer:
         _compute_as_in_inference(found.model)
     features = found.model(x)
     if found.head:

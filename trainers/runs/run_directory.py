@@ -206,13 +206,16 @@ class Run:
                 "run was started; pass --overwrite to start it anew"
             )
 
-    def check_same_backbone(self, digest: str) -> None:
+    def check_same_backbone(self, digest: str | None) -> None:
         """Checks that a run is resumed with the layers and weights before the head as before.
+
+        Args:
+          digest: Their digest; None if the network has no head of its own.
 
         Raises:
           UserError: They have changed.
         """
-        if not self.resumed:
+        if not self.resumed or digest is None:
             return
         before = json.loads((self.path / "environment.json").read_text())
         if before["backbone"]["digest"] != digest:
@@ -263,9 +266,8 @@ def plan(config: FitConfig) -> Run:
     """
     asked = config.run
     # The random end distinguishes runs that start within the same second.
-    # --model may be a path, or FILE.py:FUNCTION.
-    model = re.sub(r"[^\w.-]", "-", pathlib.PurePath(config.model.model).name)
-    name = f"{model.removesuffix('.keras')}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    network = pathlib.PurePath(config.model.model).stem
+    name = f"{network}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     path = pathlib.Path(asked.run_dir or pathlib.Path("runs", name)).expanduser().absolute()
     if asked.resume == "auto" and not asked.run_dir:
         raise UserError("run_dir: missing; expected the directory to look into for --resume=auto")

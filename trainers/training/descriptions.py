@@ -10,7 +10,6 @@ import numpy as np
 
 from trainers import data as run_data
 from trainers.configuration import AugmentationConfig, OptimisationConfig
-from trainers.models import backbones
 from trainers.runs import run_directory
 from trainers.setup import Setup
 
@@ -163,9 +162,7 @@ def _left_out(data: run_data.Data) -> dict[str, int]:
 
 def _backbone(setup: Setup) -> dict[str, str] | None:
     network = setup.network
-    if network.features is None:
-        return None
-    return {"digest": backbones.digest(network.features), **network.origin}
+    return {"digest": network.digest, **network.origin} if network.digest else None
 
 
 def environment(setup: Setup) -> dict[str, Any]:

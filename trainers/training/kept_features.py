@@ -20,7 +20,6 @@ from pizza_steak import decoded, input_pipeline
 from pizza_steak.atomic import make_once
 from pizza_steak.errors import UserError
 from trainers import data as run_data
-from trainers.models import backbones
 from trainers.setup import Setup
 
 _BATCH_SIZE = 64  # For each replica.
@@ -135,12 +134,11 @@ def _computed(ready: Setup, rows: np.ndarray, versions: int | None) -> Iterator[
 
 def _key(ready: Setup, rows: np.ndarray, versions: int | None) -> str:
     """Returns a hexadecimal digest of all that determines the features."""
-    network, config = ready.network.features, ready.config
-    assert network
+    config = ready.config
     determining = [
         ready.data.records.fingerprint,
         run_data.format_of(config.data).name,
-        backbones.digest(network),
+        str(ready.network.digest),
         ready.chosen.precision,
     ]
     if versions:

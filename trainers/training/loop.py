@@ -1,6 +1,7 @@
 """The training loop: from flags to a run directory."""
 
 import dataclasses
+import math
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from trainers import setup
 from trainers.configuration import DataConfig, FitConfig, OptimisationConfig, checkpoint_interval
 from trainers.finished import loading, testing
 from trainers.hardware import clusters, devices, preemption
-from trainers.models import backbones, preprocessing
+from trainers.models import preprocessing
 from trainers.pages import plots
 from trainers.runs import checkpoint, identity, scores
 from trainers.runs.checkpoint import Progress, Saved
@@ -187,9 +188,7 @@ class Training:
             return data
 
         ready = setup.prepare(config, chosen, load)
-        if ready.network.features:
-            found = backbones.digest(ready.network.features)
-            chosen.from_chief(lambda: run.check_same_backbone(found))
+        chosen.from_chief(lambda: run.check_same_backbone(ready.network.digest))
         fixed = [ready.has_fixed_features(stage) for stage in ready.stages]
         kept = kept_features.keep(ready) if any(fixed) else None
         moved = None
@@ -282,9 +281,15 @@ class Training:
         ready, start = self.ready, saved.progress
         config, optimisation, chosen = ready.config, ready.config.optimisation, ready.chosen
         batch_size = config.data.batch_size
+        every_steps, every_seconds = checkpoint_interval(config.run.checkpoint_every)
         if self.is_kept(stage):
             assert self.kept
-            model = ready.compiled(stage, head_only=True)
+            # A step of a head takes less time than Keras takes between two steps.
+            whole_epochs = math.inf == every_steps == every_seconds and not start.step
+            alone = whole_epochs and chosen.strategy == "none"
+            model = ready.compiled(
+                stage, head_only=True, steps_at_once=ready.steps("train") if alone else 1
+            )
             data, augment = self.kept
         else:
             # A model that was compiled for another stage cannot be trained any more.
@@ -292,7 +297,6 @@ class Training:
             data, augment, model.gather = self.moved or (ready.data, ready.augment, None)
         is_last = stage is ready.stages[-1]
         patient = _patient_callbacks(optimisation, verbose) if is_last else []
-        every_steps, every_seconds = checkpoint_interval(config.run.checkpoint_every)
         backup = callbacks.Backup(
             self.run.backup if chosen.is_chief else None,
             dataclasses.replace(saved, logs=saved.logs[stage.first :]),

@@ -6,6 +6,8 @@ from keras_tuner.engine.trial import Trial
 
 from pizza_steak.errors import UserError
 from trainers import data as run_data
+from trainers import setup
+from trainers.configuration import ModelConfig
 from trainers.models import optimizers
 from trainers.training import descriptions
 from tuning.configuration import SweepConfig
@@ -41,6 +43,7 @@ class Plan:
             raise UserError("validation_split 'none': models are chosen by their validation")
         for name in ranges.parse(config.space.optimizer, str).values:
             optimizers.optimizer_class(name)
+        config = _with_image_size(config)
         data = run_data.load(config.data)
         final_data.check_same_test(config, data)
         return cls(config, Folder(config, data.records.fingerprint), SearchSpace(config, data))
@@ -100,3 +103,18 @@ class Plan:
             ("sweep", f"{self.folder.path}" + (f", after {ended} trials" if ended else "")),
         ]
         return "\n".join(f"{name:<12}{text}" for name, text in rows if text)
+
+
+def _with_image_size(config: SweepConfig) -> SweepConfig:
+    """Returns the flags with the image size that all networks want, unless one is given."""
+    sizes = {
+        name: setup.image_size(config.data, ModelConfig(model=name))
+        for name in ranges.parse(config.space.model, str).values
+    }
+    if len(set(sizes.values())) > 1:
+        texts = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise UserError(
+            f"model: the networks want images of different sizes ({texts}); pass --image_size"
+        )
+    size = next(iter(sizes.values()))
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, image_size=size))

@@ -57,11 +57,8 @@ def run_trials(plan: Plan, oracle: oracles.Durable, *, distributed: bool) -> Non
                 for _, process in own:
                     process.kill()
     else:
-
-        def run(trial):
-            return run_trial(plan, trial)
-
-        distribution.Tuner(oracle, plan.folder.path, run, "worker").search()
+        with Runner(plan) as runner:
+            distribution.Tuner(oracle, plan.folder.path, runner.run, "worker").search()
 
 
 def _work(config: SweepConfig, worker: str, address: str, number: int) -> None:
@@ -82,55 +79,76 @@ def work(plan: Plan, worker: str, address: str, number: int | None = None) -> st
     Returns:
       A line that says how many trials ran.
     """
-    ran = []
-
-    def run(trial):
-        ran.append(trial.trial_id)
-        return run_trial(plan, trial, number)
-
     oracle = oracles.make(plan.config, plan.space, remote=True)
-    distribution.Tuner(oracle, plan.folder.path, run, worker, address).search()
-    return f"{worker}: {len(ran)} trials"
+    with Runner(plan, number) as runner:
+        distribution.Tuner(oracle, plan.folder.path, runner.run, worker, address).search()
+    return f"{worker}: {runner.ran} trials"
 
 
-def run_trial(plan: Plan, trial: Trial, number: int | None = None) -> dict[str, float]:
-    """Trains a trial, each execution in a process of its own.
+class Runner:
+    """Trains trials, each execution in a process of its own.
+
+    Where the last layers are all that is trained, one process trains them all: to build the layers
+    before them would take longer than the training.
 
     Args:
       plan: The search.
-      trial: A trial of Keras Tuner.
       number: The number of this worker, from 1, if there are several on this machine.
 
-    Returns:
-      The objective by its name: the value of the best epoch, averaged over all executions.
-
-    Raises:
-      keras_tuner.errors.FailedTrialError: The trial failed; its run directory has the reason.
+    Attributes:
+      ran: The number of trials.
     """
-    objective = plan.config.search.objective
-    results = []
-    for execution in plan.executions(trial):
-        # A worker that counts as dead may still be training it.
-        with atomic.lock(execution.run.path):
-            _train(plan, execution, number)
-        if execution.failure:
-            raise keras_tuner.errors.FailedTrialError(execution.failure)
-        history = execution.run.result["history"][objective]
-        results.append(min(history) if plan.minimized else max(history))
-    return {objective: math.fsum(results) / len(results)}
 
+    def __init__(self, plan: Plan, number: int | None = None):
+        self._plan = plan
+        self._environment = (
+            _share_of_the_machine(plan.config.search.workers, number) if number else {}
+        )
+        self._server = processes.Server(self._environment) if plan.space.has_heads_only else None
+        self.ran = 0
 
-def _train(plan: Plan, execution: trials.Execution, number: int | None) -> None:
-    if execution.failure or execution.run.finished:
-        return
-    if _starts_without_an_epoch(execution.run) > _STARTS_WITHOUT_AN_EPOCH:
-        execution.fail(f"ended the search {_STARTS_WITHOUT_AN_EPOCH} times in its first epoch")
-        return
-    environment = _share_of_the_machine(plan.config.search.workers, number) if number else {}
-    try:
-        processes.run(trials.train, execution, environment=environment)
-    except processes.ProcessError as error:
-        execution.fail(str(error))
+    def __enter__(self) -> "Runner":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._server:
+            self._server.stop()
+
+    def run(self, trial: Trial) -> dict[str, float]:
+        """Trains a trial of Keras Tuner.
+
+        Returns:
+          The objective by its name: the value of the best epoch, averaged over all executions.
+
+        Raises:
+          keras_tuner.errors.FailedTrialError: The trial failed; its run directory has the reason.
+        """
+        self.ran += 1
+        plan, objective = self._plan, self._plan.config.search.objective
+        results = []
+        for execution in plan.executions(trial):
+            # A worker that counts as dead may still be training it.
+            with atomic.lock(execution.run.path):
+                self._train(execution)
+            if execution.failure:
+                raise keras_tuner.errors.FailedTrialError(execution.failure)
+            history = execution.run.result["history"][objective]
+            results.append(min(history) if plan.minimized else max(history))
+        return {objective: math.fsum(results) / len(results)}
+
+    def _train(self, execution: trials.Execution) -> None:
+        if execution.failure or execution.run.finished:
+            return
+        if _starts_without_an_epoch(execution.run) > _STARTS_WITHOUT_AN_EPOCH:
+            execution.fail(f"ended the search {_STARTS_WITHOUT_AN_EPOCH} times in its first epoch")
+            return
+        try:
+            if self._server:
+                self._server.run(trials.train, execution)
+            else:
+                processes.run(trials.train, execution, environment=self._environment)
+        except processes.ProcessError as error:
+            execution.fail(str(error))
 
 
 def _share_of_the_machine(workers: int, number: int) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """The search space: turns hyperparameters into the flags of `trainers.fit`, and into a model."""
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +19,7 @@ from trainers.configuration import (
     OptimisationConfig,
     RunConfig,
 )
-from trainers.models import networks
+from trainers.models import backbones, networks
 from tuning.configuration import SpaceConfig, SweepConfig
 from tuning.space.ranges import Range
 
@@ -46,16 +47,41 @@ class SearchSpace(keras_tuner.HyperModel):
             for field in dataclasses.fields(SpaceConfig)
         }
 
+    @property
+    def has_heads_only(self) -> bool:
+        """Whether no point of the space trains more than the head of a network."""
+        models = (ModelConfig(model=name) for name in self.ranges["model"].values)
+        return not any(networks.is_built_here(m) or backbones.is_function(m) for m in models)
+
     def declare_hyperparameters(self, hp: keras_tuner.HyperParameters) -> None:
         """Registers all hyperparameters with `hp`, each after its parent."""
         conditions = self._conditions()
-        for name in (*dict.fromkeys(parent for parent, _ in conditions.values()), *self.ranges):
+        parents = (parent for parent, _ in conditions.values())
+        for name in dict.fromkeys((*parents, *self.ranges, *conditions)):
             if name not in conditions:
                 self._register(hp, name)
-        for name, (parent, values) in conditions.items():
-            if values:  # Without values it never has a meaning.
-                with hp.conditional_scope(parent, values):
-                    self._register(hp, name)
+        for name in conditions:
+            self._register_within(hp, name, conditions)
+
+    def _register_within(
+        self,
+        hp: keras_tuner.HyperParameters,
+        name: str,
+        conditions: dict[str, tuple[str, list[Any]]],
+    ) -> None:
+        """Registers a conditional setting, after its parents and within their scopes."""
+        scopes: list[tuple[str, list[Any]]] = []
+        outermost = name
+        while outermost in conditions:
+            scopes.insert(0, conditions[outermost])
+            outermost = scopes[0][0]
+        for parent, _ in scopes[1:]:
+            self._register_within(hp, parent, conditions)
+        if all(values for _, values in scopes):  # Else it never has a meaning.
+            with contextlib.ExitStack() as stack:
+                for parent, values in scopes:
+                    stack.enter_context(hp.conditional_scope(parent, values))
+                self._register(hp, name)
 
     def _conditions(self) -> dict[str, tuple[str, list[Any]]]:
         """Returns the parent of each conditional setting, and the parent's values that need it."""
@@ -63,6 +89,15 @@ class SearchSpace(keras_tuner.HyperModel):
         some, several = ([count for count in blocks if count >= least] for least in (1, 2))
         convolutional = ("filters", "convolutions", "kernel_size", "padding", "pool_size")
         conditions: dict[str, tuple[str, list[Any]]] = {}
+        models = {name: ModelConfig(model=name) for name in self.ranges["model"].values}
+        built_here = [name for name, model in models.items() if networks.is_built_here(model)]
+        with_head = [name for name, model in models.items() if not backbones.is_function(model)]
+        if len(built_here) < len(models):
+            own = ("blocks", *convolutional, "filter_growth", "global_pooling")
+            conditions |= dict.fromkeys(own, ("model", built_here))
+        if len(with_head) < len(models):
+            of_head = ("dense_layers", "dense_units", "dropout", "batch_normalization")
+            conditions |= dict.fromkeys(of_head, ("model", with_head))
         if 0 in blocks:
             conditions |= dict.fromkeys((*convolutional, "global_pooling"), ("blocks", some))
         if blocks != several:
@@ -103,7 +138,11 @@ class SearchSpace(keras_tuner.HyperModel):
         augmentation = _AUGMENTATIONS[values["augmentation"]]
         return FitConfig(
             data=DataConfig(**vars(self._config.data)),
-            augmentation=dataclasses.replace(augmentation, augment_on=trial.augment_on),
+            augmentation=dataclasses.replace(
+                augmentation,
+                augment_on=trial.augment_on,
+                augmentation_cycle=trial.augmentation_cycle,
+            ),
             normalization=self._config.normalization,
             model=ModelConfig(**_only(ModelConfig, values)),
             optimisation=OptimisationConfig(
@@ -126,8 +165,10 @@ class SearchSpace(keras_tuner.HyperModel):
 
     def fits(self, values: Mapping[str, Any]) -> bool:
         """Returns whether the images are large enough for the network of a point."""
-        sizes = networks.sizes_of(self.fit_config(values).model)
-        return networks.fits(sizes, self.data.image_shape)
+        model = self.fit_config(values).model
+        if not networks.is_built_here(model):
+            return True
+        return networks.fits(networks.sizes_of(model), self.data.image_shape)
 
     def build(self, hp: keras_tuner.HyperParameters) -> keras.Model:
         """Builds the compiled model of a point, for Keras Tuner's own tuners.
