@@ -8,6 +8,7 @@ import pytest
 from small_runs import (
     SIZE,
     fit,
+    fit_and_stop,
     layout,
     parse_flags,
     pictures,
@@ -196,7 +197,7 @@ def test_every_application_is_offered():
     assert all(callable(vars(keras.applications)[f.__name__]) for f in found.values())
     assert found.keys() >= backbones._SIZES.keys()
     modules = {function.__module__.rpartition(".")[2] for function in found.values()}
-    assert modules == backbones._LICENCES.keys()
+    assert modules - {"resnet_v2"} == backbones._LICENCES.keys()
 
 
 @pytest.fixture(scope="module")
@@ -402,6 +403,11 @@ def test_a_backbone_that_is_used_again_changes_nothing(head_flags, tmp_path):
     first = fit(*flags, f"--run_dir={tmp_path}/first")
     again = fit(*flags, f"--run_dir={tmp_path}/again")
     assert first.values["history"] == again.values["history"]
+    # A run that was started with a new backbone goes on with one that is used again.
+    backbones.forget()
+    fit_and_stop(*flags, f"--run_dir={tmp_path}/stopped", epoch=1)
+    resumed = fit(*flags, f"--run_dir={tmp_path}/stopped", "--resume")
+    assert resumed.values["history"] == first.values["history"]
     # The head of a run is trained, and must not be used again.
     flags = [*head_flags, "--epochs=2", f"--model={first.run_dir}", "--trainable=head"]
     third = fit(*flags, f"--run_dir={tmp_path}/third")

@@ -26,6 +26,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.src.utils import naming
 
 from pizza_steak.errors import UserError
 from pizza_steak.flags import Numbers
@@ -184,10 +185,12 @@ def build(
         )
     determining = ModelConfig(config.model, weights=config.weights, features=config.features)
     kinds = (keras.config.dtype_policy().name, tf.distribute.get_strategy())
-    # What is built after it draws the same seeds, whether it is used again or not.
+    # What is built after it has the same seeds and names, whether it is used again or not: a backup
+    # finds variables by names that Keras numbers.
     seeds = random.getstate()
     found = _built(determining, image_shape, classes, kinds, _changed(config))
     random.setstate(seeds)
+    naming.reset_uids()  # Keras has no public name for it.
     if found.head or not found.pretrained:
         forget()  # Its head is going to be trained; its weights depend on the seed.
     return found
