@@ -205,7 +205,16 @@ def _ask_litert(path: pathlib.Path, sample: _Sample) -> Iterator[_Answer]:
 def _ask_onnx(path: pathlib.Path, sample: _Sample) -> Iterator[_Answer]:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    except (
+        Exception
+    ) as error:  # Its exceptions have no public names. ConvNeXt's gelu is one reason.
+        reason = str(error).strip().rpartition(":")[2].strip()
+        raise UserError(
+            f"format 'onnx': ONNX Runtime does not take the graph of this network ({reason}); "
+            "expected --format=litert or saved_model"
+        ) from error
     labels = json.loads(session.get_modelmeta().custom_metadata_map["labels"])
     yield _answer(session.run(["probabilities"], {"images": sample.images})[0], labels)
 
