@@ -136,7 +136,7 @@ class SearchSpace(keras_tuner.HyperModel):
         """
         values, trial = self.settings(values), self._config.trial
         augmentation = _AUGMENTATIONS[values["augmentation"]]
-        return FitConfig(
+        config = FitConfig(
             data=DataConfig(**vars(self._config.data)),
             augmentation=dataclasses.replace(
                 augmentation,
@@ -155,6 +155,7 @@ class SearchSpace(keras_tuner.HyperModel):
             devices=self._config.devices,
             run=RunConfig(**run),
         )
+        return setup.resolved(config)
 
     def _plain(self, name: str, value: Any) -> Any:
         """Returns a hyperparameter as its flag has it; Keras Tuner may change its type."""
