@@ -1,4 +1,4 @@
-"""Predicts the classes of images with the model of a finished run.
+"""Predicts the classes of images with a finished run's model.
 
 python -m trainers.predict --run_dir=runs/tinyvgg photo.jpg ~/photos 'more/*.jpg' food.zip/test
 
