@@ -1,6 +1,6 @@
 """Trains a classifier on an archive of class folders.
 
-python -m trainers.fit --flagfile=pretrained --archive=~/holiday_pictures
+python -m trainers.fit --flagfile=pretrained.flags --archive=~/holiday_pictures
 python -m trainers.fit --archive=food.zip --image_size=64 --horizontal_flip
 python -m trainers.fit --archive=food.zip --run_dir=runs/food --resume=auto
 
