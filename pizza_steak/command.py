@@ -14,7 +14,7 @@ from absl import logging as absl_logging
 
 from pizza_steak import flagfile
 from pizza_steak.errors import UserError
-from pizza_steak.flags import define_flags, from_flags
+from pizza_steak.flags import define_flags, fields, from_flags
 from pizza_steak.help import help_of, suggestions
 
 _HELP = {"-h", "-help", "--help", "-?", "--helpshort"}
@@ -83,6 +83,8 @@ def _parse(argv: list[str], config: type, arguments: str | None) -> list[str]:
     except flags.Error as error:
         _exit_for_flags(" ".join(str(error).split()))
     if len(rest) > 1 and not arguments:
+        if any(field.name == "archive" for _, field in fields(config)):
+            _exit_for_flags(f"unexpected argument; did you mean --archive={rest[1]}?", hint="")
         _exit_for_flags(f"unexpected argument {rest[1]!r}")
     if len(rest) == 1 and arguments:
         _exit_for_flags(f"expected {arguments}, one or more")

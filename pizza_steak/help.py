@@ -7,6 +7,7 @@ A configuration without common flags has few, and both show all of them.
 import dataclasses
 import difflib
 import textwrap
+import typing
 from typing import Any
 
 from pizza_steak import flagfile
@@ -57,7 +58,8 @@ def help_of(config: type, doc: str, full: bool) -> str:
 
 
 def _typed(field: dataclasses.Field) -> str:
-    return f"--[no]{field.name}" if isinstance(field.default, bool) else f"--{field.name}"
+    switch = bool in (typing.get_args(field.type) or (field.type,))
+    return f"--[no]{field.name}" if switch else f"--{field.name}"
 
 
 def _text(field: dataclasses.Field, full: bool) -> str:
@@ -75,7 +77,7 @@ def _text(field: dataclasses.Field, full: bool) -> str:
 
 
 def _default(value: Any) -> str:
-    """Returns a default as it is typed; "" for none, and for a switch that is off."""
+    """Returns a default as help shows it; "" for none, and for a switch that is off."""
     if isinstance(value, bool):
         return "on" if value else ""
     if isinstance(value, float):

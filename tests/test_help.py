@@ -183,3 +183,8 @@ def test_no_other_word_of_a_flag_is_a_flag_or_a_word_of_another():
 
 def test_a_flag_has_other_words():
     assert flag(1, "Help.", aliases="one two").metadata["aliases"] == ["one", "two"]
+
+
+@pytest.mark.parametrize("config", [EvaluateConfig, ExportConfig, PredictConfig])
+def test_who_names_the_model_of_a_run_is_told_its_folder(config):
+    assert suggestions(config, "model") == ["--run_dir"]

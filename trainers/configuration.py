@@ -701,7 +701,9 @@ class DataServiceConfig:
 class ArtifactConfig:
     """Which run's model to export, in which format, and where to."""
 
-    run_dir: str | None = flag(None, "Folder of a finished run.")
+    run_dir: str | None = flag(
+        None, "Folder of a finished run.", aliases="checkpoint model run weights"
+    )
     format: str = flag(
         "saved_model",
         "Format of the export: a SavedModel for TensorFlow and TensorFlow Serving, a .tflite file "
@@ -726,7 +728,9 @@ class ExportConfig:
 class EvaluationConfig:
     """Which run's model to evaluate, and where to write the results."""
 
-    run_dir: str | None = flag(None, "Folder of a finished run.")
+    run_dir: str | None = flag(
+        None, "Folder of a finished run.", aliases="checkpoint model run weights"
+    )
     split: str | None = flag(
         None,
         "Images to evaluate on: train, validation or test, which are the run's own splits, or any "
@@ -770,7 +774,9 @@ class EvaluateConfig:
 class PredictionConfig:
     """Which run's model to predict with, and where to write the results."""
 
-    run_dir: str | None = flag(None, "Folder of a finished run.")
+    run_dir: str | None = flag(
+        None, "Folder of a finished run.", aliases="checkpoint model run weights"
+    )
     json: str | None = flag(
         None, "File for the probabilities of all classes, as JSON; - for standard output."
     )

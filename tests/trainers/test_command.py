@@ -17,7 +17,9 @@ from trainers.runs import run_directory
         ("--color_mode=cmyk", "color_mode"),
         ("--learnig_rate=1", "learnig_rate"),
         ("--flagfile=/nowhere/tinyvgg.flags", "/nowhere/tinyvgg.flags"),
-        ("food.zip", "food.zip"),
+        ("food.zip", "did you mean --archive=food.zip?"),
+        ("--lr=0.1", "did you mean --learning_rate?"),
+        ("--flagfile=tinyvg", "tinyvgg"),
     ],
 )
 def test_wrong_flags_exit_with_status_2_and_one_line(argument, named):
