@@ -8,13 +8,12 @@ import statistics
 
 import numpy as np
 import pytest
+import small_runs
 import tensorflow as tf
-from absl import flags
 from PIL import Image
 from small_runs import layout, run_command, snapshot, train_and_test
 
 from pizza_steak.errors import UserError
-from pizza_steak.flags import define_flags, from_flags
 from trainers.configuration import CHAPTERS_AUGMENTATION, BenchmarkConfig
 from trainers.throughput import measurement, stages
 from trainers.throughput.measurement import Measurement
@@ -31,10 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Please import:DeprecationWarning
 
 
 def parse_flags(*argv: str) -> BenchmarkConfig:
-    values = flags.FlagValues()
-    define_flags(BenchmarkConfig, values)
-    values(["benchmark", *SMALL, *argv])
-    return from_flags(BenchmarkConfig, values)
+    return small_runs.parse_flags(*SMALL, *argv, config=BenchmarkConfig)
 
 
 def counted(stage: stages.Stage, setting: stages.Setting) -> list[int]:
