@@ -8,13 +8,12 @@ import statistics
 
 import numpy as np
 import pytest
+import small_runs
 import tensorflow as tf
-from absl import flags
 from PIL import Image
-from small_runs import ROOT, layout, run_command, snapshot, train_and_test
+from small_runs import layout, run_command, snapshot, train_and_test
 
 from pizza_steak.errors import UserError
-from pizza_steak.flags import define_flags, fields, from_flags
 from trainers.configuration import CHAPTERS_AUGMENTATION, BenchmarkConfig
 from trainers.throughput import measurement, stages
 from trainers.throughput.measurement import Measurement
@@ -31,10 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Please import:DeprecationWarning
 
 
 def parse_flags(*argv: str) -> BenchmarkConfig:
-    values = flags.FlagValues()
-    define_flags(BenchmarkConfig, values)
-    values(["benchmark", *SMALL, *argv])
-    return from_flags(BenchmarkConfig, values)
+    return small_runs.parse_flags(*SMALL, *argv, config=BenchmarkConfig)
 
 
 def counted(stage: stages.Stage, setting: stages.Setting) -> list[int]:
@@ -317,17 +313,8 @@ def test_bad_input_is_one_line(argv, message, archive):
 
 
 def test_the_flags_of_a_run_are_understood():
-    config = parse_flags(f"--flagfile={ROOT / 'tinyvgg.flags'}")
+    config = parse_flags("--flagfile=tinyvgg.flags")
     assert (config.data.image_size, config.model.model) == (224, "tinyvgg")
-
-
-@pytest.mark.slow
-def test_help_does_not_wait_for_tensorflow():
-    status, stdout, imports = run_command("--help", python=["-X", "importtime"], **COMMAND)
-    assert status == 0
-    assert "tensorflow" not in imports
-    for _, field in fields(BenchmarkConfig):
-        assert f"--{field.name}" in stdout or f"--[no]{field.name}" in stdout
 
 
 @pytest.mark.slow
