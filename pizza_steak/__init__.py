@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from pizza_steak.image_data_generator import flow_from_directory
     from pizza_steak.pizza_steak_dataset_builder import ArchiveConfig, Builder
 
+__version__ = "0.1.0"
+
 __all__ = ["ArchiveConfig", "Builder", "flow_from_directory"]
 
 # Modules that import TFDS or TensorFlow, which --help must not wait for.

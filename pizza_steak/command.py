@@ -1,17 +1,24 @@
 """Runs a command: parses flags, calls the library, reports a user's mistake in one line."""
 
+import contextlib
 import functools
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
 
+from pizza_steak import flagfile
 from pizza_steak.errors import UserError
-from pizza_steak.flags import define_flags, from_flags, help_of
+from pizza_steak.flags import define_flags, fields, from_flags
+from pizza_steak.help import help_of, suggestions
+
+_HELP = {"-h", "-help", "--help", "-?", "--helpshort"}
+_FULL_HELP = {"-helpfull", "--helpfull"}
 
 
 def run(main: Callable[..., None], config: type, arguments: str | None = None) -> None:
@@ -32,36 +39,58 @@ def run(main: Callable[..., None], config: type, arguments: str | None = None) -
 
     def call(argv: list[str]) -> None:
         try:
-            main(from_flags(config), *([argv[1:]] if arguments else ()))
-            sys.stdout.flush()
+            with _quiet_when_cut_short():
+                main(from_flags(config), *([argv[1:]] if arguments else ()))
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(128 + signal.SIGINT)
-        except BrokenPipeError:  # The reader of a pipe, such as `head`, has closed it.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(128 + signal.SIGPIPE)
         except UserError as error:
             sys.exit(f"error: {error}")
 
     app.run(call, flags_parser=functools.partial(_parse, config=config, arguments=arguments))
 
 
+def show(text: str) -> None:
+    """Prints a text, which its reader, such as `head`, may cut short."""
+    with _quiet_when_cut_short():
+        print(text)
+
+
+@contextlib.contextmanager
+def _quiet_when_cut_short() -> Iterator[None]:
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:  # The reader of a pipe has closed it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+
+
 def _parse(argv: list[str], config: type, arguments: str | None) -> list[str]:
-    if {"-h", "-help", "--help", "--helpfull"} & set(argv):  # absl would exit with status 1.
-        print(sys.modules["__main__"].__doc__)
-        print(help_of(config))
+    if (_HELP | _FULL_HELP) & set(argv):  # absl would exit with status 1.
+        doc = sys.modules["__main__"].__doc__ or ""
+        show(help_of(config, doc, full=bool(_FULL_HELP & set(argv))))
         sys.exit(0)
     try:
-        rest = flags.FLAGS(argv)
+        rest = flags.FLAGS(flagfile.expand(argv, config))
+    except flagfile.FlagfileError as error:
+        _exit_for_flags(f"--flagfile={error}", hint="")
+    except flags.UnrecognizedFlagError as error:
+        unknown = f"unknown flag --{error.flagname}"
+        if meant := suggestions(config, error.flagname):
+            _exit_for_flags(f"{unknown}; did you mean {' or '.join(meant)}?", hint="")
+        _exit_for_flags(unknown)
     except flags.Error as error:
         _exit_for_flags(" ".join(str(error).split()))
     if len(rest) > 1 and not arguments:
+        if any(field.name == "archive" for _, field in fields(config)):
+            _exit_for_flags(f"unexpected argument; did you mean --archive={rest[1]}?", hint="")
         _exit_for_flags(f"unexpected argument {rest[1]!r}")
     if len(rest) == 1 and arguments:
         _exit_for_flags(f"expected {arguments}, one or more")
     return rest
 
 
-def _exit_for_flags(message: str) -> None:
-    print(f"error: {message}; --help lists the flags", file=sys.stderr)
+def _exit_for_flags(message: str, hint: str = "; --helpfull lists the flags") -> NoReturn:
+    print(f"error: {message}{hint}", file=sys.stderr)
     sys.exit(2)

@@ -10,11 +10,18 @@ from pizza_steak.flags import Numbers, flag
 class TransformConfig:
     """How to augment images, by ImageDataGenerator's arguments."""
 
-    rotation_range: float = flag(0.0, "Degrees to rotate by, to either side.", minimum=0.0)
+    rotation_range: float = flag(
+        0.0,
+        "Degrees to rotate by, to either side.",
+        minimum=0.0,
+        common=True,
+        aliases="rotate rotation degrees",
+    )
     width_shift_range: Numbers = flag(
         0.0,
         "Like --height_shift_range, of the width; as in ImageDataGenerator it shifts vertically.",
         minimum=0.0,
+        aliases="translate",
     )
     height_shift_range: Numbers = flag(
         0.0,
@@ -25,10 +32,23 @@ class TransformConfig:
     )
     shear_range: float = flag(0.0, "Degrees to shear by, to either side.", minimum=0.0)
     zoom_range: Numbers = flag(
-        0.0, "z for factors from 1 - z to 1 + z, or the smallest and the largest.", minimum=0.0
+        0.0,
+        "Zoom by factors from 1 - z to 1 + z, or from the first to the second of two numbers.",
+        minimum=0.0,
+        common=True,
+        aliases="zoom",
     )
-    horizontal_flip: bool = flag(False, "Mirror half of the images left to right.")
-    vertical_flip: bool = flag(False, "Mirror half of the images top to bottom.")
+    horizontal_flip: bool = flag(
+        False,
+        "Mirror half of the images left to right.",
+        common=True,
+        aliases="fliplr hflip mirror",
+    )
+    vertical_flip: bool = flag(
+        False,
+        "Mirror half of the images top to bottom.",
+        aliases="flipud vflip",
+    )
     fill_mode: str = flag(
         "nearest",
         "How to fill points beyond the edges.",
@@ -50,9 +70,18 @@ class TransformConfig:
 class SourceConfig:
     """Which images to inspect."""
 
-    archive: str | None = flag(None, "Zip file or folder of class folders.", one_of="source")
+    archive: str | None = flag(
+        None,
+        "Zip file or folder of class folders.",
+        one_of="source",
+        common=True,
+        aliases="data folder input path zip",
+    )
     dataset: str | None = flag(
-        None, "pizza_steak/photos (downloaded) or pizza_steak/sample.", one_of="source"
+        None,
+        "pizza_steak/photos (downloaded) or pizza_steak/sample.",
+        one_of="source",
+        common=True,
     )
     data_dir: str | None = flag(
         None, "Folder of the dataset's records; by default ~/tensorflow_datasets."
@@ -64,10 +93,16 @@ class SourceConfig:
 class FindingsConfig:
     """Which files to write."""
 
-    json: str | None = flag(None, "File for the findings, with all filenames, as JSON.")
-    grid: str | None = flag(None, "File for a figure of random images.")
+    json: str | None = flag(
+        None, "File for the findings, with all filenames, as JSON.", common=True
+    )
+    grid: str | None = flag(
+        None, "File for a figure of random images.", common=True, aliases="plot"
+    )
     augmented: str | None = flag(
-        None, "File for a figure of random images, each beside augmented versions of it."
+        None,
+        "File for a figure of random images, each beside augmented versions of it.",
+        common=True,
     )
     seed: int = flag(42, "Seed for drawing the images and the versions.")
     image_size: int = flag(224, "Height and width of the augmented images, in pixels.", minimum=1)

@@ -30,6 +30,8 @@ def flag(
     per_process: bool = False,
     one_of: str | None = None,
     repeated: bool = False,
+    common: bool = False,
+    aliases: str = "",
 ) -> Any:
     """Returns a dataclass field that is a flag.
 
@@ -45,6 +47,8 @@ def flag(
       per_process: Whether each process of a cluster may have a value of its own.
       one_of: Name of a group of flags. Exactly one flag of the group must be given.
       repeated: Whether the flag may be repeated; its value is the tuple of all values.
+      common: Whether --help shows the flag; --helpfull shows all.
+      aliases: Other words for the flag, separated by spaces; who types one is told the flag.
     """
     metadata = {
         "help": help,
@@ -55,6 +59,8 @@ def flag(
         "per_process": per_process,
         "one_of": one_of,
         "repeated": repeated,
+        "common": common,
+        "aliases": aliases.split(),
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -118,26 +124,22 @@ def define_flags(config: type, flag_values: flags.FlagValues = flags.FLAGS) -> N
     groups = collections.defaultdict(list)
     for concern in _concerns(config).values():
         for field in dataclasses.fields(concern):
-            _define_flag(field, flag_values, _heading(concern))
+            _define_flag(field, flag_values)
             groups[field.metadata["one_of"]].append(field.name)
     groups.pop(None, None)
     for names in groups.values():
         flags.mark_flags_as_mutual_exclusive(names, required=True, flag_values=flag_values)
 
 
-def help_of(config: type, flag_values: flags.FlagValues = flags.FLAGS) -> str:
-    """Returns the help of all flags of a configuration, concern by concern."""
+def flags_by_concern(config: type) -> list[tuple[str, Sequence[dataclasses.Field]]]:
+    """Returns the (docstring, fields) pairs of the concerns of a configuration."""
     concerns = _concerns(config).values()
-    return "\n\n".join(flag_values.module_help(_heading(concern)).strip() for concern in concerns)
+    return [(concern.__doc__, dataclasses.fields(concern)) for concern in concerns]
 
 
-def _heading(concern: Any) -> str:
-    return concern.__doc__.removesuffix(".")
-
-
-def _define_flag(field: dataclasses.Field, flag_values: flags.FlagValues, heading: str) -> None:
+def _define_flag(field: dataclasses.Field, flag_values: flags.FlagValues) -> None:
     kinds = set(typing.get_args(field.type) or (field.type,)) - {type(None)}
-    common = {"help": field.metadata["help"], "flag_values": flag_values, "module_name": heading}
+    common = {"help": field.metadata["help"], "flag_values": flag_values}
     limits = dict(zip(("lower_bound", "upper_bound"), field.metadata["limits"], strict=True))
     choices = field.metadata["choices"]
     default: Any = field.default

@@ -1,6 +1,9 @@
-"""Lists the prepared datasets, with their records and decoded images, and removes some.
+"""Lists the prepared datasets, and removes some.
 
+python -m pizza_steak.prepared
 python -m pizza_steak.prepared --unused_for=30d
+
+A prepared dataset is its records and its decoded images.
 """
 
 from pizza_steak import command, preparations

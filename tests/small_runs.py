@@ -16,6 +16,7 @@ import warm
 from absl import flags
 from PIL import Image
 
+from pizza_steak import flagfile
 from pizza_steak.flags import define_flags, from_flags
 from trainers.configuration import FitConfig
 
@@ -35,7 +36,7 @@ def parse_flags(*argv: str, config: type = FitConfig) -> Any:
     """What a command reads from its command line, by default `trainers.fit`."""
     values = flags.FlagValues()
     define_flags(config, values)
-    values(["command", *argv])
+    values(["command", *flagfile.expand(argv, config)])
     return from_flags(config, values)
 
 

@@ -73,3 +73,25 @@ def test_its_dataset_is_found_by_tfds(run_unpacked):
     file, name = run("-c", program).split()
     assert pathlib.Path(file).is_relative_to(folder)
     assert name == "pizza_steak/sample/1.0.0"
+
+
+def test_its_flagfiles_are_found_by_name(run_unpacked):
+    _, run = run_unpacked
+    program = (
+        "from pizza_steak import flagfile; from trainers.configuration import FitConfig;"
+        "print(*flagfile.expand(['--flagfile=tinyvgg'], FitConfig))"
+    )
+    assert "--model=tinyvgg" in run("-c", program).split()
+
+
+def test_its_program_is_pizza_steak(run_unpacked):
+    _, run = run_unpacked
+    program = (
+        "import importlib.metadata as metadata, sys;"
+        "(script,) = metadata.entry_points(group='console_scripts', name='pizza-steak');"
+        "print(script.dist.version);"
+        "sys.argv = ['pizza-steak', '--version'];"
+        "script.load()()"
+    )
+    version, said = run("-c", program).splitlines()
+    assert said == f"pizza-steak {version}"

@@ -59,7 +59,7 @@ def test_every_flag_exists():
     named = re.findall(r"--(?:no)?([a-z_]+)", "\n".join(commands))
     named += re.findall(r"`--(?:no)?([a-z_]+)[^`]*`", README)
     assert commands
-    others = {"help", "flagfile", "config"}  # absl's own, and that of `tfds build`.
+    others = {"help", "helpfull", "flagfile", "config"}  # absl's own, and that of `tfds build`.
     assert {*named} - FLAGS - others == set()
 
 

@@ -1,21 +1,24 @@
-"""Measures what lies between an archive and a training step, and Keras's own ways beside it.
+"""Times every stage from the archive to the training step.
 
 python -m trainers.benchmark --archive=food4.zip
-python -m trainers.benchmark --flagfile=tinyvgg.flags --json=benchmark.json --plot=benchmark.png
+python -m trainers.benchmark --flagfile=tinyvgg.flags --plot=benchmark.png
 
-archive to records                read, checked, and written as TFDS keeps it; of an --archive only
-records read                      each picture's bytes, by its row
-decode only                       the same, through TensorFlow's decoder: the floor
+archive to records                an --archive is read, checked and written
+records read                      the bytes of each image
+decode only                       the same, with TensorFlow's decoder
 decode + resize (cold)            into the array on the disk, as in a first run
-warm                              shuffled batches out of that array
-warm + augmentation on the host   as --augment_on=host; the chapter's if the flags ask for none
-warm + augmentation in the model  as --augment_on=device
+warm                              shuffled batches from that array
+warm + augmentation on the host   --augment_on=host
+warm + augmentation in the model  --augment_on=device
 training step                     Keras's own, on one batch again and again
-training end to end               Keras's fit, augmented if the flags ask for that
+training end to end               Keras's fit
 
-The peers are ImageDataGenerator and image_dataset_from_directory, plain and with the same
-augmentation or Keras's layers for it, on files in class folders. Every figure is the median of
-turns in which each stage had one go, beside the least, the most and the processor's time.
+Augmentation is the chapter's if the flags ask for none; the training is
+augmented only if they ask for it. The peers are ImageDataGenerator and
+image_dataset_from_directory, plain and with the same augmentation or Keras's
+layers for it, on files in class folders. The stages take turns; every figure is
+the median of a stage's turns, beside the least, the most and the processor's
+time.
 """
 
 from trainers import command

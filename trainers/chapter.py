@@ -1,4 +1,4 @@
-"""Trains the chapter's seven models on one archive and compares them.
+"""Trains the chapter's seven models, and compares them.
 
 python -m trainers.chapter --archive=~/pizza_steak.zip
 """

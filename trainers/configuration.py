@@ -28,13 +28,16 @@ class DataConfig:
     )
     archive: str | None = flag(
         None,
-        "Zip file or folder of class folders, in place of --dataset.",
+        "Zip file or folder of class folders. It replaces --dataset.",
         per_process=True,
+        common=True,
+        aliases="data data_path folder images input path zip",
     )
     data_dir: str | None = flag(
         None,
         "Folder for records and decoded images; by default ~/tensorflow_datasets.",
         per_process=True,
+        aliases="cache_dir",
     )
     train_split: str | None = flag(
         None,
@@ -46,6 +49,7 @@ class DataConfig:
         "Images to validate on after each epoch: a TFDS split string, a fraction of train, or "
         "none; by default the split validation, or --validation_fraction of train if there is no "
         "such split. With none, the model of the last epoch is kept instead of the best one.",
+        aliases="val val_split validation",
     )
     test_split: str | None = flag(
         None,
@@ -56,6 +60,7 @@ class DataConfig:
         0.15,
         "Fraction of each class of train to validate on if there is neither a split validation "
         "nor --validation_split.",
+        aliases="val_fraction",
     )
     test_fraction: float = flag(
         0.15,
@@ -63,14 +68,18 @@ class DataConfig:
         "--test_split.",
     )
     classes: tuple[str, ...] | None = flag(
-        None, "Classes to use, in the order of their labels; by default all, sorted by name."
+        None,
+        "Classes to use, in the order of their labels; by default all, sorted by name.",
+        aliases="class_names labels",
     )
     follow_links: bool = flag(False, "Follow links to folders in an --archive that is a folder.")
     image_size: Numbers | None = flag(
         None,
-        "Height and width of resized images, in pixels: one number for both, or two; by default "
-        "what --model wants, or else 224.",
+        "Height and width of the images, in pixels; by default what --model wants, or 224. They "
+        "are resized; one number is both, two are height and width.",
         minimum=1,
+        common=True,
+        aliases="size img_size imgsz input_size resolution target_size",
     )
     aspect_ratio: str = flag(
         "stretch",
@@ -96,7 +105,11 @@ class DataConfig:
         ("apply", "ignore"),
     )
     batch_size: int | None = flag(
-        None, "Batch size, summed over all devices; by default 32.", minimum=1
+        None,
+        "Batch size, summed over all devices; by default 32.",
+        minimum=1,
+        common=True,
+        aliases="batch bs",
     )
     batch_size_per_replica: int | None = flag(
         None, "Batch size of each device, in place of --batch_size.", minimum=1
@@ -107,6 +120,7 @@ class DataConfig:
         "nowhere; by default on disk, and nowhere with --data_service.",
         ("disk", "memory", "none"),
         per_process=True,
+        aliases="cache",
     )
     data_on_device: bool = flag(
         False,
@@ -217,16 +231,18 @@ class ModelConfig:
 
     model: str = flag(
         "tinyvgg",
-        "Network: tinyvgg, playground, dense, conv3 or conv3_pool; a network of keras.applications "
-        "such as efficientnetv2b0; the directory of a finished run or a .keras file; or "
-        "FILE.py:FUNCTION, or MODULE:FUNCTION, a function of yours that takes (image_shape, "
-        "num_classes) and returns a Keras model. Sizes below that are not given are those of this "
-        "network.",
+        "Network, such as tinyvgg, or efficientnetv2b0 of keras.applications. Built here are "
+        "tinyvgg, playground, dense, conv3 and conv3_pool. It may also be the directory of a "
+        "finished run; a .keras file; or FILE.py:FUNCTION, or MODULE:FUNCTION, a function of yours "
+        "that takes (image_shape, num_classes) and returns a Keras model.",
+        common=True,
+        aliases="arch architecture backbone network",
     )
     weights: str | None = flag(
         None,
         "Weights of a network of keras.applications: imagenet (downloaded once), none for random "
         "ones, or a file; by default imagenet.",
+        aliases="pretrained",
     )
     features: str | None = flag(
         None,
@@ -235,19 +251,32 @@ class ModelConfig:
     )
     trainable: str | None = flag(
         None,
-        "What to train: head, the new last layers; all; or a number N, the head and the last N "
-        "layers before it. By default head for a network with weights of its own, else all.",
+        "What to train: head (the new last layers), all, or a number N: the head and the last N "
+        "layers before it; by default head for a network with weights of its own, else all.",
         check=trainable_layers,
+        common=True,
+        aliases="fine_tune finetune freeze include_top top unfreeze",
     )
-    filters: int | None = flag(None, "Filters of each convolution in the first block.", minimum=1)
+    filters: int | None = flag(
+        None,
+        "Filters of each convolution in the first block; by default the network's own number.",
+        minimum=1,
+    )
     filter_growth: float = flag(
         1.0, "Factor by which the number of filters grows from block to block.", minimum=0.0
     )
     blocks: int | None = flag(
-        None, "Blocks of convolutions; each ends with a pooling layer.", minimum=0
+        None,
+        "Blocks of convolutions, each with a pooling layer at its end; by default the "
+        "network's own number.",
+        minimum=0,
     )
-    convolutions: int | None = flag(None, "Convolutions per block.", minimum=1)
-    kernel_size: int | None = flag(None, "Height and width of convolution kernels.", minimum=1)
+    convolutions: int | None = flag(
+        None, "Convolutions per block; by default the network's own number.", minimum=1
+    )
+    kernel_size: int | None = flag(
+        None, "Height and width of convolution kernels; by default the network's own.", minimum=1
+    )
     padding: str = flag(
         "valid",
         "Padding of convolutions: valid adds none, so that images shrink at the edges; same adds "
@@ -255,13 +284,21 @@ class ModelConfig:
         ("valid", "same"),
     )
     pool_size: int | None = flag(
-        None, "Height and width of max pooling windows; 1 for no pooling.", minimum=1
+        None,
+        "Height and width of max pooling windows, 1 for no pooling; by default the network's own.",
+        minimum=1,
     )
     global_pooling: bool = flag(
         False, "Average each filter before the dense layers, instead of flattening the filters."
     )
-    dense_layers: int | None = flag(None, "Dense layers before the output layer.", minimum=0)
-    dense_units: int | None = flag(None, "Units of each of these dense layers.", minimum=1)
+    dense_layers: int | None = flag(
+        None,
+        "Dense layers before the output layer; by default the network's own number.",
+        minimum=0,
+    )
+    dense_units: int | None = flag(
+        None, "Units of each of these dense layers; by default the network's own number.", minimum=1
+    )
     batch_normalization: bool = flag(False, "Apply batch normalization before each activation.")
     dropout: float = flag(
         0.0,
@@ -269,6 +306,7 @@ class ModelConfig:
         "the only one.",
         minimum=0.0,
         maximum=1.0,
+        aliases="dropout_rate",
     )
 
 
@@ -282,15 +320,31 @@ _SMALLEST_ALPHA = 0.1
 class OptimisationConfig:
     """How to train the model."""
 
-    epochs: int = flag(5, "Epochs to train for.", minimum=1)
+    epochs: int = flag(
+        5,
+        "Epochs to train for.",
+        minimum=1,
+        common=True,
+        aliases="epoch max_epochs num_epochs n_epochs",
+    )
     head_epochs: int = flag(
         0,
         "Epochs, of --epochs, that train the head alone before --trainable, by default all, is "
         "trained. Early stopping and --reduce_lr_patience begin after them.",
         minimum=0,
     )
-    optimizer: str = flag("adam", "Name of a Keras optimizer.")
-    learning_rate: float = flag(0.001, "Learning rate.", minimum=0.0)
+    optimizer: str = flag(
+        "adam",
+        "Name of a Keras optimizer.",
+        aliases="opt optim optimiser",
+    )
+    learning_rate: float = flag(
+        0.001,
+        "Learning rate.",
+        minimum=0.0,
+        common=True,
+        aliases="lr lr0",
+    )
     fine_tuning_rate: float | None = flag(
         None,
         "Learning rate after --head_epochs; by default a tenth of --learning_rate.",
@@ -305,6 +359,7 @@ class OptimisationConfig:
         "constant",
         "Keep the learning rate constant, or decay it to 0 over all epochs along a half cosine.",
         ("constant", "cosine"),
+        aliases="lr_scheduler schedule scheduler",
     )
     warmup_epochs: float = flag(
         0.0,
@@ -313,13 +368,17 @@ class OptimisationConfig:
         minimum=0.0,
     )
     weight_decay: float | None = flag(
-        None, "Weight decay, decoupled from the gradient as in AdamW.", minimum=0.0
+        None,
+        "Weight decay, decoupled from the gradient as in AdamW.",
+        minimum=0.0,
+        aliases="l2 wd",
     )
     clip_norm: float | None = flag(
         None,
         "Largest norm of the gradient of all weights together; a larger gradient is scaled down "
         "to it.",
         minimum=_SMALLEST_NORM,
+        aliases="clipnorm grad_clip gradient_clip max_grad_norm",
     )
     ema: float | None = flag(
         None,
@@ -355,11 +414,13 @@ class OptimisationConfig:
         "'balanced' gives rare classes more weight: the inverse of their share of the training "
         "images.",
         ("balanced",),
+        aliases="balance balanced",
     )
     early_stopping_patience: int | None = flag(
         None,
         "Stop after this many epochs without a lower validation loss.",
         minimum=0,
+        aliases="early_stop early_stopping patience",
     )
     reduce_lr_patience: int | None = flag(
         None,
@@ -367,7 +428,11 @@ class OptimisationConfig:
         minimum=0,
     )
     seed: int = flag(
-        42, "Seed of the weights, the order of the images and the augmentation.", minimum=0
+        42,
+        "Seed of the weights, the order of images and augmentation.",
+        minimum=0,
+        common=True,
+        aliases="random_seed random_state",
     )
 
 
@@ -389,6 +454,7 @@ class DevicesConfig:
         "or without a GPU all of --cpu_devices.",
         minimum=0,
         per_process=True,
+        aliases="device gpu gpus num_gpus",
     )
     cpu_devices: int | None = flag(
         None,
@@ -400,12 +466,14 @@ class DevicesConfig:
         "Keras dtype policy: float32, mixed_float16, mixed_bfloat16, float64 (to tell rounding "
         "from errors), or auto: mixed_float16 on GPUs of compute capability 7.0 and above, else "
         "float32.",
+        aliases="amp dtype fp16 half mixed_precision",
     )
     jit_compile: str = flag(
         "auto",
         "Compile the training step with XLA; auto: as Keras chooses on a GPU, and never on a CPU, "
         "where it is slower.",
         ("auto", "on", "off"),
+        aliases="compile xla",
     )
     onednn: str = flag(
         "on",
@@ -456,8 +524,17 @@ class RunConfig:
         "Folder of the run; by default runs/<model>-<time>.",
         identity=False,
         per_process=True,
+        common=True,
+        aliases="log_dir logdir name out out_dir output output_dir project save_dir",
     )
-    overwrite: bool = flag(False, "Replace the run in --run_dir.", identity=False, per_process=True)
+    overwrite: bool = flag(
+        False,
+        "Replace the run in --run_dir.",
+        identity=False,
+        per_process=True,
+        common=True,
+        aliases="exist_ok force",
+    )
     resume: bool | str = flag(
         False,
         "Resume the run in --run_dir from its last checkpoint; auto: resume if there is a run, "
@@ -465,6 +542,8 @@ class RunConfig:
         ("auto",),
         identity=False,
         per_process=True,
+        common=True,
+        aliases="continue",
     )
     checkpoint_every: str = flag(
         "epoch",
@@ -495,12 +574,17 @@ class ComparisonConfig:
     """Which of the chapter's models to train, and where to."""
 
     only: tuple[str, ...] | None = flag(
-        None, "Models to train, of model_1 to model_7; by default all."
+        None,
+        "Models to train, of model_1 to model_7; by default all.",
+        common=True,
+        aliases="model models",
     )
     run_dir: str = flag(
         "runs/chapter",
         "Folder of the run directories and the comparison; models that are trained there already "
         "are not trained again.",
+        common=True,
+        aliases="out_dir output",
     )
 
 
@@ -526,7 +610,9 @@ class ChapterConfig:
 class MeasuringConfig:
     """What to measure, and how often."""
 
-    repeats: int = flag(3, "How often to time each row; the rows take turns.", minimum=1)
+    repeats: int = flag(
+        3, "How often to time each row; the rows take turns.", minimum=1, common=True
+    )
     passes: int = flag(
         5, "Passes over the training images in the rows that start from decoded images.", minimum=1
     )
@@ -538,13 +624,17 @@ class MeasuringConfig:
     )
     peers: bool = flag(True, "Also measure Keras's own ways of loading images.")
     only: tuple[str, ...] | None = flag(
-        None, "Measure only rows whose name contains one of these texts, such as warm,decode."
+        None,
+        "Measure only rows whose name contains one of these texts, such as warm,decode.",
+        common=True,
     )
     threads: int | None = flag(
         None, "Number of processor cores to use, for the peers too; Linux only.", minimum=1
     )
-    json: str | None = flag(None, "File for the figures, as JSON.")
-    plot: str | None = flag(None, "File for a chart of the figures: .png, .pdf or .svg.")
+    json: str | None = flag(None, "File for the figures, as JSON.", common=True)
+    plot: str | None = flag(
+        None, "File for a chart of the figures: .png, .pdf or .svg.", common=True
+    )
     profile: str | None = flag(
         None, "Folder for a TensorBoard trace of one more turn of end-to-end training."
     )
@@ -611,7 +701,9 @@ class DataServiceConfig:
 class ArtifactConfig:
     """Which run's model to export, in which format, and where to."""
 
-    run_dir: str | None = flag(None, "Folder of a finished run.")
+    run_dir: str | None = flag(
+        None, "Folder of a finished run.", aliases="checkpoint model run weights"
+    )
     format: str = flag(
         "saved_model",
         "Format of the export: a SavedModel for TensorFlow and TensorFlow Serving, a .tflite file "
@@ -636,7 +728,9 @@ class ExportConfig:
 class EvaluationConfig:
     """Which run's model to evaluate, and where to write the results."""
 
-    run_dir: str | None = flag(None, "Folder of a finished run.")
+    run_dir: str | None = flag(
+        None, "Folder of a finished run.", aliases="checkpoint model run weights"
+    )
     split: str | None = flag(
         None,
         "Images to evaluate on: train, validation or test, which are the run's own splits, or any "
@@ -680,7 +774,9 @@ class EvaluateConfig:
 class PredictionConfig:
     """Which run's model to predict with, and where to write the results."""
 
-    run_dir: str | None = flag(None, "Folder of a finished run.")
+    run_dir: str | None = flag(
+        None, "Folder of a finished run.", aliases="checkpoint model run weights"
+    )
     json: str | None = flag(
         None, "File for the probabilities of all classes, as JSON; - for standard output."
     )

@@ -1,9 +1,9 @@
-"""Starts a tf.data service, whose workers decode and augment images for trainers.fit.
+"""Starts a tf.data service, which decodes and augments images.
 
 python -m trainers.data_service --port=5050
 
-Ctrl-C or SIGTERM stops it. Whoever reaches its ports can make its processes read and write files:
-keep the ports within a network that you trust.
+Ctrl-C or SIGTERM stops it. Whoever reaches its ports can make its processes
+read and write files: keep the ports within a network that you trust.
 """
 
 import contextlib

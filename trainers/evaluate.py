@@ -1,4 +1,4 @@
-"""Evaluates the model of a finished run on any split, or on another archive of its classes.
+"""Evaluates a finished run on a split, or on another archive.
 
 python -m trainers.evaluate --run_dir=runs/tinyvgg --split='test[:50%]'
 """

@@ -1,15 +1,16 @@
 """Trains a classifier on an archive of class folders.
 
-python -m trainers.fit --flagfile=tinyvgg.flags --archive=~/pizza_steak.zip
+python -m trainers.fit --flagfile=pretrained.flags --archive=~/holiday_pictures
+python -m trainers.fit --archive=food.zip --image_size=64 --horizontal_flip
+python -m trainers.fit --archive=food.zip --run_dir=runs/food --resume=auto
 
-SIGTERM, which Slurm, Kubernetes and spot machines send before they take the machine, ends training
-after the step that it comes in: all is saved, and the exit status is 75. For job scripts, the same
-command starts the run and goes on with it:
+SIGTERM, which Slurm, Kubernetes and spot machines send before they take the
+machine, ends training after the current step. Everything is saved, and the exit
+status is 75. With --resume=auto a job script starts and resumes a run with the
+same command.
 
-python -m trainers.fit --flagfile=tinyvgg.flags --run_dir=runs/pizza --resume=auto
-
-Several processes that TF_CONFIG or Slurm tells of each other, each with this command, train one
-model together; the first of them writes the run directory.
+Several processes train one model together if TF_CONFIG or Slurm names them:
+start this command in each. The first one writes the run directory.
 """
 
 from trainers import command

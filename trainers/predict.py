@@ -1,8 +1,10 @@
-"""Predicts the classes of images with the model of a finished run.
+"""Predicts the classes of images with a finished run's model.
 
-python -m trainers.predict --run_dir=runs/tinyvgg photo.jpg ~/photos 'more/*.jpg' food.zip/test
+python -m trainers.predict --run_dir=runs/tinyvgg photo.jpg ~/photos
+python -m trainers.predict --run_dir=runs/tinyvgg 'more/*.jpg' food.zip/test
 
-An IMAGE is a file, a folder, a pattern or a zip; what follows the path of a zip is within it.
+An IMAGE is a file, a folder, a pattern or a zip; what follows the path of a zip
+is within it.
 """
 
 import sys

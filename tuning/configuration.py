@@ -36,9 +36,17 @@ class SearchDataConfig(DataConfig):
     )
 
 
-def _searched(default: str, help: str, kind: type, **limits: Any) -> Any:
+def _searched(
+    default: str,
+    help: str,
+    kind: type,
+    *,
+    common: bool = False,
+    aliases: str = "",
+    **limits: Any,
+) -> Any:
     check = functools.partial(ranges.parse, kind=kind, **limits)
-    field = flag(default, help, check=check)
+    field = flag(default, help, check=check, common=common, aliases=aliases)
     return dataclasses.field(default=default, metadata={**field.metadata, "parse": check})
 
 
@@ -52,6 +60,8 @@ class SpaceConfig:
         "built here, only the last layers are searched; their features are computed once with "
         "--augmentation=none or an --augmentation_cycle.",
         str,
+        common=True,
+        aliases="arch architecture backbone network",
     )
     filters: str = _searched(
         "8:64:log", "Filters of each convolution in the first block.", int, minimum=1
@@ -80,19 +90,33 @@ class SpaceConfig:
     dropout: str = _searched(
         "0:0.5", "Fraction of values to drop.", float, minimum=0.0, maximum=1.0
     )
-    optimizer: str = _searched("adam,adamw", "Names of Keras optimizers.", str)
+    optimizer: str = _searched(
+        "adam,adamw",
+        "Names of Keras optimizers.",
+        str,
+        aliases="opt optim optimiser",
+    )
     weight_decay: str = _searched(
         "1e-4:1e-1:log",
         "Weight decay; of adamw only if other optimizers are searched too.",
         float,
         minimum=0.0,
+        aliases="l2 wd",
     )
-    learning_rate: str = _searched("1e-4:1e-2:log", "Learning rate.", float, minimum=0.0)
+    learning_rate: str = _searched(
+        "1e-4:1e-2:log",
+        "Learning rate.",
+        float,
+        minimum=0.0,
+        common=True,
+        aliases="lr lr0",
+    )
     learning_rate_schedule: str = _searched(
         "constant,cosine",
         "Learning rate schedule over --max_epochs.",
         str,
         choices=("constant", "cosine"),
+        aliases="lr_scheduler schedule scheduler",
     )
     label_smoothing: str = _searched(
         "0,0.05,0.1", "Label smoothing.", float, minimum=0.0, maximum=1.0
@@ -103,6 +127,8 @@ class SpaceConfig:
         "tinyvgg_augmented.flags.",
         str,
         choices=("none", "flip", "chapter"),
+        common=True,
+        aliases="augment",
     )
 
 
@@ -110,7 +136,13 @@ class SpaceConfig:
 class TrialConfig:
     """What all trials have in common."""
 
-    max_epochs: int = flag(20, "Most epochs of a trial.", minimum=1)
+    max_epochs: int = flag(
+        20,
+        "Most epochs of a trial.",
+        minimum=1,
+        common=True,
+        aliases="epoch epochs",
+    )
     executions_per_trial: int = flag(
         1,
         "How often to train each trial, every time with another seed; the mean counts.",
@@ -124,6 +156,8 @@ class TrialConfig:
         42,
         "Seed of the search, the weights, the order of the images and the augmentation.",
         minimum=0,
+        common=True,
+        aliases="random_seed random_state",
     )
 
 
@@ -135,6 +169,8 @@ class SearchConfig:
         "runs/sweep",
         "Folder of the search; an existing search with the same flags is resumed.",
         identity=False,
+        common=True,
+        aliases="out_dir output output_dir run_dir",
     )
     tuner: str = flag(
         "random",
@@ -142,6 +178,7 @@ class SearchConfig:
         "process; hyperband: at random, with more epochs for the better trials; grid: all "
         "combinations in order.",
         ("random", "bayesian", "hyperband", "grid"),
+        common=True,
     )
     objective: str = flag(
         "val_accuracy",
@@ -154,12 +191,24 @@ class SearchConfig:
         "Most trials; by default 30, or with hyperband and grid all that there are.",
         minimum=1,
         identity=False,
+        common=True,
+        aliases="trials n_trials",
     )
     time_budget: float | None = flag(
-        None, "Seconds of search after which no trial starts.", minimum=0.0, identity=False
+        None,
+        "Seconds of search after which no trial starts.",
+        minimum=0.0,
+        identity=False,
+        common=True,
+        aliases="hours timeout time",
     )
     workers: int = flag(
-        1, "Number of processes on this machine that run trials.", minimum=1, identity=False
+        1,
+        "Number of processes on this machine that run trials.",
+        minimum=1,
+        identity=False,
+        common=True,
+        aliases="jobs n_jobs",
     )
     worker_timeout: float = flag(
         60.0,
@@ -177,7 +226,9 @@ class SearchConfig:
     tensorboard: bool = flag(
         True, "Write settings and results for TensorBoard's HParams.", identity=False
     )
-    overwrite: bool = flag(False, "Replace the search in --sweep_dir.", identity=False)
+    overwrite: bool = flag(
+        False, "Replace the search in --sweep_dir.", identity=False, aliases="force"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,15 +247,33 @@ class SweepConfig:
 class RangeTestConfig:
     """Which learning rates to try, and where to draw the result."""
 
-    lowest: float = flag(1e-5, "Learning rate of the first step.", minimum=0.0)
-    highest: float = flag(1.0, "Learning rate of the last step.", minimum=0.0)
+    lowest: float = flag(
+        1e-5,
+        "Learning rate of the first step.",
+        minimum=0.0,
+        common=True,
+        aliases="min minimum",
+    )
+    highest: float = flag(
+        1.0,
+        "Learning rate of the last step.",
+        minimum=0.0,
+        common=True,
+        aliases="max maximum",
+    )
     steps: int = flag(
         200,
         "Number of steps; each takes another batch, at a learning rate higher by a constant "
         "factor.",
         minimum=10,
+        common=True,
     )
-    plot: str = flag("learning_rate.png", "File for the figure: .png, .pdf or .svg.")
+    plot: str = flag(
+        "learning_rate.png",
+        "File for the figure: .png, .pdf or .svg.",
+        common=True,
+        aliases="output",
+    )
 
 
 @dataclasses.dataclass(frozen=True)

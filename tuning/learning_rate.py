@@ -1,9 +1,9 @@
-"""Suggests a learning rate for a model, by a short training in which the rate grows.
+"""Suggests a learning rate: it grows during a short training.
 
-python -m tuning.learning_rate --flagfile=tinyvgg.flags --archive=~/pizza_steak.zip
+python -m tuning.learning_rate --flagfile=tinyvgg.flags --archive=food.zip
 
-It takes the flags of trainers.fit for the images, the model and its training, and writes nothing
-but a figure (--plot).
+It takes the flags of trainers.fit for the images, the model and its training,
+and writes nothing but a figure (--plot).
 """
 
 from trainers import command

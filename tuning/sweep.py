@@ -1,4 +1,4 @@
-"""Searches for the best settings of a classifier, then trains and tests that classifier.
+"""Searches for the best settings, then trains and tests a model.
 
 python -m tuning.sweep --flagfile=sweep.flags --archive=~/pizza_steak.zip
 """

@@ -1,4 +1,4 @@
-"""Inspects an archive of class folders, or a dataset, before training.
+"""Inspects an archive of class folders before training.
 
 python -m pizza_steak.inspect --archive=food4.zip --grid=grid.png
 """

@@ -20,6 +20,7 @@ import zipfile
 
 from absl import app, flags
 
+from pizza_steak import flagfile
 from pizza_steak.flags import define_flags, from_flags
 from tuning.configuration import SweepConfig
 
@@ -130,4 +131,4 @@ def run_alone(config: SweepConfig) -> dict:
 
 if __name__ == "__main__":
     define_flags(SweepConfig)
-    app.run(main)
+    app.run(main, flags_parser=lambda argv: flags.FLAGS(flagfile.expand(argv, SweepConfig)))

@@ -303,14 +303,6 @@ def test_bad_input_exits_with_status_1_and_one_line():
 
 
 @pytest.mark.slow
-def test_help_lists_the_flags_and_exits_with_status_0():
-    done = run("--help")
-    assert done.returncode == 0
-    for flag in ("--archive", "--dataset", "--grid", "--augmented", "--json", "--zoom_range"):
-        assert flag in done.stdout
-
-
-@pytest.mark.slow
 def test_no_module_of_the_package_shadows_the_standard_library():
     for module in ("dataclasses", "inspect"):
         program = f"import {module}; print({module}.__file__)"

@@ -5,13 +5,15 @@ import json
 
 import pytest
 from PIL import Image
-from small_runs import ROOT, SIZE, fit, parse_flags, run_command, snapshot
+from small_runs import SIZE, fit, parse_flags, run_command, snapshot
 
+from pizza_steak import flagfile
 from pizza_steak.errors import UserError
 from trainers.configuration import (
     ChapterConfig,
     ChapterDataConfig,
     ComparisonConfig,
+    FitConfig,
     ModelConfig,
     OptimisationConfig,
 )
@@ -49,7 +51,7 @@ def chapter(archive, tmp_path):
 
 @pytest.mark.parametrize("name", FLAGFILES)
 def test_each_model_has_a_flagfile_that_says_the_same(name):
-    flagfile = parse_flags(f"--flagfile={ROOT}/{FLAGFILES[name]}.flags")
+    flagfile = parse_flags(f"--flagfile={FLAGFILES[name]}")
     # Which is what no batch size and no image size come to.
     data = ChapterDataConfig(batch_size=32, image_size=224)
     config = comparison.fit_config(ChapterConfig(data=data), name)
@@ -63,13 +65,12 @@ def test_each_model_has_a_flagfile_that_says_the_same(name):
 def test_a_flagfile_with_another_model_trains_that_model(name):
     parameters = {"tinyvgg": 31_101, "conv3": 477_341}
     for model, expected in parameters.items():
-        config = parse_flags(f"--flagfile={ROOT}/{name}.flags", f"--model={model}").model
+        config = parse_flags(f"--flagfile={name}", f"--model={model}").model
         assert networks.build(config, (224, 224, 3), "ab").model.count_params() == expected
 
 
 def test_every_flagfile_of_a_model_is_one_of_the_chapter():
-    named = {f"{name}.flags" for name in FLAGFILES.values()}
-    assert named <= {path.name for path in ROOT.glob("*.flags")}
+    assert {*FLAGFILES.values()} <= {*flagfile.names(FitConfig)}
 
 
 @pytest.mark.parametrize("name", ["playground", "dense", "conv3", "conv3_pool_augmented"])
@@ -77,7 +78,7 @@ def test_flagfiles_train(small_flags, tmp_path, name):
     own = [
         flag for flag in small_flags if flag.split("=")[0] not in ("--filters", "--convolutions")
     ]
-    result = fit(f"--flagfile={ROOT}/{name}.flags", *own, f"--run_dir={tmp_path}/run", "--epochs=1")
+    result = fit(f"--flagfile={name}", *own, f"--run_dir={tmp_path}/run", "--epochs=1")
     assert result.values["model"] == name.removesuffix("_augmented")
 
 

@@ -137,7 +137,7 @@ def test_choices_are_what_the_library_implements(name, implemented):
 
 
 def test_tinyvgg_flags_are_the_settings_of_the_chapter():
-    config = parse_flags(f"--flagfile={ROOT / 'tinyvgg.flags'}")
+    config = parse_flags("--flagfile=tinyvgg.flags")
     assert config == FitConfig(
         data=DataConfig(
             dataset="pizza_steak/photos",
@@ -152,5 +152,5 @@ def test_tinyvgg_flags_are_the_settings_of_the_chapter():
 
 
 def test_every_flag_of_tinyvgg_flags_stands_under_a_comment():
-    paragraphs = (ROOT / "tinyvgg.flags").read_text().strip().split("\n\n")
+    paragraphs = (ROOT / "pizza_steak/flagfiles/tinyvgg.flags").read_text().strip().split("\n\n")
     assert [text for text in paragraphs if not text.startswith("# ")] == []

@@ -527,11 +527,3 @@ def test_wrong_flags_and_input_are_one_line_and_a_status(argv, status, named):
     assert done[:2] == (status, "")
     assert line.startswith("error: ")
     assert named in line
-
-
-@pytest.mark.slow
-def test_help_does_not_wait_for_tensorflow():
-    status, stdout, imports = run_command("--help", python=["-X", "importtime"], command="evaluate")
-    assert status == 0
-    assert "--out_dir" in stdout
-    assert "tensorflow" not in imports

@@ -9,7 +9,6 @@ from PIL import Image
 from small_runs import fit, layout, parse_flags, run_command, snapshot
 
 from pizza_steak.errors import UserError
-from pizza_steak.flags import fields
 from tuning import learning_rate_finder
 from tuning.configuration import LearningRateConfig
 
@@ -186,16 +185,6 @@ def test_wrong_values_are_named_before_anything_is_read(flags, named):
     with pytest.raises(UserError, match=named) as caught:
         run("--archive=/nowhere.zip", *flags)
     assert len(str(caught.value).splitlines()) == 1
-
-
-@pytest.mark.slow
-def test_help_does_not_wait_for_tensorflow():
-    status, stdout, imports = run_command("--help", python=["-X", "importtime"], **COMMAND)
-    assert status == 0
-    assert "tuning.configuration" in imports
-    assert "tensorflow" not in imports
-    for _, field in fields(LearningRateConfig):
-        assert f"--{field.name}" in stdout or f"--[no]{field.name}" in stdout
 
 
 @pytest.mark.slow

@@ -24,7 +24,6 @@ from small_runs import (
 )
 
 from pizza_steak.errors import UserError
-from pizza_steak.flags import fields
 from trainers import data as run_data
 from trainers.runs import run_directory, scores
 from tuning.configuration import SweepConfig
@@ -559,19 +558,10 @@ def test_half_of_an_environment_of_workers_is_told(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_wrong_flag_exits_with_status_2_and_help_does_not_wait_for_tensorflow():
-    wrong = start_command("--filters=8,a", command="sweep", package="tuning")
-    options = {"command": "sweep", "package": "tuning", "python": ["-X", "importtime"]}
-    status, stdout, imports = run_command("--help", **options)
-    assert status == 0
-    assert "tuning.configuration" in imports
-    assert "tensorflow" not in imports
-    assert "keras" not in imports
-    for _, field in fields(SweepConfig):
-        assert f"--{field.name}" in stdout or f"--[no]{field.name}" in stdout
-    stdout, stderr = wrong.communicate()
+def test_a_wrong_flag_exits_with_status_2():
+    status, stdout, stderr = run_command("--filters=8,a", command="sweep", package="tuning")
     (line,) = stderr.splitlines()
-    assert (wrong.returncode, stdout) == (2, "")
+    assert (status, stdout) == (2, "")
     assert line.startswith("error: ")
     assert "filters=8,a" in line.replace("'", "")
     assert "'a': expected a whole number" in line
