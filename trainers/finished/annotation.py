@@ -3,9 +3,10 @@
 import collections
 import csv
 import io
+import itertools
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import tqdm
 from PIL import Image, ImageDraw, ImageFont
@@ -22,12 +23,15 @@ _LEAST_TEXT = 10  # Pixels.
 
 
 def check_folder(path: str) -> None:
-    """Checks that a folder is missing or empty, or that `write` has made it.
+    """Checks that a folder can be written, and is missing or empty or was made by `write`.
 
     Raises:
-      UserError: It holds other files, or is a file.
+      UserError: It cannot be written, holds other files, or is a file.
     """
     folder = pathlib.Path(path).expanduser()
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"annotate {folder}: {there} cannot be written; pass another --annotate")
     try:
         ours = atomic.holds_only(folder, (LISTING, *_listed(folder)))
     except OSError as error:
@@ -97,25 +101,31 @@ def distinct_names(paths: Sequence[str]) -> dict[str, str]:
 
     Of `a/1.png`, `b/1.png` and `2.jpg`: `a_1.jpg`, `b_1.jpg` and `2.jpg`.
     """
-    parts = {path: pathlib.PurePath(path).parts for path in paths}
+    parts = {
+        path: [part for part in pure.parts if part not in (pure.anchor, "..")]
+        for path in paths
+        for pure in [pathlib.PurePath(path)]
+    }
     lengths = dict.fromkeys(parts, 1)
 
     def name(path: str) -> str:
-        joined = "_".join(part.strip(os.sep) for part in parts[path][-lengths[path] :])
-        return pathlib.PurePath(joined).stem
+        return pathlib.PurePath("_".join(parts[path][-lengths[path] :])).stem
 
-    while True:
+    def alike() -> Iterator[str]:
         # Some file systems do not tell capitals from small letters.
         counts = collections.Counter(name(path).casefold() for path in parts)
-        alike = [path for path in parts if counts[name(path).casefold()] > 1]
-        longer = [path for path in alike if lengths[path] < len(parts[path])]
-        if not longer:
-            break
+        return (path for path in parts if counts[name(path).casefold()] > 1)
+
+    while longer := [path for path in alike() if lengths[path] < len(parts[path])]:
         for path in longer:
             lengths[path] += 1
-    # Paths that differ in their suffixes alone, or in capitals.
-    numbers = {path: f"-{number}" for number, path in enumerate(alike, start=1)}
-    return {path: f"{name(path)}{numbers.get(path, '')}.jpg" for path in parts}
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    for path in parts:  # Those that are still alike differ in their suffixes alone, or in capitals.
+        numbered = itertools.chain([name(path)], (f"{name(path)}-{n}" for n in itertools.count(2)))
+        names[path] = next(text for text in numbered if text.casefold() not in taken)
+        taken.add(names[path].casefold())
+    return {path: f"{text}.jpg" for path, text in names.items()}
 
 
 def _listed(folder: pathlib.Path) -> set[str]:
