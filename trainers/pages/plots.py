@@ -143,7 +143,7 @@ def _overlay(axes: Axes, curves: Sequence[Sequence[float]]) -> None:
             marker=_marker(values),
             markersize=4,
         )
-    longest = max(map(len, curves), default=1)
+    longest = max([1, *map(len, curves)])
     axes.set(xlabel="epoch", xlim=(0.5, longest + 0.5) if longest <= 10 else (None, None))
     axes.locator_params(axis="x", integer=True, min_n_ticks=1)
     axes.grid(color="0.9")
