@@ -1,4 +1,4 @@
-"""Chooses fonts for texts in any script: Matplotlib's own has Latin, Greek, Cyrillic and few more."""
+"""Chooses fonts for texts in any script; Matplotlib's own has Latin, Greek, Cyrillic and a few."""
 
 import contextlib
 import functools

@@ -14,15 +14,14 @@ from pizza_steak.text_width import padded, text_width
 # Greek, Cyrillic, Arabic and Georgian are in Matplotlib's own font; these are in no font of it but
 # STIX, which comes with it too.
 ONLY_IN_STIX = "ᶁᶎ"
-IN_NO_FONT = "\N{LINEAR B SYLLABLE B008 A}"
 
 
 @pytest.fixture
 def warnings(caplog):
-    """The warnings so far, as lines; each letter is warned of again."""
+    """`warnings()`: the warnings so far, as lines; each letter is warned of again."""
     fonts._families.cache_clear()
     with caplog.at_level(logging.WARNING, logger="absl"):
-        yield caplog.messages
+        yield lambda: caplog.messages
 
 
 @pytest.fixture
@@ -44,13 +43,13 @@ def families(text: str) -> list[str]:
 @pytest.mark.parametrize("text", ["pizza", "Ελλάς", "борщ", "بيتزا", "é\n\t", "a\ufe0f"])
 def test_what_the_own_font_has_is_drawn_in_it(warnings, text):
     assert families(text) == ["sans-serif"]
-    assert warnings == []
+    assert warnings() == []
 
 
 @pytest.mark.parametrize("text", [ONLY_IN_STIX, f"pizza {ONLY_IN_STIX}"])
 def test_other_letters_are_drawn_in_a_font_that_has_them(only_bundled, warnings, text):
     assert families(text) == ["sans-serif", "STIXGeneral"]
-    assert warnings == []
+    assert warnings() == []
 
 
 @pytest.mark.parametrize(
@@ -70,8 +69,8 @@ def test_letters_that_no_font_has_are_one_line_that_says_what_to_install(
     image = np.zeros((4, 4, 3), np.uint8)
     for name in ("a.png", "b.svg"):  # A second figure has nothing new to say.
         figures.picture_grid([image], [f"pizza {text}"], tmp_path / name)
-    (line,) = warnings
-    assert f"no installed font has {named}" in line or named in line
+    (line,) = warnings()
+    assert named in line
     assert line.endswith(f"apt install {package}")
 
 

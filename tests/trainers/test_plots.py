@@ -44,7 +44,7 @@ def test_a_confusion_matrix_has_the_numbers_and_names_that_can_be_read(
     plots.confusion_matrix(matrix_of(count, images), names, tmp_path / "a.png")
     found = texts(drawn[0])
     assert ("3" in found and f"{images:,}" in found) == has_numbers
-    assert (found.count("class_1") == 2) == has_names
+    assert ("class_1" in found) == has_names
     assert "share of the true class" in found
     assert f"{count * images + 3:,} images\neach row is shaded by its shares" in found
     sizes = [text.get_fontsize() for text in drawn[0].findobj(matplotlib.text.Text)]

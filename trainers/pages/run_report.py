@@ -270,9 +270,13 @@ def _differing_flags(entries: Sequence[Entry]) -> dict[str, list[str]]:
     """Returns the values of each flag that differs between runs, in the order of the runs."""
     differing = {}
     for concern, field in fields(FitConfig):
-        values = [getattr(getattr(entry.config, concern), field.name) for entry in entries]
-        if field.name == "dataset":  # It has no meaning with an --archive.
-            values = [None if e.config.data.archive else v for e, v in zip(entries, values)]
+        values = [
+            # The dataset has no meaning with an --archive.
+            None
+            if field.name == "dataset" and entry.config.data.archive
+            else getattr(getattr(entry.config, concern), field.name)
+            for entry in entries
+        ]
         if any(value != values[0] for value in values):
             differing[field.name] = [_flag_text(value) for value in values]
     return differing
