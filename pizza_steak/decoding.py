@@ -257,6 +257,25 @@ def open_image(encoded: bytes) -> Image.Image:
     return image
 
 
+def upright_image(encoded: bytes, longest: int) -> Image.Image:
+    """Decodes an image upright and in its own aspect ratio, as RGB.
+
+    Args:
+      encoded: The bytes of a file of one of `KINDS`.
+      longest: The pixels of the longer side; larger images are downscaled, smaller ones are not
+        enlarged.
+
+    Raises:
+      Exception: As for `decode_image`.
+    """
+    with open_image(encoded) as image:
+        turn = orientation(image)
+        image.draft(None, (longest, longest))  # JPEGs need not be decoded at their full size.
+        upright = Image.fromarray(_turned(_converted(image, "rgb"), turn))
+    upright.thumbnail((longest, longest))
+    return upright
+
+
 def orientation(image: Image.Image) -> int:
     """Returns the EXIF orientation to apply, 1 (upright) to 8."""
     if image.format == "TIFF":

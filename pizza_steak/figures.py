@@ -8,13 +8,17 @@ import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 
+from pizza_steak import fonts
 from pizza_steak.atomic import output_file
 from pizza_steak.errors import UserError
+from pizza_steak.text_width import text_width
 
 # Inches: the width of an image with its margin, the height of a line of its caption, and the height
 # of a color bar.
 _CELL, _LINE, _SCALE = 1.9, 0.17, 0.5
+LONGEST = 400  # Pixels of an image's longer side: more than a cell has.
 _CHARACTERS = 28  # Of a caption line, in that width.
+_END = 10  # Characters at the end of a line that is cut: a probability, or a file's suffix.
 
 
 def save(figure: Figure, path: str | os.PathLike[str], dpi: int = 120) -> None:
@@ -28,7 +32,8 @@ def save(figure: Figure, path: str | os.PathLike[str], dpi: int = 120) -> None:
     if suffix and suffix[1:].lower() not in known:
         raise UserError(f"file {path}: no figure's suffix; expected one of {', '.join(known)}")
     with output_file(path) as temporary, warnings.catch_warnings():
-        # A letter that the font lacks is drawn as a box.
+        fonts.fit(figure)
+        # It warns of letters that no font has, in one line for all of them.
         warnings.filterwarnings("ignore", message="Glyph")
         figure.savefig(temporary, dpi=dpi, format=suffix[1:].lower() or "png")
 
@@ -54,25 +59,19 @@ def picture_grid(
       UserError: As for `save`.
     """
     captions = [*captions, *[""] * (len(images) - len(captions))]
+    rows = [slice(start, start + columns) for start in range(0, len(images), columns)]
+    lines = [max(len(caption.splitlines()) for caption in captions[row]) for row in rows]
     # A row is as high as its images need, but a cell is never higher than wide.
-    ratio = min(max(image.shape[0] / image.shape[1] for image in images), 1.0)
-    starts = range(0, len(images), columns)
-    lines = [
-        max(len(caption.splitlines()) for caption in captions[start : start + columns])
-        for start in starts
-    ]
-    height = _CELL * ratio * len(lines) + _LINE * sum(lines)
-    height += _SCALE if scale else 0
-    figure = Figure(figsize=(_CELL * columns, height), layout="constrained")
-    grid = figure.subplots(len(lines), columns, squeeze=False)
+    ratios = [min(max(i.shape[0] / i.shape[1] for i in images[row]), 1.0) for row in rows]
+    heights = [_CELL * r + _LINE * n for r, n in zip(ratios, lines, strict=True)]
+    size = (_CELL * columns, sum(heights) + (_SCALE if scale else 0))
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
     for axes in grid.flat:
         axes.set_axis_off()
     for axes, image, caption in zip(grid.flat, images, captions, strict=False):
         axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
-        cut = (
-            line if len(line) <= _CHARACTERS else f"{line[: _CHARACTERS - 1]}…"
-            for line in caption.splitlines()
-        )
+        cut = map(shortened, caption.splitlines())
         axes.set_title("\n".join(cut), fontsize=8, pad=3, parse_math=False)
     if scale:
         colors, label = scale
@@ -80,3 +79,13 @@ def picture_grid(
         bar.set_label(label, fontsize=8)
         bar.ax.tick_params(labelsize=8)
     save(figure, path, dpi=100)
+
+
+def shortened(line: str, width: int = _CHARACTERS) -> str:
+    """Returns a line with dots in place of its middle, if it is wider than that many characters."""
+    if text_width(line) <= width:
+        return line
+    start = line
+    while text_width(start) + 1 + text_width(line[-_END:]) > width:
+        start = start[:-1]
+    return f"{start}…{line[-_END:]}"

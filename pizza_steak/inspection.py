@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import ImageOps, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
 from pizza_steak import decoding, figures
 from pizza_steak.archive import Archive, read_archive
@@ -24,6 +24,7 @@ from pizza_steak.atomic import output_file
 from pizza_steak.configuration import InspectConfig, TransformConfig
 from pizza_steak.errors import UserError
 from pizza_steak.tensorflow_import import import_tensorflow
+from pizza_steak.text_width import padded, text_width
 
 _SPLITS = ("train", "validation", "test")
 # Images in a grid, images in the figure of the augmentation, and versions of each.
@@ -146,7 +147,7 @@ class Inspection:
         classes = next(iter(counts.values()))
         rows = {label: [split[label] for split in counts.values()] for label in classes}
         rows["all classes"] = [sum(split.values()) for split in counts.values()]
-        width = max(map(len, rows)) + 2
+        width = max(map(text_width, rows)) + 2
         megabytes = sum(image.bytes for image in self.images) / 1e6
         lines = [
             f"{self.name}: {len(self.images):,} images of {len(classes)} classes, "
@@ -210,7 +211,7 @@ def _equal(group: Iterable[Found]) -> str:
 
 
 def _row(name: str, cells: Iterable[str], width: int) -> str:
-    return f"{name:<{width}}" + "".join(f"{cell:>12}" for cell in cells)
+    return padded(name, width) + "".join(f"{cell:>12}" for cell in cells)
 
 
 def _counted(counts: Mapping[str, int]) -> str:
@@ -228,7 +229,7 @@ def report(config: InspectConfig) -> str:
     """Inspects an archive or a dataset, and writes the files that are asked for.
 
     Returns:
-      The findings, as text.
+      The findings and the figures that were written, as text.
 
     Raises:
       UserError: The archive, the dataset or the augmentation is wrong, or a file cannot be written.
@@ -248,8 +249,10 @@ def report(config: InspectConfig) -> str:
     if findings.json:
         with output_file(findings.json) as temporary:
             temporary.write_text(json.dumps(found.to_json(), indent=2) + "\n")
+    lines = [found.summary()]
     if findings.grid:
         draw_grid(found.sample, findings.grid)
+        lines.append(f"figure saved to {findings.grid}")
     if findings.augmented:
         draw_augmented(
             found.sample[:_AUGMENTED],
@@ -258,7 +261,8 @@ def report(config: InspectConfig) -> str:
             findings.seed,
             config.transform,
         )
-    return found.summary()
+        lines.append(f"figure saved to {findings.augmented}")
+    return "\n".join(lines)
 
 
 def inspect(
@@ -337,10 +341,9 @@ def draw_grid(sample: Sequence[tuple[Found, bytes]], path: str) -> None:
     _check_some(sample)
     images, captions = [], []
     for found, encoded in sample:
-        with decoding.open_image(encoded) as image:
-            upright = ImageOps.exif_transpose(image)
-            images.append(np.asarray(upright.convert("RGBA").convert("RGB")))
-            captions.append(f"{found.label}\n{upright.width} x {upright.height}, {found.split}")
+        assert found.size  # It is readable.
+        images.append(np.asarray(decoding.upright_image(encoded, figures.LONGEST)))
+        captions.append(f"{found.label}\n{found.size[0]} x {found.size[1]}, {found.split}")
     figures.picture_grid(images, captions, path)
 
 

@@ -30,6 +30,8 @@ def main(config: BenchmarkConfig) -> None:
     from trainers.throughput import measurement
 
     print(measurement.measure(config).summary())
+    if config.measuring.plot:
+        print(f"\nfigure saved to {config.measuring.plot}")
 
 
 if __name__ == "__main__":

@@ -783,6 +783,10 @@ class PredictionConfig:
     csv: str | None = flag(
         None, "File for path, class, probability and error, as CSV; - for standard output."
     )
+    top: int = flag(1, "Number of most probable classes to show for each image.", minimum=1)
+    annotate: str | None = flag(
+        None, "New folder for the images with their classes and probabilities below them."
+    )
     batch_size: int = flag(32, "Images per batch.", minimum=1)
 
 

@@ -19,6 +19,8 @@ def main(config: EvaluateConfig) -> None:
     outcome = evaluation.evaluate(run, config)
     print(outcome.summary())
     print(f"\nfigures saved to {outcome.write(config.evaluation)}")
+    if config.evaluation.activation_maps:
+        print(f"figure saved to {config.evaluation.activation_maps}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ python -m trainers.predict --run_dir=runs/tinyvgg photo.jpg ~/photos
 python -m trainers.predict --run_dir=runs/tinyvgg 'more/*.jpg' food.zip/test
 
 An IMAGE is a file, a folder, a pattern or a zip; what follows the path of a zip
-is within it.
+is within it. The predictions go to standard output, a line for each image; the
+number of images of each class, and what is missing or unreadable, go to standard
+error. The exit status is 1 if anything is.
 """
 
 import sys
@@ -22,10 +24,15 @@ def main(config: PredictConfig, images: list[str]) -> None:
     devices.prepare(run.config.devices)
     from trainers.finished import prediction
 
-    predictions = prediction.predict(run, images, config.prediction.batch_size)
-    print(predictions.write(config.prediction), end="")
+    asked = config.prediction
+    prediction.check_outputs(asked)
+    predictions = prediction.predict(run, images, asked.batch_size)
+    # A pipe gets the predictions and nothing else.
+    print(predictions.write(asked), end="", flush=True)
+    if asked.annotate:
+        print(f"annotated images saved to {asked.annotate}", file=sys.stderr)
+    print(predictions.counts() + predictions.errors(), end="", file=sys.stderr)
     if predictions.faults:
-        print(predictions.errors(), end="", file=sys.stderr)
         sys.exit(1)
 
 

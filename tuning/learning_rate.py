@@ -15,6 +15,7 @@ def main(config: LearningRateConfig) -> None:
     from tuning import learning_rate_finder
 
     print(learning_rate_finder.run(config).summary())
+    print(f"figure saved to {config.range_test.plot}")
 
 
 if __name__ == "__main__":

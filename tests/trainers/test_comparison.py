@@ -98,6 +98,8 @@ def test_the_chapter_is_trained_once_and_compared(chapter, tmp_path, capsys):
     with Image.open(runs / "comparison.png") as image:
         image.load()
 
+    assert table.endswith(f"figure saved to {runs / 'comparison.png'}")
+
     before = snapshot(runs)
     capsys.readouterr()
     assert comparison.train_chapter(config) == table

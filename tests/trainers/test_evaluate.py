@@ -11,7 +11,7 @@ import keras
 import matplotlib
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 from small_runs import (
     fit,
     layout,
@@ -207,7 +207,7 @@ def test_of_many_classes_the_summary_has_the_most_frequent_confusions():
     matrix[7, 5] = 3
     names = [f"class_{number}" for number in range(101)]
     values = {"by_class": dict.fromkeys(names), "confusion_matrix": matrix, "pictures": 912}
-    _, line = evaluation.Evaluation(values, np.empty(0))._confusions().splitlines()
+    _, line = evaluation.Evaluation(values, [])._confusions().splitlines()
     assert line.split() == ["3", "true", "class_7,", "predicted", "class_5"]
 
 
@@ -318,11 +318,33 @@ def test_it_leaves_figures_and_json_in_the_run_directory(untrained, tmp_path):
     assert {name: after[name] for name in before} == before
 
 
-def test_the_figures_show_the_mistakes_as_the_model_saw_them(evaluated):
-    files = layout({f"test/{name}": 6 for name in ("dark", "light")})
-    for image, mistake in zip(evaluated.mistakes, evaluated.values["mistakes"], strict=True):
-        with Image.open(io.BytesIO(files[mistake["file"]])) as picture:
-            np.testing.assert_array_equal(image, np.asarray(picture))
+def test_the_figure_of_mistakes_shows_the_original_photographs(untrained, make_archive, jpeg):
+    sideways = Image.open(io.BytesIO(jpeg(1, 1000, 600)))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # To be turned by a quarter.
+    file = io.BytesIO()
+    sideways.save(file, "JPEG", exif=exif)
+    files = {
+        "test/dark/wide.jpg": jpeg(2, 300, 100),
+        "test/dark/turned.jpg": file.getvalue(),
+        "test/light/wide.jpg": jpeg(3, 300, 100),
+        "test/light/turned.jpg": jpeg(4, 600, 1000),
+    }
+    outcome = evaluate(untrained, {"archive": str(make_archive(files))})
+    mistakes = outcome.values["mistakes"]
+    assert mistakes
+    for image, mistake in zip(outcome.mistakes, mistakes, strict=True):
+        # As large as the figure needs, and upright.
+        expected = {"wide.jpg": (100, 300, 3), "turned.jpg": (400, 240, 3)}
+        assert image.shape == expected[mistake["file"].split("/")[-1]]
+
+
+def test_captions_are_said_in_words():
+    mistake = {"class": "bibimbap", "predicted": "beet_salad", "probability": 0.785}
+    caption = evaluation._caption(mistake | {"file": "test/bibimbap/1.jpg"})
+    said, file = caption.replace(",\n", ", ").splitlines()
+    assert said == "true bibimbap, predicted beet_salad (78 %)"
+    assert file == "1.jpg"
 
 
 @pytest.mark.parametrize("suffix", [".png", ".pdf", ".svg"])

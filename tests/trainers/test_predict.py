@@ -8,12 +8,12 @@ import zipfile
 import numpy as np
 import pytest
 from PIL import Image
-from small_runs import fit, run_command
+from small_runs import fit, run_command, snapshot
 
 from pizza_steak.errors import UserError
 from trainers import data as run_data
 from trainers.configuration import PredictionConfig
-from trainers.finished import loading, prediction, sources
+from trainers.finished import annotation, loading, prediction, sources
 from trainers.runs import run_directory
 
 
@@ -115,6 +115,7 @@ def test_what_is_no_picture_is_left_out_of_folders_and_zips(make_archive, jpeg):
 
 NOT_FOUND = {
     "no such file": ("{here}/none.jpg", "none.jpg: no image there"),
+    "none in a pattern of folders": ("{here}/emp*", "empty: no image there"),
     "empty folder": ("{here}/empty", "empty: no image there"),
     "empty pattern": ("{here}/*.gif", "*.gif: no image there"),
     "no such member": ("{zip}/none", "none: no image there"),
@@ -125,13 +126,35 @@ NOT_FOUND = {
 
 
 @pytest.mark.parametrize("path, message", NOT_FOUND.values(), ids=NOT_FOUND)
-def test_a_path_without_pictures_is_one_line(zipped, tmp_path, path, message):
+def test_a_path_without_pictures_is_one_line(run, zipped, tmp_path, path, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "no.zip").write_text("no zip")
-    with pytest.raises(UserError) as caught:
-        sources.find([path.format(here=tmp_path, zip=zipped)])
-    assert message in str(caught.value)
-    assert len(str(caught.value).splitlines()) == 1
+    predictions = prediction.predict(run, [path.format(here=tmp_path, zip=zipped)])
+    (line,) = predictions.errors().splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    assert predictions.write(PredictionConfig()) == predictions.counts() == ""
+
+
+def test_a_missing_path_costs_only_itself(run, folder, tmp_path):
+    good = [f"{folder}/test/a/0.jpg", f"{folder}/test/b/1.jpg"]
+    asked = ["none.jpg", good[0], "https://example.com/a.jpg", f"{tmp_path}/*.gif", good[1]]
+    predictions = prediction.predict(run, asked)
+    alone = prediction.predict(run, good)
+    assert predictions.paths == asked
+    assert predictions.faults.keys() == {0, 2, 3}
+    np.testing.assert_array_equal(predictions.probabilities[[1, 4]], alone.probabilities)
+    assert predictions.write(PredictionConfig()) == alone.write(PredictionConfig())
+    assert predictions.errors().count("\n") == 3
+
+
+@pytest.mark.parametrize(
+    "url", ["https://example.com/a.jpg", "HTTP://example.com/a.zip", "s3://bucket/a.jpg"]
+)
+def test_a_url_is_said_to_be_one(url):
+    (source,) = sources.find([url])
+    assert source.path == url
+    assert "is a URL; fetch it first" in source.fault
 
 
 def test_a_bad_picture_has_a_reason_and_the_rest_go_on(run, folder, photographs, tmp_path):
@@ -206,15 +229,124 @@ def test_the_standard_output_is_written_once_and_a_file_whole(run, folder):
         predictions.write(PredictionConfig(json="/nowhere/a.json"))
 
 
+def test_the_most_probable_classes_come_first(run, folder, tmp_path):
+    predictions = prediction.predict(run, [f"{folder}/test/a/0.jpg"])
+    row = dict(zip("ab", predictions.probabilities[0].tolist(), strict=True))
+    best, other = sorted(row, key=row.get, reverse=True)
+    for top in (2, 3):  # There are no more than two classes.
+        asked = PredictionConfig(top=top, csv=str(tmp_path / "top.csv"))
+        (line,) = predictions.write(asked).splitlines()
+        assert line.split()[1:] == [best, f"{row[best]:.4f}", other, f"{row[other]:.4f}"]
+        (read,) = csv.DictReader((tmp_path / "top.csv").open(newline=""))
+        assert (read["class"], read["class_2"]) == (best, other)
+        assert float(read["probability_2"]) == row[other]
+
+
+def predictions_of(classes, probabilities, faults=()):
+    found = [sources.Source(f"{number}.jpg", bytes) for number in range(len(probabilities))]
+    return prediction.Predictions(
+        found, classes, np.array(probabilities, np.float32), dict.fromkeys(faults, "missing")
+    )
+
+
+def test_images_are_counted_by_class_and_the_most_frequent_class_comes_first():
+    rows = [[0.2, 0.8], [0.9, 0.1], [0.3, 0.7], [0.9, 0.1]]
+    assert predictions_of(["a", "b"], rows, [3]).counts() == "3 images: b 2, a 1\n"
+    assert predictions_of(["a", "b"], rows[:1]).counts() == ""  # The line says all.
+    many = predictions_of([f"class_{number}" for number in range(30)], np.eye(30))
+    assert many.counts().endswith("class_9 1, 20 other classes\n")
+
+
+def test_columns_of_wide_letters_are_aligned():
+    lines = predictions_of(["寿司", "pizza"], np.eye(2)).write(PredictionConfig())
+    assert lines == "0.jpg  寿司   1.0000\n1.jpg  pizza  1.0000\n"
+
+
+def annotate(run, images, folder, **asked):
+    predictions = prediction.predict(run, list(map(str, images)))
+    predictions.write(PredictionConfig(annotate=str(folder), **asked))
+    with (folder / annotation.LISTING).open(newline="", encoding="utf-8") as file:
+        return {row["path"]: row for row in csv.DictReader(file)}
+
+
+def test_annotated_images_have_the_photograph_and_text_below_it(run, folder, tmp_path, jpeg):
+    (tmp_path / "bad.jpg").write_text("no picture")
+    (tmp_path / "wide.jpg").write_bytes(jpeg(1, 800, 400))
+    image = f"{tmp_path}/wide.jpg"
+    rows = annotate(run, [image, tmp_path / "bad.jpg", "none.jpg"], tmp_path / "out")
+    assert rows.keys() == {image}
+    assert rows[image]["class"] in "ab"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "predictions.csv",
+        "wide.jpg",
+    ]
+    heights = []
+    for top in (1, 2):
+        annotate(run, [image], tmp_path / "out", top=top)
+        with Image.open(tmp_path / "out" / "wide.jpg") as drawn, Image.open(image) as photograph:
+            pixels = np.asarray(drawn, int)
+            assert pixels.shape[1] == 800
+            assert np.abs(pixels[:400] - np.asarray(photograph, int)).mean() < 5
+            below = pixels[405:]
+            assert below.max() == 255
+            assert below.min() < 50  # Letters.
+            heights.append(len(pixels))
+    assert 400 < heights[0] < heights[1]
+
+
+def test_small_images_are_enlarged_and_large_ones_made_smaller(run, tmp_path, jpeg):
+    for name, width, height in (("small", 20, 10), ("large", 3000, 1500)):
+        (tmp_path / f"{name}.jpg").write_bytes(jpeg(1, width, height))
+    annotate(run, tmp_path.glob("*.jpg"), tmp_path / "out")
+    for name, width in (("small", 320), ("large", 1024)):
+        with Image.open(tmp_path / "out" / f"{name}.jpg") as image:
+            assert image.width == width
+
+
+@pytest.mark.parametrize(
+    "paths, names",
+    [
+        (["x/1.jpg", "y/2.png"], ["1.jpg", "2.jpg"]),
+        (["x/a/1.jpg", "x/b/1.png", "2.jpg"], ["a_1.jpg", "b_1.jpg", "2.jpg"]),
+        (["x/a/1.jpg", "y/a/1.jpg"], ["x_a_1.jpg", "y_a_1.jpg"]),
+        (["/1.jpg", "/1.png"], ["1.jpg", "1-2.jpg"]),
+        (["a/1.jpg", "a/1.JPG", "1.jpg"], ["a_1.jpg", "a_1-2.jpg", "1.jpg"]),
+        (["1.jpg", "1.jpg"], ["1.jpg"]),
+        (["1.jpg", "1.png", "1-2.jpg"], ["1.jpg", "1-2.jpg", "1-2-2.jpg"]),
+        (["../1.jpg", "a/1.jpg"], ["1.jpg", "a_1.jpg"]),
+        (["food.zip/寿司/1.jpg", "food.zip/b/1.jpg"], ["寿司_1.jpg", "b_1.jpg"]),
+    ],
+)
+def test_images_with_the_same_name_are_kept_apart(paths, names):
+    assert list(annotation.distinct_names(paths).values()) == names
+
+
+def test_an_annotated_folder_is_replaced_and_any_other_is_refused(run, folder, tmp_path):
+    out = tmp_path / "out"
+    annotate(run, [f"{folder}/test/a/0.jpg"], out)
+    annotate(run, [f"{folder}/test/b/1.jpg"], out)
+    assert sorted(path.name for path in out.iterdir()) == ["1.jpg", "predictions.csv"]
+    (out / "mine.txt").write_text("")
+    before = snapshot(out)
+    for path in (out, folder, out / "mine.txt", "/dev/null/out"):
+        with pytest.raises(UserError, match=r"annotate .*; pass another --annotate") as caught:
+            prediction.check_outputs(PredictionConfig(annotate=str(path)))
+        assert len(str(caught.value).splitlines()) == 1
+    assert snapshot(out) == before
+
+
 @pytest.mark.slow
 def test_the_command_tells_pictures_errors_and_a_status(run, folder, tmp_path):
     (tmp_path / "bad.jpg").write_text("no picture")
-    argv = [f"{folder}/test/b/0.jpg", str(tmp_path), f"--run_dir={run.path}"]
+    argv = [f"{folder}/test/b/0.jpg", "none.jpg", str(tmp_path), f"{folder}/test/b/1.jpg"]
+    argv += [f"--run_dir={run.path}", f"--annotate={tmp_path}/out"]
     status, stdout, stderr = run_command(*argv, command="predict", fresh=True)
-    (line,), (error,) = stdout.splitlines(), stderr.splitlines()
     assert status == 1
-    assert line.startswith(f"{folder}/test/b/0.jpg  ")
-    assert error.startswith(f"error: {tmp_path}/bad.jpg: ")
+    assert [line.split()[0] for line in stdout.splitlines()] == [argv[0], argv[3]]
+    saved, counts, *errors = stderr.splitlines()
+    assert saved == f"annotated images saved to {tmp_path}/out"
+    assert counts.startswith("2 images: ")
+    assert [error.split(": ")[1] for error in errors] == ["none.jpg", f"{tmp_path}/bad.jpg"]
 
 
 @pytest.mark.slow

@@ -141,9 +141,14 @@ def test_the_best_is_chosen_by_validation_and_not_by_test(runs):
 
 
 def test_only_flags_that_differ_are_shown(trained):
-    rows = [[row[0].split()[0], *row[1:]] for row in report(trained).tables["flags"]]
+    page = report(trained)
+    rows = [[row[0].split()[0], *row[1:]] for row in page.tables["flags"]]
+    in_order = [row[0].split()[0] for row in page.tables["results"]]
     assert rows == [
         ["Run", "rotation_range", "filters", "epochs", "learning_rate"],
+        *sorted(rows[1:], key=lambda row: in_order.index(row[0])),
+    ]
+    assert sorted(rows[1:]) == [
         ["plain", "0.0", "4", "4", "0.01"],
         ["stopped", "0.0", "4", "4", "0.01"],
         ["turned", "20.0", "4", "4", "1e-05"],
@@ -261,7 +266,7 @@ def test_folders_that_are_no_runs_are_named(trained, tmp_path):
 def test_a_damaged_file_is_named_in_one_line_and_the_other_runs_are_shown(runs, file, content):
     (runs / "plain" / file).write_text(content)
     entries, left_out = run_report.find(f"{runs}/*")
-    assert [entry.name for entry in entries] == ["stopped", "turned", "wide"]
+    assert {entry.name for entry in entries} == {"stopped", "turned", "wide"}
     (line,) = (line for line in left_out if "pictures" not in line)
     assert str(runs / "plain") in line
     assert file in line
@@ -272,18 +277,91 @@ def test_runs_of_several_folders_are_told_apart(runs):
     shutil.copytree(runs, runs / "more")
     entries, _ = run_report.find(f"{runs}/[mp]*")
     assert [entry.name for entry in entries] == ["plain"]
-    shutil.move(runs / "plain", runs / "first" / "plain")
+    shutil.move(runs / "wide", runs / "first" / "plain")
     entries, _ = run_report.find(f"{runs}/*/plain")
-    assert [entry.name for entry in entries] == ["first/plain", "more/plain"]
+    assert {entry.name for entry in entries} == {"first/plain", "more/plain"}
 
 
-def test_metrics_on_other_pictures_are_said_not_to_compare(runs):
-    assert "do not compare" not in report(runs).text
-    environment = runs / "wide" / "environment.json"
+def on_other_images(run, split: str) -> None:
+    environment = run / "environment.json"
     values = json.loads(environment.read_text())
-    values["splits"]["validation"]["fingerprint"] = "0123"
+    values["splits"][split]["fingerprint"] = "0123"
     environment.write_text(json.dumps(values))
-    assert "do not compare" in report(runs).text
+
+
+def with_other_classes(run) -> None:
+    replace(run / "result.json", '"dark"', '"dim"')
+
+
+@pytest.mark.parametrize(
+    "change, different",
+    [
+        (lambda run: on_other_images(run, "validation"), "validation images"),
+        (lambda run: on_other_images(run, "test"), "test images"),
+        (with_other_classes, "classes"),
+    ],
+)
+def test_no_run_is_the_best_of_runs_that_do_not_compare(runs, change, different):
+    page = report(runs)
+    assert "do not compare" not in page.text
+    assert "best" in page.text
+    assert "best: " in told(runs)
+    change(runs / "wide")
+    page = report(runs)
+    assert f"These runs have different {different}: do not compare" in page.text
+    assert "The best is" not in page.text
+    names = [row[0].split()[0] for row in page.tables["results"][1:]]
+    assert names == ["plain", "stopped", "turned", "wide"]
+    assert not any("best" in row[0] for row in page.tables["results"][1:])
+    assert f"no best run: they have different {different}" in told(runs)
+    assert "best: " not in told(runs)
+
+
+def test_training_on_more_images_is_no_reason_not_to_compare(runs):
+    on_other_images(runs / "wide", "train")
+    assert "The best is" in report(runs).text
+
+
+def told(runs) -> str:
+    output = str(runs.parent / "report.html")
+    return run_report.write(ReportConfig(PageConfig(runs=f"{runs}/*", output=output)))
+
+
+def test_the_best_run_is_the_first_and_unfinished_ones_are_the_last(trained):
+    headings, *rows = report(trained).tables["results"]
+    accuracies = [float(row[headings.index("Validation accuracy")]) for row in rows]
+    assert "best" in rows[0][0]
+    assert rows[-1][0].startswith("stopped")
+    assert accuracies[:-1] == sorted(accuracies[:-1], reverse=True)
+
+
+def test_equal_runs_are_one_and_are_named(runs):
+    for copy in ("again", "plain2"):
+        shutil.copytree(runs / "plain", runs / copy)
+    # Where it ran is no difference.
+    replace(runs / "again" / "result.json", '"fit_seconds": ', '"fit_seconds": 9')
+    page = report(runs)
+    names = [row[0] for row in page.tables["results"][1:]]
+    assert len(names) == 4
+    assert any(name.startswith("again") and "3 runs" in name for name in names)
+    assert "again stands for 3 runs with the same flags and results; also: plain, plain2" in (
+        page.text
+    )
+    assert told(runs).splitlines()[1] == "the same run: again, plain, plain2"
+    # Other flags with the same results, and other results with the same flags, are other runs.
+    replace(runs / "again" / "run.flags", "--optimizer=adam", "--optimizer=adamw")
+    replace(runs / "plain2" / "result.json", '"test_loss": ', '"test_loss": 1')
+    assert len(report(runs).tables["results"]) == 1 + 6
+
+
+def test_unfinished_runs_are_not_equal(runs):
+    shutil.copytree(runs / "stopped", runs / "stopped2")
+    assert len(report(runs).tables["results"]) == 1 + 5
+
+
+def test_an_archive_has_no_dataset(runs):
+    replace(runs / "plain" / "run.flags", "--archive=", "--dataset=pizza_steak/other\n--archive=")
+    assert "dataset" not in report(runs).tables["flags"][0]
 
 
 def test_text_of_others_is_no_markup(runs):
@@ -377,6 +455,31 @@ def test_a_browser_shows_it_without_errors_and_without_scrolling_sideways(
     ]
     assert addresses[0].startswith("file:")
     assert all(address.startswith("data:") for address in addresses[1:])
+
+
+@pytest.mark.slow
+def test_a_table_shows_on_which_side_more_can_be_scrolled_to(trained, browser):
+    report(trained)
+    browser.open(trained.parent / "report.html", 390, 844)
+    table = "document.querySelector('.scroll')"
+
+    def darkest() -> int:
+        """The darkest of the pixels at the right edge of a row of the table."""
+        box = json.loads(
+            browser.evaluate(
+                f"JSON.stringify((({table}.scrollIntoView()), {table}.querySelector('tbody tr')"
+                f".getBoundingClientRect().top + '|' + {table}.getBoundingClientRect().right))"
+            )
+        )
+        top, right = map(float, box.split("|"))
+        shot = browser.call("Page.captureScreenshot", format="png")["data"]
+        with Image.open(io.BytesIO(base64.b64decode(shot))) as image:
+            x, y = round(right) - 1, round(top) + 4  # Above the letters.
+            return image.convert("L").crop((x - 6, y, x, y + 2)).getextrema()[0]
+
+    assert darkest() < 200
+    browser.evaluate(f"{table}.scrollLeft = 10000")
+    assert darkest() > 220
 
 
 @pytest.mark.slow

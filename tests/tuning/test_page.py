@@ -128,8 +128,20 @@ def test_settings_of_any_kind_can_be_important(name, score):
 def test_of_noise_the_forest_says_that_it_explains_nothing():
     draw = random.Random(1)
     rows = trials(40, lambda settings: draw.random())
-    assert importance.measure(rows, RANGES).r_squared < 0.1
-    assert "the order below may be chance" in words(page.render(rows, RANGES, "val_loss", None))
+    assert importance.measure(rows, RANGES).r_squared < 0
+    text = page.render(rows, RANGES, "val_loss", None)
+    assert "Not drawn: a random forest" in words(text)
+    assert 'class="bars"' not in text
+    assert "the most important first" not in text
+
+
+def test_an_order_that_may_be_chance_is_said_to_be_so():
+    draw = random.Random(1)
+    rows = trials(40, lambda settings: by_learning_rate(settings) + draw.gauss(0, 0.1))
+    assert 0 < importance.measure(rows, RANGES).r_squared < 0.3
+    text = page.render(rows, RANGES, "val_accuracy", None)
+    assert "the order below may be chance" in words(text)
+    assert 'class="bars"' in text
 
 
 def test_one_loss_that_diverged_does_not_hide_what_is_important():

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from sklearn import calibration, metrics
 
-from pizza_steak import figures, records, splits
+from pizza_steak import decoding, figures, records, splits
 from pizza_steak.archive import read_archive
 from pizza_steak.atomic import output_file, remove
 from pizza_steak.errors import UserError
+from pizza_steak.text_width import padded, text_width
 from trainers import data as run_data
 from trainers.configuration import DataConfig, EvaluateConfig, EvaluationConfig
 from trainers.finished import activation_maps, loading, testing
@@ -48,13 +49,13 @@ class Evaluation:
 
     Attributes:
       values: The content of evaluation.json.
-      mistakes: The images with the most confident mistakes, as the model sees them: uint8 of shape
-        (M, H, W, C).
+      mistakes: The images with the most confident mistakes, upright and in their own aspect ratio:
+        M arrays, uint8 of shape (H, W, 3).
       explained: The most confident right and wrong predictions, if --activation_maps is given.
     """
 
     values: dict[str, Any]
-    mistakes: np.ndarray
+    mistakes: Sequence[np.ndarray]
     explained: Explained | None = None
 
     def summary(self) -> str:
@@ -131,29 +132,30 @@ class Evaluation:
 
     def _draw_mistakes(self, path: pathlib.Path) -> None:
         remove(path)  # Without mistakes, no figure of an earlier evaluation may stay.
-        if len(self.mistakes):
+        if self.mistakes:
             captions = [_caption(mistake) for mistake in self.values["mistakes"]]
             figures.picture_grid(self.mistakes, captions, path)
 
     def _class_table(self) -> str:
         rows = [*self.values["by_class"].items(), ("macro average", self.values["macro_average"])]
-        width = max(len(name) for name, _ in rows) + 2
+        width = max(text_width(name) for name, _ in rows) + 2
         measures = ("precision", "recall", "f1-score")
         lines = [" " * width + "".join(f"{name:>11}" for name in (*measures, "images"))]
         for name, row in rows:
             numbers = "".join(f"{row[measure]:>11.4f}" for measure in measures)
-            lines.append(f"{name:<{width}}{numbers}{row['support']:>11,.0f}")
+            lines.append(f"{padded(name, width)}{numbers}{row['support']:>11,.0f}")
         return "\n".join(lines)
 
     def _confusions(self) -> str:
         """Returns the confusion matrix, or if it is too wide the most frequent confusions."""
         names, matrix = list(self.values["by_class"]), self.values["confusion_matrix"]
-        width = max(map(len, (*names, f"{self.values['pictures']:,}"))) + 2
+        width = max(map(text_width, (*names, f"{self.values['pictures']:,}"))) + 2
         if width * (len(names) + 1) <= _WIDTH_SHOWN:
             lines = ["rows: true classes, columns: predicted classes"]
-            lines.append(" " * width + "".join(f"{name:>{width}}" for name in names))
+            headings = (" " * (width - text_width(name)) + name for name in names)
+            lines.append(" " * width + "".join(headings))
             for name, counts in zip(names, matrix, strict=True):
-                lines.append(f"{name:<{width}}" + "".join(f"{n:>{width},}" for n in counts))
+                lines.append(padded(name, width) + "".join(f"{n:>{width},}" for n in counts))
             return "\n".join(lines)
         confusions = [
             (count, f"true {names[true]}, predicted {names[predicted]}")
@@ -168,8 +170,9 @@ class Evaluation:
 
 def _caption(prediction: dict[str, Any]) -> str:
     return (
-        f"true {prediction['class']}\npredicted {prediction['predicted']}\n"
-        f"{prediction['probability']:.3f}  {pathlib.PurePosixPath(prediction['file']).name}"
+        f"true {prediction['class']},\n"
+        f"predicted {prediction['predicted']} ({100 * prediction['probability']:.0f} %)\n"
+        f"{pathlib.PurePosixPath(prediction['file']).name}"
     )
 
 
@@ -214,8 +217,9 @@ def evaluate(run: run_directory.Run, config: EvaluateConfig) -> Evaluation:
             for place in places
         ]
 
-    def images(places: np.ndarray) -> np.ndarray:
-        return data.pictures.gather(data.rows[purpose][places]).numpy()
+    def originals(places: np.ndarray) -> list[np.ndarray]:
+        encoded = data.records.encoded(data.rows[purpose][places])
+        return [np.asarray(decoding.upright_image(one, figures.LONGEST)) for one in encoded]
 
     values = {
         "run": str(run.path),
@@ -239,10 +243,10 @@ def evaluate(run: run_directory.Run, config: EvaluateConfig) -> Evaluation:
     explained = None
     if config.evaluation.activation_maps:
         places = np.concatenate([right[:_MAPS_DRAWN], mistakes[:_MAPS_DRAWN]])
-        shown = images(places)
+        shown = data.pictures.gather(data.rows[purpose][places]).numpy()
         maps = activation_maps.activation_maps(model, shown, predicted[places])
         explained = Explained(shown, maps, predictions(places))
-    return Evaluation(values, images(mistakes[:_MISTAKES_DRAWN]), explained)
+    return Evaluation(values, originals(mistakes[:_MISTAKES_DRAWN]), explained)
 
 
 def _data_config(run: run_directory.Run, config: EvaluateConfig) -> DataConfig:

@@ -1,8 +1,10 @@
 """Predicts the classes of images with the model of a finished run."""
 
+import collections
 import csv
 import dataclasses
 import io
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,11 +17,14 @@ import tqdm
 from pizza_steak import decoded, decoding
 from pizza_steak.atomic import output_file
 from pizza_steak.errors import UserError
+from pizza_steak.text_width import padded, text_width
 from trainers import data as run_data
 from trainers.configuration import PredictionConfig
-from trainers.finished import loading
+from trainers.finished import annotation, loading
 from trainers.finished.sources import Source, find
 from trainers.runs import run_directory
+
+_COUNTED = 10  # Classes in the line of counts.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,16 +32,27 @@ class Predictions:
     """The predictions of a model for N images.
 
     Attributes:
-      paths: N paths.
+      sources: N images.
       classes: C class names, in the labels' order.
       probabilities: float32 of shape (N, C).
-      faults: Why an image is unreadable, by its index; its probabilities have no meaning.
+      faults: Why an image is missing or unreadable, by its index; its probabilities have no
+        meaning.
     """
 
-    paths: Sequence[str]
+    sources: Sequence[Source]
     classes: Sequence[str]
     probabilities: np.ndarray
     faults: Mapping[int, str]
+
+    @property
+    def paths(self) -> list[str]:
+        """The N paths."""
+        return [source.path for source in self.sources]
+
+    def top(self, index: int, count: int) -> list[tuple[str, float]]:
+        """Returns the most probable classes of an image, with their probabilities."""
+        order = np.argsort(-self.probabilities[index], kind="stable")[:count]
+        return [(self.classes[label], float(self.probabilities[index, label])) for label in order]
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yields "path" and "class", "probability", "probabilities" or "error" of each image."""
@@ -45,11 +61,11 @@ class Predictions:
                 yield {"path": path, "error": self.faults[index]}
                 continue
             by_class = dict(zip(self.classes, self.probabilities[index].tolist(), strict=True))
-            best = self.classes[self.probabilities[index].argmax()]
+            ((best, probability),) = self.top(index, 1)
             yield {
                 "path": path,
                 "class": best,
-                "probability": by_class[best],
+                "probability": probability,
                 "probabilities": by_class,
             }
 
@@ -62,40 +78,77 @@ class Predictions:
         Raises:
           UserError: A file cannot be written, or both texts are for standard output.
         """
-        if asked.json == asked.csv == "-":
-            raise UserError("json and csv: both are -; expected a file for one of them")
-        told = self._lines()
-        for path, text in ((asked.json, self._json()), (asked.csv, self._csv())):
+        check_outputs(asked)
+        told = self._lines(asked.top)
+        for path, text in ((asked.json, self._json()), (asked.csv, self._csv(asked.top))):
             if path == "-":
                 told = text
             elif path:
                 with output_file(path) as temporary:
                     temporary.write_text(text, encoding="utf-8")
+        if asked.annotate:
+            labels = {self.sources[index]: self.top(index, asked.top) for index in self._readable}
+            annotation.write(asked.annotate, labels)
         return told
 
+    def counts(self) -> str:
+        """Returns the number of images of each predicted class, the most frequent first."""
+        count = len(self._readable)
+        if count < 2:
+            return ""
+        found = collections.Counter(self.top(index, 1)[0][0] for index in self._readable)
+        named = [f"{name} {count:,}" for name, count in found.most_common(_COUNTED)]
+        if (others := len(found) - _COUNTED) > 0:
+            named.append(f"{others:,} other classes")
+        return f"{count:,} images: {', '.join(named)}\n"
+
     def errors(self) -> str:
-        """Returns a line for each image that has no prediction."""
+        """Returns a line for each path or image that has no prediction."""
         rows = (row for row in self.rows() if "error" in row)
         return "".join(f"error: {row['path']}: {row['error']}\n" for row in rows)
 
-    def _lines(self) -> str:
-        path_width, class_width = (max(map(len, names)) for names in (self.paths, self.classes))
+    @property
+    def _readable(self) -> list[int]:
+        return [index for index in range(len(self.sources)) if index not in self.faults]
+
+    def _lines(self, top: int) -> str:
+        path_width = max(text_width(self.paths[index]) for index in self._readable or [0])
+        class_width = max(map(text_width, self.classes))
         lines = []
-        for row in self.rows():
-            if "error" not in row:
-                path, name = row["path"].ljust(path_width), row["class"].ljust(class_width)
-                lines.append(f"{path}  {name}  {row['probability']:.4f}\n")
+        for index in self._readable:
+            cells = [padded(self.paths[index], path_width)]
+            for name, probability in self.top(index, top):
+                cells += [padded(name, class_width), f"{probability:.4f}"]
+            lines.append("  ".join(cells) + "\n")
         return "".join(lines)
 
     def _json(self) -> str:
         return json.dumps(list(self.rows()), indent=2) + "\n"
 
-    def _csv(self) -> str:
-        file, columns = io.StringIO(), ("path", "class", "probability", "error")
-        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows())
+    def _csv(self, top: int) -> str:
+        file, top = io.StringIO(), min(top, len(self.classes))
+        writer = csv.writer(file, lineterminator="\n")
+        numbered = [(f"class_{n}", f"probability_{n}") for n in range(2, top + 1)]
+        columns = ["path", "class", "probability", *itertools.chain(*numbered), "error"]
+        writer.writerow(columns)
+        for index, path in enumerate(self.paths):
+            if index in self.faults:
+                writer.writerow([path, *[""] * (2 * top), self.faults[index]])
+            else:
+                writer.writerow([path, *itertools.chain(*self.top(index, top)), ""])
         return file.getvalue()
+
+
+def check_outputs(asked: PredictionConfig) -> None:
+    """Checks what can be checked of the outputs before anything is predicted.
+
+    Raises:
+      UserError: Both texts are for standard output, or --annotate holds other files.
+    """
+    if asked.json == asked.csv == "-":
+        raise UserError("json and csv: both are -; expected a file for one of them")
+    if asked.annotate:
+        annotation.check_folder(asked.annotate)
 
 
 def predict(run: run_directory.Run, images: Sequence[str], batch_size: int = 32) -> Predictions:
@@ -107,25 +160,28 @@ def predict(run: run_directory.Run, images: Sequence[str], batch_size: int = 32)
       batch_size: Images per batch.
 
     Raises:
-      UserError: There is no image at a path, or the model cannot be loaded.
+      UserError: The model cannot be loaded.
     """
-    sources = find(images)
-    model, classes = loading.load_model(run), run.result["classes"]
-    format = run_data.format_of(run.config.data)
+    sources, classes = find(images), run.result["classes"]
     probabilities = np.zeros((len(sources), len(classes)), np.float32)
-    faults: dict[int, str] = {}
-    with tqdm.tqdm(total=len(sources), unit=" images", disable=None) as progress:
-        for rows, images, reasons in _batches(sources, format, batch_size).as_numpy_iterator():
-            probabilities[rows] = loading.class_probabilities(model.predict_on_batch(images))
-            faults |= {row: text.decode() for row, text in zip(rows, reasons, strict=True) if text}
-            progress.update(len(rows))
-    return Predictions([source.path for source in sources], classes, probabilities, faults)
+    faults = {row: source.fault for row, source in enumerate(sources) if source.fault}
+    there = np.array([row for row, source in enumerate(sources) if not source.fault], np.int64)
+    if len(there):
+        model, format = loading.load_model(run), run_data.format_of(run.config.data)
+        batches = _batches(sources, there, format, batch_size)
+        with tqdm.tqdm(total=len(there), unit=" images", disable=None) as progress:
+            for rows, images, reasons in batches.as_numpy_iterator():
+                probabilities[rows] = loading.class_probabilities(model.predict_on_batch(images))
+                found = zip(rows, reasons, strict=True)
+                faults |= {int(row): text.decode() for row, text in found if text}
+                progress.update(len(rows))
+    return Predictions(sources, classes, probabilities, faults)
 
 
 def _batches(
-    sources: Sequence[Source], format: decoding.Format, batch_size: int
+    sources: Sequence[Source], rows: np.ndarray, format: decoding.Format, batch_size: int
 ) -> tf.data.Dataset:
-    """Returns batches (rows, images, faults), with the results of `decoding.decode_images`."""
+    """Returns batches (rows, images, faults) of some sources, as `decoding.decode_images` does."""
 
     def decode(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         images, faults = decoding.decode_images(
@@ -137,6 +193,6 @@ def _batches(
         images, faults = tf.numpy_function(decode, [rows], [tf.uint8, tf.string])
         return rows, tf.ensure_shape(images, (None, *format.shape)), faults
 
-    rows = tf.data.Dataset.range(len(sources)).batch(batch_size)
-    batches = rows.map(load, num_parallel_calls=os.cpu_count()).prefetch(1)
+    batches = tf.data.Dataset.from_tensor_slices(rows).batch(batch_size)
+    batches = batches.map(load, num_parallel_calls=os.cpu_count()).prefetch(1)
     return batches.with_options(decoded.WITHOUT_AUTOTUNE)

@@ -1,4 +1,4 @@
-"""Finds the images at a path: files, folders, zips, and patterns in any of them."""
+"""Finds the images at some paths: files, folders, zips, and patterns in any of them."""
 
 import dataclasses
 import fnmatch
@@ -6,6 +6,7 @@ import functools
 import glob
 import os
 import pathlib
+import re
 import zipfile
 from collections.abc import Callable, Sequence
 
@@ -15,31 +16,46 @@ from pizza_steak.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """An image that can be read.
+    """An image, or a path without one.
 
     Attributes:
       path: The path, as text; a member of a zip follows the path of the zip.
       read: Returns the bytes of the file.
+      fault: Why there is no image at the path; "" if there is one.
     """
 
     path: str
-    read: Callable[[], bytes]
+    read: Callable[[], bytes] = dataclasses.field(compare=False)
+    fault: str = ""
 
 
 def find(images: Sequence[str]) -> list[Source]:
     """Returns the images at some paths, in the order of the paths.
 
+    A path without an image costs only itself: it is a source with a fault.
+
     A path names an image, a folder (all images below it), or a shell pattern, in which `**` stands
     for any folders. A zip counts as a folder: what follows its path is an image, a folder or a
     pattern within it, such as `food.zip/test/pizza/1*.jpg`; there, `*` also stands for any folders.
-
-    Raises:
-      UserError: There is no image at one of the paths.
     """
-    return [source for image in images for source in _find(image)]
+    return [source for image in images for source in _found_or_fault(image)]
+
+
+def _found_or_fault(image: str) -> list[Source]:
+    try:
+        return _find(image)
+    except UserError as error:
+        return [Source(_as_text(image), bytes, str(error))]
 
 
 def _find(image: str) -> list[Source]:
+    """Returns the images at a path.
+
+    Raises:
+      UserError: There is none.
+    """
+    if re.match(r"[a-z][a-z0-9+.-]*://", image, re.IGNORECASE):
+        raise UserError("is a URL; fetch it first, such as with curl -O, and pass the file")
     path = pathlib.Path(image).expanduser()
     zips = (p for p in (path, *path.parents) if p.suffix.lower() == ".zip" and os.path.isfile(p))
     if os.path.isdir(path):
@@ -49,9 +65,10 @@ def _find(image: str) -> list[Source]:
     elif os.path.lexists(path):
         found = [Source(_as_text(path), path.read_bytes)]
     else:
-        found = find(sorted(glob.glob(str(path), recursive=True)))
+        there = sorted(glob.glob(str(path), recursive=True))
+        found = [source for match in there for source in _found_or_fault(match)]
     if not found:
-        raise UserError(f"image {image}: no image there; expected a file, folder, zip or pattern")
+        raise UserError("no image there; expected a file, folder, zip or pattern")
     return found
 
 
@@ -76,6 +93,6 @@ def _matches(name: pathlib.PurePosixPath, pattern: str) -> bool:
     return pattern in candidates or any(fnmatch.fnmatchcase(c, pattern) for c in candidates)
 
 
-def _as_text(path: pathlib.Path) -> str:
+def _as_text(path: str | pathlib.Path) -> str:
     """Returns a path as text, with a replacement for bytes that are not text."""
     return os.fsencode(path).decode(errors="replace")

@@ -3,6 +3,7 @@
 import io
 import pathlib
 from collections.abc import Container, Mapping, Sequence, Sized
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -10,8 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import PercentFormatter
 
-from pizza_steak import figures
+from pizza_steak import figures, fonts
+from pizza_steak.text_width import text_width
 from trainers.runs import run_directory
 
 # Okabe and Ito's palette, which color-blind people can tell apart.
@@ -22,15 +25,22 @@ _DASHES = ((), (5, 2.5), (1.5, 2))
 _OURS, _PEERS = _COLORS[:2]
 # Its lightness rises from end to end, so that color-blind people can read it.
 _HEAT_COLORS = colormaps["viridis"]
+_LEAST_POINTS = 5  # Smaller letters cannot be read.
 _HEAT = 0.6  # The weight of heat maps over images.
 
 
-def curves(history: Mapping[str, Sequence[float]], path: pathlib.Path) -> None:
+def curves(
+    history: Mapping[str, Sequence[float]],
+    path: pathlib.Path,
+    largest: Mapping[str, Any] | None = None,
+) -> None:
     """Draws loss and accuracy by epoch, for training and validation, and marks the best epoch.
 
     Args:
       history: A list with a number per epoch, by Keras's names.
       path: The PNG to write.
+      largest: What `scores.largest_class` returns for the validation images, to draw the accuracy
+        of always answering that class.
     """
     epochs = np.arange(1, len(history["loss"]) + 1)
     kept = run_directory.kept_epoch(history) + 1
@@ -44,6 +54,11 @@ def curves(history: Mapping[str, Sequence[float]], path: pathlib.Path) -> None:
             if values := history.get(name):
                 marker = _marker(epochs)
                 axes.plot(epochs, values, color=color, label=label, marker=marker, markersize=4)
+        if largest and metric == "accuracy":
+            name = figures.shortened(str(largest["largest_class"]))
+            share = largest["largest_class_share"]
+            label = f"always answering {name} ({share:.2f})".replace("$", r"\$")
+            axes.axhline(share, color="black", linestyle="--", linewidth=1, label=label)
         axes.axvline(kept, color="0.5", linestyle=":", label=f"{word} epoch ({kept})")
         axes.set(title=metric.capitalize(), xlabel="epoch", xlim=(0.5, len(epochs) + 0.5))
         axes.locator_params(axis="x", integer=True, min_n_ticks=1)
@@ -65,11 +80,28 @@ def comparison(histories: Mapping[str, Mapping[str, Sequence[float]]], path: pat
       path: The PNG to write.
     """
     figure = Figure(figsize=(11, 4.5), layout="constrained")
+    # Points of one epoch, all above each other, could hardly be told apart.
+    bars = all(len(history["val_loss"]) == 1 for history in histories.values())
     for axes, metric in zip(figure.subplots(1, 2), ("val_loss", "val_accuracy"), strict=True):
-        _overlay(axes, [history[metric] for history in histories.values()])
-        axes.set(title=metric.replace("val_", "Validation "))
-    axes.legend(axes.lines, histories, loc="center left", bbox_to_anchor=(1, 0.5))
+        title = metric.replace("val_", "Validation ")
+        values = [history[metric] for history in histories.values()]
+        if bars:
+            _bars(axes, list(histories), [value for (value,) in values])
+        else:
+            _overlay(axes, values)
+        axes.set(title=f"{title} after one epoch" if bars else title)
+    if not bars:
+        axes.legend(axes.lines, histories, loc="center left", bbox_to_anchor=(1, 0.5))
     figures.save(figure, path)
+
+
+def _bars(axes: Axes, names: Sequence[str], values: Sequence[float]) -> None:
+    drawn = axes.barh(range(len(names)), values, color=_COLORS[0])
+    axes.bar_label(drawn, fmt="%.3f", padding=4)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.margins(x=0.15)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def overlay_svg(curves: Sequence[Sequence[float]]) -> bytes:
@@ -89,6 +121,7 @@ def overlay_svg(curves: Sequence[Sequence[float]]) -> bytes:
 def svg(figure: Figure) -> bytes:
     """Returns a figure as an SVG document."""
     file = io.BytesIO()
+    fonts.fit(figure)
     figure.savefig(file, format="svg", metadata={"Date": None})
     return file.getvalue()
 
@@ -110,7 +143,8 @@ def _overlay(axes: Axes, curves: Sequence[Sequence[float]]) -> None:
             marker=_marker(values),
             markersize=4,
         )
-    axes.set(xlabel="epoch")
+    longest = max([1, *map(len, curves)])
+    axes.set(xlabel="epoch", xlim=(0.5, longest + 0.5) if longest <= 10 else (None, None))
     axes.locator_params(axis="x", integer=True, min_n_ticks=1)
     axes.grid(color="0.9")
 
@@ -118,26 +152,57 @@ def _overlay(axes: Axes, curves: Sequence[Sequence[float]]) -> None:
 def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], path: pathlib.Path) -> None:
     """Draws how often each true class (row) is predicted as each class (column).
 
+    A cell is shaded by its share of the row, and has its number if that can be read. Names are left
+    out if there are too many to be read.
+
     Args:
       matrix: Numbers of images, int of shape (C, C).
       classes: C class names.
       path: The PNG to write.
     """
+    count = len(classes)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    side = min(4 + 0.35 * len(classes), 24)
-    figure = Figure(figsize=(side, side), layout="constrained")
+    side = max(2.5, min(0.42 * count, 20))  # Inches of the matrix.
+    points = 72 * side / count  # Of a cell.
+    heading, size = max(10, 0.9 * side), min(10, 0.8 * points)
+    named = size >= _LEAST_POINTS
+    names = [figures.shortened(name) for name in classes] if named else []
+    # A letter is about 0.6 as wide as high.
+    longest = max(map(text_width, names), default=0) * 0.6 * size
+    margin = (longest + 3 * heading) / 72
+    figure = Figure(figsize=(side + margin + 1.3, side + margin + 0.7), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    ticks = range(len(classes))
-    classes = [name.replace("$", r"\$") for name in classes]  # Or Matplotlib reads a formula.
-    rotation = 0 if len(classes) <= 3 else 90
-    axes.set_xticks(ticks, classes, rotation=rotation)
-    axes.set_yticks(ticks, classes)
-    axes.set(title="Confusion matrix (images)", xlabel="predicted", ylabel="true")
-    if len(classes) <= 20:  # In more cells, numbers are too small to read.
-        for (row, column), count in np.ndenumerate(matrix):
-            color = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, f"{count:,}", ha="center", va="center", color=color)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    form = PercentFormatter(1, symbol=" %")
+    bar = figure.colorbar(image, ax=axes, shrink=0.9, aspect=30, pad=0.03, format=form)
+    bar.set_label("share of the true class", fontsize=heading)
+    title = f"{matrix.sum():,} images\neach row is shaded by its shares"
+    axes.set_title(title, fontsize=heading)
+    by = "" if named else " (by its number, from 0)"
+    axes.set_xlabel(f"predicted class{by}", fontsize=heading)
+    axes.set_ylabel(f"true class{by}", fontsize=heading)
+    if named:
+        # Matplotlib would read a formula between dollar signs.
+        names = [name.replace("$", r"\$") for name in names]
+        rotation = 0 if longest <= points else 90
+        axes.set_xticks(range(count), names, rotation=rotation, fontsize=size)
+        axes.set_yticks(range(count), names, fontsize=size)
+    # The longest number fills 0.9 of a cell.
+    size = min(11, 0.9 * points / (0.65 * len(f"{matrix.max():,}")))
+    if size >= _LEAST_POINTS:
+        for (row, column), number in np.ndenumerate(matrix):
+            if number or count <= 10:  # Many zeros hide the rest.
+                color = "white" if shares[row, column] > 0.6 else "black"
+                axes.text(
+                    column,
+                    row,
+                    f"{number:,}",
+                    color=color,
+                    ha="center",
+                    va="center",
+                    fontsize=size,
+                    in_layout=False,  # Or the layout measures each of them.
+                )
     figures.save(figure, path)
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import glob
 import io
 import json
+import math
 import os
 import pathlib
 import time
@@ -18,7 +19,7 @@ from pizza_steak.errors import UserError
 from pizza_steak.flags import fields
 from trainers.configuration import FitConfig, ReportConfig
 from trainers.pages import layout, plots
-from trainers.runs import run_directory, scores
+from trainers.runs import identity, run_directory, scores
 
 # The figures of a run that the page shows: file, title, whether it has photographs, and the scale
 # at which its words are as large as in the other figures.
@@ -68,7 +69,8 @@ class Entry:
       history: A number per epoch, by Keras's names; validation metrics are empty without
         validation.
       devices: The devices and the precision, as text.
-      validated_on: Identifies the validation images.
+      validated_on: Identifies the validation images; "" without validation.
+      tested_on: Identifies the test images.
       numbers: Numbers by the names of `_NUMBERS`. These and the next five are None until the run is
         finished.
       test_accuracy: The test accuracy with its interval, as text.
@@ -77,6 +79,7 @@ class Entry:
       timed_epochs: The number of epochs in its seconds: those since it was last resumed.
       classes: The class names.
       figures: The figures of `_GALLERIES` that exist, by file name.
+      same: The names of other runs with the same flags and the same results.
     """
 
     name: str
@@ -84,6 +87,7 @@ class Entry:
     history: dict[str, list[float]]
     devices: str
     validated_on: str
+    tested_on: str
     numbers: dict[str, float] | None
     test_accuracy: str | None
     chosen_on_test: bool | None
@@ -91,6 +95,7 @@ class Entry:
     timed_epochs: int | None
     classes: list[str] | None
     figures: dict[str, EmbeddedImage]
+    same: tuple[str, ...] = ()
 
     @property
     def epochs(self) -> int:
@@ -132,15 +137,21 @@ def write(config: ReportConfig) -> str:
     with output_file(output, "output") as temporary:
         # Names of folders may have bytes that are not UTF-8.
         temporary.write_text(page, encoding="utf-8", errors="replace")
-    best = _best(entries)
-    lines = [f"{output}: {len(entries)} run{'s' * (len(entries) != 1)}"]
-    if best:
+    best, differing = _best(entries), _not_comparable(entries)
+    runs = sum(1 + len(entry.same) for entry in entries)
+    lines = [f"{output}: {runs} run{'s' * (runs != 1)}"]
+    lines += [f"the same run: {', '.join((e.name, *e.same))}" for e in entries if e.same]
+    if differing:
+        lines.append(f"no best run: they have different {' and '.join(differing)}")
+    elif best:
         lines.append(f"best: {best.name}, validation accuracy {best.kept('val_accuracy'):.4f}")
     return "\n".join([*lines, *(f"left out: {reason}" for reason in left_out)])
 
 
 def find(pattern: str) -> tuple[list[Entry], list[str]]:
     """Returns the runs whose folders match a pattern, and why the other folders are left out.
+
+    Equal runs are one, and the best comes first if the runs can be compared.
 
     Raises:
       UserError: There is no run.
@@ -158,7 +169,7 @@ def find(pattern: str) -> tuple[list[Entry], list[str]]:
             left_out.append(" ".join(str(error).split()))
     if not entries:
         raise UserError(f"runs {pattern!r}: no folder is a readable run; the first: {left_out[0]}")
-    return entries, left_out
+    return _in_order(_without_copies(entries)), left_out
 
 
 def render(entries: Sequence[Entry], left_out: Sequence[str]) -> str:
@@ -184,7 +195,8 @@ def render(entries: Sequence[Entry], left_out: Sequence[str]) -> str:
         entries=entries,
         styles=[plots.line_style(index) for index in range(len(entries))],
         best=_best(entries),
-        comparable=len({_validated_on(entry) for entry in entries}) == 1,
+        differing=_not_comparable(entries),
+        count=sum(1 + len(entry.same) for entry in entries),
         curves={title: layout.data_uri(svg, "svg+xml") for title, svg in curves.items()},
         flags=_differing_flags(entries),
         galleries=galleries,
@@ -193,27 +205,78 @@ def render(entries: Sequence[Entry], left_out: Sequence[str]) -> str:
     )
 
 
+def _without_copies(entries: Sequence[Entry]) -> list[Entry]:
+    """Returns finished runs with the same flags and results as one, which names the others."""
+    kept: list[Entry] = []
+    for entry in entries:
+        place = next((n for n, other in enumerate(kept) if _equal(entry, other)), None)
+        if place is None:
+            kept.append(entry)
+        else:
+            first = kept[place]
+            kept[place] = dataclasses.replace(
+                first,
+                same=(*first.same, entry.name),
+                figures=entry.figures | first.figures,  # One of them may have been evaluated.
+            )
+    return kept
+
+
+def _equal(one: Entry, other: Entry) -> bool:
+    def results(entry: Entry) -> tuple[Any, ...]:
+        tested = entry.numbers and (entry.numbers["test_loss"], entry.numbers["test_accuracy"])
+        return entry.history, tested, entry.classes, entry.validated_on, entry.tested_on
+
+    finished = one.numbers is not None and other.numbers is not None
+    same = finished and results(one) == results(other)
+    return same and not identity.changes(one.config, other.config)
+
+
+def _in_order(entries: Sequence[Entry]) -> list[Entry]:
+    """Returns the runs, the best first; by name if they cannot be compared."""
+    if _not_comparable(entries):
+        return list(entries)
+    return sorted(entries, key=_result, reverse=True)
+
+
 def _best(entries: Sequence[Entry]) -> Entry | None:
-    """Returns the best finished run by validation accuracy; test images must not choose it."""
+    """Returns the best finished run by validation accuracy; test images must not choose it.
 
-    def validated(entry: Entry) -> tuple[float, float]:
-        epoch = run_directory.kept_epoch(entry.history)
-        return entry.history["val_accuracy"][epoch], -entry.history["val_loss"][epoch]
-
-    finished = (entry for entry in entries if entry.numbers and entry.history["val_accuracy"])
-    return max(finished, key=validated, default=None)
+    There is none if the runs cannot be compared.
+    """
+    finished = [entry for entry in entries if entry.numbers and entry.history["val_accuracy"]]
+    return None if _not_comparable(entries) else max(finished, key=_result, default=None)
 
 
-def _validated_on(entry: Entry) -> tuple[Any, ...]:
-    """Returns what must be equal for two runs' validation metrics to be comparable."""
-    return entry.validated_on, entry.config.data.classes
+def _result(entry: Entry) -> tuple[float, ...]:
+    """Returns what runs are ordered by, the greatest first; unfinished runs come last."""
+    accuracy, loss = entry.kept("val_accuracy"), entry.kept("val_loss")
+    if accuracy is None or loss is None:
+        return entry.numbers is not None, -math.inf, -math.inf
+    return entry.numbers is not None, accuracy, -loss
+
+
+def _not_comparable(entries: Sequence[Entry]) -> list[str]:
+    """Returns what is different, so that the results of the runs cannot be compared."""
+    of_runs: dict[str, set[Any]] = {
+        "classes": {tuple(entry.classes) for entry in entries if entry.classes},
+        "validation images": {entry.validated_on for entry in entries if entry.validated_on},
+        "test images": {entry.tested_on for entry in entries},
+    }
+    return [name for name, values in of_runs.items() if len(values) > 1]
 
 
 def _differing_flags(entries: Sequence[Entry]) -> dict[str, list[str]]:
     """Returns the values of each flag that differs between runs, in the order of the runs."""
     differing = {}
     for concern, field in fields(FitConfig):
-        values = [getattr(getattr(entry.config, concern), field.name) for entry in entries]
+        values = [
+            # The dataset has no meaning with an --archive.
+            None
+            if field.name == "dataset" and entry.config.data.archive
+            else getattr(getattr(entry.config, concern), field.name)
+            for entry in entries
+        ]
         if any(value != values[0] for value in values):
             differing[field.name] = [_flag_text(value) for value in values]
     return differing
@@ -248,8 +311,10 @@ def _read(folder: pathlib.Path, name: str) -> Entry:
         if "splits" in environment:
             splits = environment["splits"]
             validated_on = splits["validation"]["fingerprint"] if "validation" in splits else ""
+            tested_on = splits["test"]["fingerprint"]
         else:  # The run of an older version.
             validated_on = f"{environment['fingerprint']} {config.data.validation_split}"
+            tested_on = f"{environment['fingerprint']} {config.data.test_split}"
     numbers = test_accuracy = chosen_on_test = not_learned = timed_epochs = classes = None
     with _reading(folder / "result.json"):
         if run.finished:
@@ -272,6 +337,7 @@ def _read(folder: pathlib.Path, name: str) -> Entry:
         history,
         devices,
         validated_on,
+        tested_on,
         numbers,
         test_accuracy,
         chosen_on_test,

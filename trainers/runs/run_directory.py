@@ -4,7 +4,7 @@ run.flags             repeats the run: python -m trainers.fit --flagfile=<run_di
 environment.json      versions, devices, precision, and what was trained on
 summary.txt           the architecture
 model.keras           the best model by validation loss; without validation the last
-metrics.csv           one row per epoch
+metrics.csv           one row per epoch, by Keras's CSVLogger, which counts epochs from 0
 result.json           the final numbers, written when the run ends
 augmentation.png      training images beside augmented versions of them, with augmentation
 curves.png            loss and accuracy by epoch

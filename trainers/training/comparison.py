@@ -80,7 +80,10 @@ def train_chapter(config: ChapterConfig) -> str:
         temporary.write_text(json.dumps({"runs": rows, "baselines": BASELINES}, indent=2) + "\n")
     histories = {name: values["history"] for name, values in results.items()}
     plots.comparison(histories, folder / "comparison.png")
-    return f"\n{_table(rows)}\n\nresults saved to {folder}"
+    return (
+        f"\n{_table(rows)}\n\nresults saved to {folder}\n"
+        f"figure saved to {folder / 'comparison.png'}"
+    )
 
 
 def fit_config(config: ChapterConfig, name: str) -> FitConfig:

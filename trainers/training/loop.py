@@ -134,7 +134,10 @@ def _finish(training: "Training") -> dict[str, Any]:
         test_pictures_chose_the_model=data.shared("test", "validation") > 0,
         **scores.largest_class(tested.labels, data.classes),
     )
-    plots.curves(result["history"], run.path / "curves.png")
+    largest = None
+    if "validation" in data.rows:
+        largest = scores.largest_class(data.labels("validation"), data.classes)
+    plots.curves(result["history"], run.path / "curves.png", largest)
     run.finish(result)
     return result
 

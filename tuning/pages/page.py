@@ -57,7 +57,8 @@ def render(
         chosen = [*scored, *named][-1]
         limits = plots.limits([row.score for row in scored], higher_is_better)
         cut = any(not min(limits) <= row.score <= max(limits) for row in scored)
-        ordered = {name: searched[name] for name in (found.settings if found else searched)}
+        names = found.settings if found and found.r_squared > 0 else searched
+        ordered = {name: searched[name] for name in names}
         lines = parallel.figure(scored, ordered, name, limits)
         failed = [row.ended_after for row in others if row.ended_after is not None]
         figures["Best so far"] = plots.best_so_far_svg(scored, failed, chosen, name, limits)

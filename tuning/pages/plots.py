@@ -116,7 +116,8 @@ def learning_rate_svg(
     axes.set(xscale="log", xlabel="learning rate (log scale)")
     if searched.least > 0:
         axes.set_xlim(searched.least / 1.2, searched.most * 1.2)
-    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    few_decades = searched.least > 0 and searched.most / searched.least < 200
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if few_decades else (1,)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_locator(ticker.NullLocator())
     figure.legend(loc="outside upper left", ncols=4, frameon=False, fontsize="small")

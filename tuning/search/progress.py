@@ -145,5 +145,6 @@ class Progress:
                 *scores.test_cautions(result, "the settings"),
                 f"repeat it: python -m trainers.fit --flagfile={folder / 'best.flags'}",
                 f"results saved to {folder}",
+                f"page saved to {folder / 'sweep.html'}",
             ]
         )
