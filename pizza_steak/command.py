@@ -34,8 +34,8 @@ def run(main: Callable[..., None], config: type, arguments: str | None = None) -
         try:
             main(from_flags(config), *([argv[1:]] if arguments else ()))
             sys.stdout.flush()
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
+        except KeyboardInterrupt as error:  # Its message, if any, says how to go on.
+            print(*("interrupted", *error.args), file=sys.stderr)
             sys.exit(128 + signal.SIGINT)
         except BrokenPipeError:  # The reader of a pipe, such as `head`, has closed it.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
