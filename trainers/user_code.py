@@ -27,7 +27,7 @@ def load(flag: str, text: str) -> Callable[..., Any]:
       UserError: There is no such file, module or function, or the import fails.
     """
     place, _, name = text.rpartition(":")
-    function = getattr(_module(flag, text, place), name, None)
+    function = getattr(import_module(flag, text), name, None)
     if not callable(function):
         raise UserError(f"{flag} {text}: {place} has no function {name}")
     return function
@@ -51,7 +51,13 @@ def call(flag: str, text: str, function: Callable[..., Any], *arguments: Any) ->
         ) from error
 
 
-def _module(flag: str, text: str, place: str) -> ModuleType:
+def import_module(flag: str, text: str) -> ModuleType:
+    """Imports the file or module of a function of the user's; the arguments are those of `load`.
+
+    Raises:
+      UserError: There is no such file or module, or the import fails.
+    """
+    place = text.rpartition(":")[0]
     path = pathlib.Path(place).expanduser()
     try:
         if not place.endswith(".py"):
