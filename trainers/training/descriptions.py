@@ -87,7 +87,7 @@ def _device_rows(setup: Setup) -> list[tuple[str, str]]:
     asked, chosen, default = setup.config.devices, setup.chosen, DevicesConfig()
     told = {
         "devices": True,
-        "oneDNN": chosen.onednn != default.onednn,
+        "oneDNN": chosen.onednn == "off",
         "strategy": chosen.replicas > 1
         or (asked.strategy, asked.devices) != (default.strategy, default.devices),
         "precision": chosen.precision != "float32" or asked.precision != default.precision,
