@@ -486,7 +486,7 @@ class RunConfig:
     callback: tuple[str, ...] = flag(
         (),
         "FILE.py:FUNCTION, or MODULE:FUNCTION, a function of yours without arguments that returns "
-        "a Keras callback or a list of them; may be repeated. In a cluster the chief calls it.",
+        "a Keras callback or a list of them. In a cluster the chief calls it.",
         check=_check_functions,
         identity=False,
         per_process=True,

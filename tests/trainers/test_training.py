@@ -550,7 +550,8 @@ def by_default(small_flags):
 
 def plan_of(output: str) -> dict[str, str]:
     """The rows of a printed plan; of those with one name the last."""
-    return dict(line.split(None, 1) for line in output.splitlines() if " " in line)
+    lines = output.replace("\n" + " " * 12, " ").splitlines()  # Without the line breaks in a row.
+    return dict(line.split(None, 1) for line in lines if " " in line)
 
 
 def test_class_folders_alone_have_three_splits(make_archive, by_default, tmp_path, capsys):
