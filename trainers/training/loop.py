@@ -130,14 +130,15 @@ def fit(config: FitConfig, cluster: clusters.Cluster | None = None) -> FitResult
                 if cluster
                 else f"run again with --resume: {run.command_to_resume}"
             )
-            with _ending_well(training), preemption.Notice(again) as notice:
-                if chosen.is_chief:
-                    _train_and_log(training, own, notice)
-                else:
-                    training.train(lambda stage: [], notice=notice)
-                (stop,) = clusters.Agreement(cluster).reached(notice.given, now=True)
-                if stop:
-                    notice.obey()
+            with _ending_well(training):
+                with preemption.Notice(again) as notice:
+                    if chosen.is_chief:
+                        _train_and_log(training, own, notice)
+                    else:
+                        training.train(lambda stage: [], notice=notice)
+                    (stop,) = clusters.Agreement(cluster).reached(notice.given, now=True)
+                    if stop:
+                        notice.obey()
                 result = chosen.from_chief(lambda: _finish(training))
     return FitResult(run.path, result, cluster.name(0) if cluster and not chosen.is_chief else None)
 
