@@ -41,8 +41,8 @@ def run(main: Callable[..., None], config: type, arguments: str | None = None) -
         try:
             with _quiet_when_cut_short():
                 main(from_flags(config), *([argv[1:]] if arguments else ()))
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
+        except KeyboardInterrupt as error:  # Its message, if any, says how to go on.
+            print(*("interrupted", *error.args), file=sys.stderr)
             sys.exit(128 + signal.SIGINT)
         except UserError as error:
             sys.exit(f"error: {error}")

@@ -1,5 +1,6 @@
 """Errors that the user can fix: shown as one line, without a traceback."""
 
+import re
 from collections.abc import Sequence
 
 
@@ -26,3 +27,8 @@ class BadImageError(UserError):
             f"{len(self.failures)} {noun} cannot be decoded: {named}; "
             "repair or remove them, or pass --on_bad_image=skip"
         )
+
+
+def first_line(error: Exception) -> str:
+    """Returns the first line or sentence of another library's error, to quote it in one line."""
+    return re.split(r"\. |\n", str(error))[0]

@@ -25,7 +25,7 @@ def flag(
     *,
     minimum: float | None = None,
     maximum: float | None = None,
-    check: Callable[[str], Any] | None = None,
+    check: Callable[[Any], Any] | None = None,
     identity: bool = True,
     per_process: bool = False,
     one_of: str | None = None,
@@ -165,7 +165,7 @@ def _define_flag(field: dataclasses.Field, flag_values: flags.FlagValues) -> Non
         flags.register_validator(field.name, _validator(check), flag_values=flag_values)
 
 
-def _validator(check: Callable[[str], Any]) -> Callable[[str], bool]:
+def _validator(check: Callable[[Any], Any]) -> Callable[[Any], bool]:
     def validate(text):
         try:
             check(text)
@@ -195,10 +195,15 @@ def to_flags(config: Any, without: Container[str] = ()) -> str:
             value = getattr(values, field.name)
             if field.name in without or value is None:
                 continue
-            repeated = value if field.metadata["repeated"] else [value]
-            lines += [as_argument(field.name, one) for one in repeated]
+            lines += as_arguments(field, value)
         lines.append("")
     return "\n".join(lines)
+
+
+def as_arguments(field: dataclasses.Field, value: Any) -> list[str]:
+    """Returns a flag as it is typed, several times if it may be repeated."""
+    repeated = value if field.metadata["repeated"] else [value]
+    return [as_argument(field.name, one) for one in repeated]
 
 
 def as_argument(name: str, value: Any) -> str:

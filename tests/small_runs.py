@@ -160,6 +160,12 @@ def run_command(*argv: str, **options: Any) -> tuple[int, str, str]:
     return process.returncode, stdout, stderr
 
 
+def plan_of(output: str) -> dict[str, str]:
+    """The rows of a printed plan; of those with one name the last."""
+    lines = output.replace("\n" + " " * 12, " ").splitlines()  # Without the line breaks in a row.
+    return dict(line.split(None, 1) for line in lines if " " in line)
+
+
 def snapshot(folder: pathlib.Path) -> dict[str, bytes | None]:
     """Everything under a folder, with its content."""
     return {

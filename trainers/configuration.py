@@ -3,9 +3,11 @@
 import dataclasses
 import math
 import re
+from collections.abc import Sequence
 
 from pizza_steak.configuration import TransformConfig
 from pizza_steak.flags import Numbers, flag, same_flag
+from trainers import user_code
 
 
 def _check_address(text: str | None) -> None:
@@ -16,6 +18,12 @@ def _check_address(text: str | None) -> None:
 def _check_dispatcher(text: str | None) -> None:
     if text is not None and not re.fullmatch(r"[^/]+:\d+", text):
         raise ValueError(f"{text!r}: expected host:port")
+
+
+def _check_functions(texts: Sequence[str]) -> None:
+    for text in texts:
+        if not user_code.is_function(text):
+            raise ValueError(f"{text!r}: expected FILE.py:FUNCTION or MODULE:FUNCTION")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -553,6 +561,16 @@ class RunConfig:
         identity=False,
     )
     tensorboard: bool = flag(True, "Write logs for TensorBoard.")
+    # Not of the identity: callbacks read what a run computes, so it may go on with other ones.
+    callback: tuple[str, ...] = flag(
+        (),
+        "FILE.py:FUNCTION, or MODULE:FUNCTION, a function of yours without arguments that returns "
+        "a Keras callback or a list of them. In a cluster the chief calls it.",
+        check=_check_functions,
+        identity=False,
+        per_process=True,
+        repeated=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -702,7 +720,9 @@ class ArtifactConfig:
     """Which run's model to export, in which format, and where to."""
 
     run_dir: str | None = flag(
-        None, "Folder of a finished run.", aliases="checkpoint model run weights"
+        None,
+        "Folder of a finished run; latest is the newest one in ./runs.",
+        aliases="checkpoint model run weights",
     )
     format: str = flag(
         "saved_model",
@@ -729,7 +749,9 @@ class EvaluationConfig:
     """Which run's model to evaluate, and where to write the results."""
 
     run_dir: str | None = flag(
-        None, "Folder of a finished run.", aliases="checkpoint model run weights"
+        None,
+        "Folder of a finished run; latest is the newest one in ./runs.",
+        aliases="checkpoint model run weights",
     )
     split: str | None = flag(
         None,
@@ -775,7 +797,9 @@ class PredictionConfig:
     """Which run's model to predict with, and where to write the results."""
 
     run_dir: str | None = flag(
-        None, "Folder of a finished run.", aliases="checkpoint model run weights"
+        None,
+        "Folder of a finished run; latest is the newest one in ./runs.",
+        aliases="checkpoint model run weights",
     )
     json: str | None = flag(
         None, "File for the probabilities of all classes, as JSON; - for standard output."

@@ -12,7 +12,7 @@ def main(config: ExportConfig) -> None:
     # Imports TFDS, for which --help must not wait.
     from trainers.runs import run_directory
 
-    run = run_directory.open_run(config.artifact.run_dir)
+    run = run_directory.named_run(config.artifact.run_dir)
     devices.prepare(run.config.devices)
     from trainers.finished import exporting
 

@@ -20,7 +20,7 @@ def main(config: PredictConfig, images: list[str]) -> None:
     # Imports TFDS, for which --help must not wait.
     from trainers.runs import run_directory
 
-    run = run_directory.open_run(config.prediction.run_dir)
+    run = run_directory.named_run(config.prediction.run_dir)
     devices.prepare(run.config.devices)
     from trainers.finished import prediction
 

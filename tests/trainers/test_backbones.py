@@ -12,6 +12,7 @@ from small_runs import (
     layout,
     parse_flags,
     pictures,
+    plan_of,
     run_command,
     train_and_test,
     write_backbone,
@@ -419,7 +420,7 @@ def test_the_plan_says_what_is_trained_and_where_features_come_from(head_flags, 
     def said(*flags):
         config = setup.resolved(parse_flags(*head_flags, "--run_dir=/tmp/nowhere", *flags))
         text = descriptions.plan_table(setup.prepare(config), plan(config))
-        return dict(line.split(None, 1) for line in text.splitlines())
+        return plan_of(text)
 
     table = said()
     assert table["model"].endswith("parameters, the head trained")

@@ -32,8 +32,10 @@ def test_names_are_unique_across_concerns():
 def test_every_field_is_a_flag_with_its_help_and_default(name):
     values = flags.FlagValues()
     define_flags(FitConfig, values)
-    assert values[name].default == FIELDS[name].default
-    assert re.fullmatch(r"(?s)\S.{10,}\.", values[name].help)
+    default = values[name].default
+    assert (tuple(default) if isinstance(default, list) else default) == FIELDS[name].default
+    told, _, _ = values[name].help.partition(";\n    repeat this option")  # absl's own words.
+    assert re.fullmatch(r"(?s)\S.{10,}\.", told)
 
 
 def test_no_flags_give_the_defaults():

@@ -21,6 +21,7 @@ from small_runs import (
     layout,
     parse_flags,
     pictures,
+    plan_of,
     png,
     result_of,
     rows,
@@ -546,11 +547,6 @@ def test_three_classes_train_by_the_cross_entropy_of_their_probabilities(
 def by_default(small_flags):
     """The flags of such a run without those of splits."""
     return [flag for flag in small_flags if "_split" not in flag]
-
-
-def plan_of(output: str) -> dict[str, str]:
-    """The rows of a printed plan; of those with one name the last."""
-    return dict(line.split(None, 1) for line in output.splitlines() if " " in line)
 
 
 def test_class_folders_alone_have_three_splits(make_archive, by_default, tmp_path, capsys):

@@ -130,7 +130,8 @@ class Devices:
             replicas += f" of {len(self.cluster.addresses)} processes"
         jit_compile = "on" if self.jit_compile else "off"
         return {
-            "devices": f"{', '.join(self.names)} (oneDNN {self.onednn})",
+            "devices": ", ".join(self.names),
+            "oneDNN": self.onednn,
             "strategy": f"{self.strategy}, {replicas} on {', '.join(self.devices)}"
             + (" of each" if self.cluster else ""),
             "precision": f"{self.precision} ({self.precision_reason})",

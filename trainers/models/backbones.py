@@ -8,8 +8,6 @@ turns these into probabilities. Backbones come from keras.applications, from fin
 import dataclasses
 import functools
 import hashlib
-import importlib
-import importlib.util
 import inspect
 import itertools
 import json
@@ -20,7 +18,6 @@ import re
 import sys
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from types import ModuleType
 from typing import Any
 
 import keras
@@ -28,8 +25,9 @@ import numpy as np
 import tensorflow as tf
 from keras.src.utils import naming
 
-from pizza_steak.errors import UserError
+from pizza_steak.errors import UserError, first_line
 from pizza_steak.flags import Numbers
+from trainers import user_code
 from trainers.configuration import ModelConfig
 from trainers.models import nested
 from trainers.runs import run_directory
@@ -116,7 +114,7 @@ def is_application(config: ModelConfig) -> bool:
 
 def is_function(config: ModelConfig) -> bool:
     """Returns whether the flags name a function of the user's, in a file or a module."""
-    return re.fullmatch(r".+:[A-Za-z_]\w*", config.model) is not None
+    return user_code.is_function(config.model)
 
 
 def is_saved(config: ModelConfig) -> bool:
@@ -271,7 +269,7 @@ def _application(config: ModelConfig, image_shape: tuple[int, int, int]) -> Back
             pooling="avg",
         )
     except ValueError as error:  # The images are too small, or the layers do not fit them.
-        raise UserError(f"model {config.model!r}: {_first_line(error)}") from error
+        raise UserError(f"model {config.model!r}: {first_line(error)}") from error
     except Exception as error:  # Keras raises a plain Exception if it cannot download a file.
         raise _no_download(config.model, error) from error
     if from_file:
@@ -290,7 +288,7 @@ def _application(config: ModelConfig, image_shape: tuple[int, int, int]) -> Back
 def _no_download(name: str, error: Exception) -> UserError:
     address = re.search(r"https?://\S+?(?=:? |:?$)", str(error))
     if not address:
-        return UserError(f"model {name!r}: {_first_line(error)}")
+        return UserError(f"model {name!r}: {first_line(error)}")
     folder = pathlib.Path(os.environ.get("KERAS_HOME", "~/.keras"), "models")
     return UserError(
         f"weights of {name}: cannot be downloaded; fetch {address[0]} where there is a network and "
@@ -304,7 +302,7 @@ def _load_weights(network: keras.Model, config: ModelConfig) -> None:
     except Exception as error:  # Keras and h5py raise different ones.
         raise UserError(
             f"weights {config.weights}: are not those of {config.model} without its last layers "
-            f"({_first_line(error)})"
+            f"({first_line(error)})"
         ) from error
 
 
@@ -354,7 +352,7 @@ def _load(path: pathlib.Path) -> keras.Model:
     try:
         model = keras.saving.load_model(path, compile=False)
     except Exception as error:  # Keras, zipfile, json and h5py raise different ones.
-        raise UserError(f"model {path}: cannot be loaded ({_first_line(error)})") from error
+        raise UserError(f"model {path}: cannot be loaded ({first_line(error)})") from error
     if not isinstance(model, keras.Model) or not _is_functional(model):
         raise UserError(f"model {path}: expected a functional or sequential Keras model")
     if len(model.inputs) != 1 or len(model.outputs) != 1 or len(model.input_shape) != 4:
@@ -456,23 +454,12 @@ def call(config: ModelConfig, image_shape: tuple[int, int, int], num_classes: in
     Raises:
       UserError: There is no such function, or it fails or returns something else.
     """
-    place, _, name = config.model.rpartition(":")
-    function = getattr(_module(config, place), name, None)
-    if not callable(function):
-        raise UserError(f"model {config.model}: {place} has no function {name}")
-    try:
-        model = function(image_shape, num_classes)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"model {config.model}: {name}({image_shape}, {num_classes}) raised "
-            f"{type(error).__name__}: {_first_line(error)}"
-        ) from error
+    function = user_code.load("model", config.model)
+    model = user_code.call("model", config.model, function, image_shape, num_classes)
     if not isinstance(model, keras.Model) or not _is_functional(model):
         raise UserError(
-            f"model {config.model}: {name} returned {type(model).__name__}; expected a functional "
-            "or sequential keras.Model"
+            f"model {config.model}: the function returned {type(model).__name__}; expected a "
+            "functional or sequential keras.Model"
         )
     _check_images(config, model, image_shape)
     units = [num_classes] if num_classes != 2 else [1, 2]
@@ -500,29 +487,4 @@ def import_layers(config: ModelConfig) -> None:
       UserError: It cannot be imported.
     """
     if is_function(config):
-        _module(config, config.model.rpartition(":")[0])
-
-
-def _module(config: ModelConfig, place: str) -> ModuleType:
-    path = pathlib.Path(place).expanduser()
-    try:
-        if not place.endswith(".py"):
-            return importlib.import_module(place)
-        if not path.is_file():
-            raise UserError(f"model {config.model}: no file {place}")
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec and spec.loader  # Its name ends with .py.
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"model {config.model}: {place} cannot be imported ({type(error).__name__}: "
-            f"{_first_line(error)})"
-        ) from error
-
-
-def _first_line(error: Any) -> str:
-    return re.split(r"\. |\n", str(error))[0]
+        user_code.import_module("model", config.model)

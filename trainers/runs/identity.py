@@ -6,13 +6,20 @@ compared by value: a flag that a run's flagfile does not have counts as its defa
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Any
 
 from absl import flags as absl_flags
 
 from pizza_steak.errors import UserError
-from pizza_steak.flags import as_argument, define_flags, fields, from_flags, to_flags
+from pizza_steak.flags import (
+    as_argument,
+    as_arguments,
+    define_flags,
+    fields,
+    from_flags,
+    to_flags,
+)
 
 # Flags of older versions, separated by commas, that are ignored: a model shows its --class_mode.
 _REMOVED = "class_mode"
@@ -22,6 +29,17 @@ def to_flagfile(config: Any) -> str:
     """Returns the flagfile of a run or a search: its identity, with absolute paths."""
     without = [f.name for _, f in fields(type(config)) if not f.metadata["identity"]]
     return to_flags(_with_absolute_paths(config), without)
+
+
+def other_flags(config: Any, without: Container[str]) -> tuple[str, ...]:
+    """Returns flags that are not of the identity, as they are typed, unless they have defaults."""
+    return tuple(
+        argument
+        for concern, field in fields(type(config))
+        if not field.metadata["identity"] and field.name not in without
+        if (value := getattr(getattr(config, concern), field.name)) != field.default
+        for argument in as_arguments(field, value)
+    )
 
 
 def read(kind: type, path: pathlib.Path) -> Any:

@@ -22,6 +22,8 @@ import os
 import pathlib
 import re
 import secrets
+import shlex
+import sys
 import time
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -37,6 +39,7 @@ from trainers.runs.checkpoint import Progress, Saved, read_progress
 if TYPE_CHECKING:
     import keras  # Not at run time: a run's numbers can be read without TensorFlow.
 
+LATEST = "latest"
 # All that a run and its exports write, and all that --overwrite may remove.
 _PARTS = (
     "run.flags",
@@ -65,11 +68,13 @@ class Run:
       path: The directory.
       flags: The text that `create` writes to run.flags.
       resumed: Whether the run uses the files that are there.
+      other_flags: Flags that are not in run.flags, and that the run is resumed with too.
     """
 
     path: pathlib.Path
     flags: str = ""
     resumed: bool = True
+    other_flags: tuple[str, ...] = ()
 
     @property
     def finished(self) -> bool:
@@ -156,10 +161,13 @@ class Run:
     @property
     def command_to_resume(self) -> str:
         """The shell command that resumes the run."""
-        return (
-            f"python -m trainers.fit --flagfile={self.path / 'run.flags'} --run_dir={self.path} "
-            "--resume"
-        )
+        flags = (f"--flagfile={self.path / 'run.flags'}", *self.other_flags)
+        return command_line("fit", *flags, f"--run_dir={self.path}", "--resume")
+
+    @property
+    def has_progress(self) -> bool:
+        """Whether there is anything that the run can be resumed from, or a result."""
+        return self.backup.exists() or (self.path / "result.json").exists()
 
     def create(self, summary: str, environment: dict[str, Any]) -> None:
         """Makes the directory, and removes a run that is there.
@@ -169,8 +177,7 @@ class Run:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            for part in _PARTS:
-                remove(self.path / part)
+            self._remove_parts()
             (self.path / "summary.txt").write_text(summary + "\n")
             self._write_json("environment.json", environment)
             # Last, because a folder with this file is a run that can be resumed.
@@ -184,6 +191,16 @@ class Run:
         self._write_json("result.json", result)
         if not keep_backup:
             remove(self.path / "backup")
+
+    def remove(self) -> None:
+        """Removes the files of the run, and its directory if it holds nothing else."""
+        self._remove_parts()
+        if not any(self.path.iterdir()):
+            self.path.rmdir()
+
+    def _remove_parts(self) -> None:
+        for part in _PARTS:
+            remove(self.path / part)
 
     def check_same_batches(self, fingerprint: str, batch_size: int) -> None:
         """Checks that a run is resumed with the batches that it was started with.
@@ -265,6 +282,11 @@ def plan(config: FitConfig) -> Run:
         or --resume=auto has no --run_dir.
     """
     asked = config.run
+    if asked.run_dir == LATEST:
+        raise UserError(
+            "run_dir latest: means the newest finished run, for commands that use one; expected a "
+            "folder with another name"
+        )
     # The random end distinguishes runs that start within the same second.
     network = pathlib.PurePath(config.model.model).stem
     name = f"{network}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
@@ -274,7 +296,8 @@ def plan(config: FitConfig) -> Run:
     try:
         there = (path / "run.flags").exists()
         resumed = there if asked.resume == "auto" else bool(asked.resume)
-        run = Run(path, identity.to_flagfile(config), resumed)
+        other_flags = identity.other_flags(config, ("run_dir", "overwrite", "resume"))
+        run = Run(path, identity.to_flagfile(config), resumed, other_flags)
         if run.resumed:
             _check_same_identity(run, config)
         else:
@@ -282,6 +305,32 @@ def plan(config: FitConfig) -> Run:
     except OSError as error:
         raise _unwritable(path, error) from error
     return run
+
+
+def command_line(command: str, *arguments: str) -> str:
+    """Returns a command of this package with its arguments, quoted for a shell."""
+    return shlex.join(["python", "-m", f"trainers.{command}", *arguments])
+
+
+def named_run(run_dir: str | None) -> Run:
+    """Returns the finished run that --run_dir names: a directory, or "latest".
+
+    It prints to stderr which run is the latest.
+
+    Raises:
+      UserError: There is no such run, or it is not finished.
+    """
+    if run_dir != LATEST:
+        return open_run(run_dir)
+    results = pathlib.Path("runs").absolute().glob("*/result.json")
+    newest = max(results, key=lambda result: result.stat().st_mtime_ns, default=None)
+    if newest is None:
+        raise UserError(
+            f"run_dir latest: no finished run in {pathlib.Path('runs').absolute()}; expected a "
+            "run that trainers.fit made there, or the --run_dir of another"
+        )
+    print(f"run_dir latest: {newest.parent}", file=sys.stderr)
+    return open_run(str(newest.parent))
 
 
 def open_run(run_dir: str | None) -> Run:

@@ -22,6 +22,22 @@ def largest_class(labels: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def by_class(confusion_matrix: np.ndarray, classes: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Returns "images" and "accuracy" of each class; the accuracy is None without images.
+
+    Args:
+      confusion_matrix: Numbers of images by true class (rows) and predicted class, shape (C, C).
+      classes: The class names.
+    """
+    return {
+        name: {
+            "images": int(row.sum()),
+            "accuracy": float(row[label] / row.sum()) if row.sum() else None,
+        }
+        for label, (name, row) in enumerate(zip(classes, confusion_matrix, strict=True))
+    }
+
+
 def accuracy_text(accuracy: float, bounds: Sequence[float] | None, images: int | None) -> str:
     """Returns an accuracy with its interval, such as "0.667 (0.50 to 0.80, 36 images)"."""
     if bounds is None:  # A run of an older version.

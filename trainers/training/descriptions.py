@@ -3,22 +3,25 @@
 import dataclasses
 import importlib.metadata
 import math
+import pathlib
 import platform
+import textwrap
 from typing import Any
 
 import numpy as np
 
 from trainers import data as run_data
-from trainers.configuration import AugmentationConfig, OptimisationConfig
+from trainers.configuration import AugmentationConfig, DevicesConfig, OptimisationConfig
 from trainers.runs import run_directory
 from trainers.setup import Setup
 
 _NAMED = 6
 _FEW_STEPS = 20
+_WIDTH, _INDENT = 80, 12
 
 
 def plan_table(setup: Setup, run: run_directory.Run) -> str:
-    """Returns the table of what will be trained."""
+    """Returns the table of what will be trained, with rows for what is not the default."""
     config, data = setup.config, setup.data
     optimisation, batch_size = config.optimisation, config.data.batch_size
     schedule, replica_count = optimisation.learning_rate_schedule, setup.chosen.replicas
@@ -35,7 +38,8 @@ def plan_table(setup: Setup, run: run_directory.Run) -> str:
         steps = _steps(counts.sum(), batch_size)
         rows.append((purpose, f"{split}: {counts.sum():,} images ({by_class}), {steps}"))
     rows += [
-        ("dataset", data.records.builder.info.full_name),
+        ("dataset", "" if config.data.archive else config.data.dataset),
+        ("archive", config.data.archive and short_path(pathlib.Path(config.data.archive))),
         ("left out", ", ".join(f"{n:,} {kind}" for kind, n in _left_out(data).items())),
         *(("caution", text) for text in (*split_cautions(data), _few_steps(data, batch_size))),
         ("augmented", _augmentation_text(config.augmentation)),
@@ -51,13 +55,45 @@ def plan_table(setup: Setup, run: run_directory.Run) -> str:
             + _warmup_text(optimisation.warmup_epochs)
             + f", batch size {batch_size}"
             + (f" ({_shares(batch_size, replica_count)} a replica)" if replica_count > 1 else "")
-            + f", {optimisation.epochs} epochs, seed {optimisation.seed}"
+            + f", {optimisation.epochs} epoch{'s' * (optimisation.epochs != 1)}"
             + _options_text(optimisation),
         ),
-        *setup.chosen.topics().items(),
-        ("run", f"{run.path}" + (f", {_start_text(run)}" if run.resumed else "")),
+        *_device_rows(setup),
+        ("run", short_path(run.path) + (f", {_start_text(run)}" if run.resumed else "")),
     ]
-    return "\n".join(f"{name:<12}{text}" for name, text in rows if text)
+    return "\n".join(_wrapped(name, text) for name, text in rows if text)
+
+
+def short_path(path: pathlib.Path) -> str:
+    """Returns a path as it is typed in the current folder."""
+    path = path.expanduser().absolute()
+    here = pathlib.Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def _wrapped(name: str, text: str) -> str:
+    return textwrap.fill(
+        text,
+        _WIDTH,
+        initial_indent=f"{name:<{_INDENT}}",
+        subsequent_indent=" " * _INDENT,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _device_rows(setup: Setup) -> list[tuple[str, str]]:
+    """Returns the device, and how it computes where that was asked for or is not usual."""
+    asked, chosen, default = setup.config.devices, setup.chosen, DevicesConfig()
+    told = {
+        "devices": True,
+        "oneDNN": chosen.onednn == "off",
+        "strategy": chosen.replicas > 1
+        or (asked.strategy, asked.devices) != (default.strategy, default.devices),
+        "precision": chosen.precision != "float32" or asked.precision != default.precision,
+        "jit_compile": asked.jit_compile != default.jit_compile,
+    }
+    return [(name, text) for name, text in chosen.topics().items() if told[name]]
 
 
 def _start_text(run: run_directory.Run) -> str:
@@ -107,9 +143,10 @@ def _warmup_text(epochs: float) -> str:
 def _options_text(config: OptimisationConfig) -> str:
     """Returns the options of the training step that are on."""
     named = ("clip_norm", "ema", "mixup", "cutmix")
-    return "".join(
+    options = "".join(
         f", {name} {value:g}" for name in named if (value := getattr(config, name)) is not None
     )
+    return options + (f", seed {config.seed}" if config.seed != OptimisationConfig().seed else "")
 
 
 def _augmentation_text(config: AugmentationConfig) -> str:

@@ -1,10 +1,10 @@
 """The training loop: from flags to a run directory."""
 
+import contextlib
 import dataclasses
 import math
 import pathlib
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -24,8 +24,17 @@ from trainers.models import preprocessing
 from trainers.pages import plots
 from trainers.runs import checkpoint, identity, scores
 from trainers.runs.checkpoint import Progress, Saved
-from trainers.runs.run_directory import Run, kept_epoch, plan
-from trainers.training import callbacks, descriptions, kept_features, resident
+from trainers.runs.run_directory import Run, command_line, kept_epoch, plan
+from trainers.training import (
+    callbacks,
+    descriptions,
+    kept_features,
+    own_callbacks,
+    progress,
+    resident,
+)
+
+_MOST_CLASSES = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +52,7 @@ class FitResult:
     chief: str | None = None
 
     def summary(self) -> str:
-        """Returns the main numbers and the run directory, as text."""
+        """Returns the main numbers, the run directory and what to do next, as text."""
         values = self.values
         if self.chief:
             return f"trained with {self.chief}, which saved the results to {self.run_dir}"
@@ -51,18 +60,43 @@ class FitResult:
         kept = kept_epoch(history)
         metrics = [name for name in ("val_accuracy", "val_loss") if name in history]
         said = ", ".join(f"{name} {history[name][kept]:.4f}" for name in metrics or ["accuracy"])
+        run_dir = descriptions.short_path(self.run_dir)
+        where = f"--run_dir={run_dir}"
         return "\n".join(
             [
                 f"{'best' if metrics else 'last'} epoch {kept + 1} of {len(history['loss'])}: "
                 + said,
                 f"test accuracy {scores.test_accuracy_text(values)}, "
                 f"loss {values['test_loss']:.4f}",
+                *_class_lines(values.get("test_by_class", {})),
                 *scores.test_cautions(values),
                 f"{values['fit_seconds']:.1f} s, "
                 f"{values['train_images_per_second']:.0f} training images per second",
-                f"results saved to {self.run_dir}",
+                f"results saved to {run_dir}",
+                "",
+                "next:",
+                command_line("evaluate", where),
+                command_line("predict", where, "photo.jpg"),
+                command_line("export", where),
             ]
         )
+
+
+def _class_lines(by_class: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Returns a line for each class with its test accuracy; of many classes for the worst."""
+    tested = {name: row for name, row in by_class.items() if row["images"]}
+    shown = list(tested)
+    if len(shown) > _MOST_CLASSES:
+        shown = sorted(shown, key=lambda name: tested[name]["accuracy"])[:_MOST_CLASSES]
+    width = max(map(len, shown), default=0)
+    lines = [
+        f"  {name:<{width}}  {row['accuracy']:.3f} ({row['images']:,} images)"
+        for name in shown
+        for row in [tested[name]]
+    ]
+    if more := len(tested) - len(shown):
+        lines.append(f"  and {more} classes with as many or more right")
+    return lines
 
 
 def fit(config: FitConfig, cluster: clusters.Cluster | None = None) -> FitResult:
@@ -78,13 +112,17 @@ def fit(config: FitConfig, cluster: clusters.Cluster | None = None) -> FitResult
       UserError: The user has to change something. There is no run directory then, unless the loss
         became NaN or a process died: these leave the epochs before.
       PreemptedError: SIGTERM came during training; the run is saved and can be resumed.
+      KeyboardInterrupt: Ctrl-C; the message says how to go on, and where nothing can be resumed
+        there is no run directory.
     """
     config = setup.resolved(config)
     chosen = devices.choose(config.devices, cluster)
     with chosen.ending_together():
         run, result = chosen.from_chief(lambda: _plan(config))
         if result is None:
+            functions = own_callbacks.load(config.run.callback) if chosen.is_chief else {}
             training = Training.prepare(config, run, chosen)
+            own = own_callbacks.make(functions)
             chosen.from_chief(lambda: None)  # Nothing is written before all processes are ready.
             chosen.from_chief(lambda: _start(training))
             again = (
@@ -92,20 +130,16 @@ def fit(config: FitConfig, cluster: clusters.Cluster | None = None) -> FitResult
                 if cluster
                 else f"run again with --resume: {run.command_to_resume}"
             )
-            with preemption.Notice(again) as notice:
-                if chosen.is_chief:
-                    verbose = 1 if sys.stdout.isatty() else 2
-                    training.train(
-                        lambda stage: _logging_callbacks(training, stage),
-                        verbose=verbose,
-                        notice=notice,
-                    )
-                else:
-                    training.train(lambda stage: [], notice=notice)
-                (stop,) = clusters.Agreement(cluster).reached(notice.given, now=True)
-                if stop:
-                    notice.obey()
-            result = chosen.from_chief(lambda: _finish(training))
+            with _ending_well(training):
+                with preemption.Notice(again) as notice:
+                    if chosen.is_chief:
+                        _train_and_log(training, own, notice)
+                    else:
+                        training.train(lambda stage: [], notice=notice)
+                    (stop,) = clusters.Agreement(cluster).reached(notice.given, now=True)
+                    if stop:
+                        notice.obey()
+                result = chosen.from_chief(lambda: _finish(training))
     return FitResult(run.path, result, cluster.name(0) if cluster and not chosen.is_chief else None)
 
 
@@ -117,6 +151,51 @@ def _plan(config: FitConfig) -> tuple[Run, dict[str, Any] | None]:
 def _start(training: "Training") -> None:
     print(descriptions.plan_table(training.ready, training.run), flush=True)
     training.start()
+
+
+@contextlib.contextmanager
+def _ending_well(training: "Training") -> Iterator[None]:
+    """Removes a run that ends before there is anything to resume; Ctrl-C then says how to go on."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        run, chosen = training.run, training.ready.chosen
+        if not chosen.is_chief:
+            raise
+        kept = run.resumed or run.has_progress
+        if not kept:
+            run.remove()
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(_how_to_go_on(training, kept)) from error
+        raise
+
+
+def _how_to_go_on(training: "Training", kept: bool) -> str:
+    run, done = training.run, training.run.progress
+    if not kept:
+        return "before the first epoch was saved; the same command starts anew"
+    place = f"after epoch {done.epochs}" if done.epochs else "in epoch 1"
+    if done.step:
+        place = f"in epoch {done.epochs + 1}, saved after step {done.step}"
+    if training.ready.config.run.resume == "auto":
+        return f"{place}; the same command goes on"
+    return f"{place}; go on with {run.command_to_resume}"
+
+
+def _train_and_log(
+    training: "Training", own: Sequence[keras.callbacks.Callback], notice: preemption.Notice
+) -> None:
+    """Trains, writes metrics and models, and prints a line after each epoch."""
+    lines = progress.EpochLines(
+        training.ready.config.optimisation.epochs,
+        starts_within=training.run.progress.step > 0,
+    )
+    with contextlib.closing(lines):
+        training.train(
+            # The user's come after those that write: what they do to the logs is not written.
+            lambda stage: [lines, *_logging_callbacks(training, stage), *own],
+            notice=notice,
+        )
 
 
 def _finish(training: "Training") -> dict[str, Any]:
@@ -132,6 +211,7 @@ def _finish(training: "Training") -> dict[str, Any]:
         test_accuracy_interval=tested.accuracy_interval,
         test_loss=tested.loss,
         test_pictures_chose_the_model=data.shared("test", "validation") > 0,
+        test_by_class=scores.by_class(tested.confusion_matrix, data.classes),
         **scores.largest_class(tested.labels, data.classes),
     )
     largest = None
@@ -222,7 +302,6 @@ class Training:
         logging: Callable[[setup.Stage], Sequence[keras.callbacks.Callback]],
         *,
         epochs: int | None = None,
-        verbose: int = 0,
         notice: preemption.Notice | None = None,
     ) -> None:
         """Trains from the last backup on, and makes a backup after each epoch or more often.
@@ -231,7 +310,6 @@ class Training:
           logging: Returns callbacks that read the logs of a stage and change nothing.
           epochs: The epoch to stop after, by default the last. It does not change the schedule of
             the learning rate.
-          verbose: The argument of Keras's fit.
           notice: Ends the training when it is given.
 
         Raises:
@@ -246,7 +324,7 @@ class Training:
                 if saved.progress == Progress(stage.first) and before:
                     # The optimizer starts anew, as it does without an interruption.
                     saved = self._take_over(before, saved)
-                self._train_stage(stage, end, saved, logging, verbose, notice)
+                self._train_stage(stage, end, saved, logging, notice)
             before = stage
 
     def _take_over(self, before: setup.Stage, saved: Saved) -> Saved:
@@ -278,7 +356,6 @@ class Training:
         epochs: int,
         saved: Saved,
         logging: Callable[[setup.Stage], Sequence[keras.callbacks.Callback]],
-        verbose: int,
         notice: preemption.Notice | None,
     ) -> None:
         ready, start = self.ready, saved.progress
@@ -299,7 +376,7 @@ class Training:
             model = ready.model if len(ready.stages) == 1 else ready.compiled(stage)
             data, augment, model.gather = self.moved or (ready.data, ready.augment, None)
         is_last = stage is ready.stages[-1]
-        patient = _patient_callbacks(optimisation, verbose) if is_last else []
+        patient = _patient_callbacks(optimisation) if is_last else []
         backup = callbacks.Backup(
             self.run.backup if chosen.is_chief else None,
             dataclasses.replace(saved, logs=saved.logs[stage.first :]),
@@ -343,7 +420,7 @@ class Training:
             # all that have a state.
             callbacks=[callbacks.StopOnNaN(), *patient, *logging(stage), backup, self.clock],
             shuffle=False,  # The batches come shuffled.
-            verbose=verbose,
+            verbose=0,
         )
 
     def result(self, **test: Any) -> dict[str, Any]:
@@ -405,12 +482,12 @@ def _check_schedule(config: FitConfig) -> None:
         )
 
 
-def _patient_callbacks(config: OptimisationConfig, verbose: int) -> list[keras.callbacks.Callback]:
+def _patient_callbacks(config: OptimisationConfig) -> list[keras.callbacks.Callback]:
     made = []
     if (patience := config.reduce_lr_patience) is not None:
-        made.append(keras.callbacks.ReduceLROnPlateau(patience=patience, verbose=verbose))
+        made.append(keras.callbacks.ReduceLROnPlateau(patience=patience))
     if (patience := config.early_stopping_patience) is not None:
-        made.append(keras.callbacks.EarlyStopping(patience=patience, verbose=verbose))
+        made.append(keras.callbacks.EarlyStopping(patience=patience))
     return made
 
 
