@@ -1,8 +1,10 @@
 """Draws and writes figures of images."""
 
+import io
 import os
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.cm import ScalarMappable
@@ -27,10 +29,24 @@ def save(figure: Figure, path: str | os.PathLike[str], dpi: int = 120) -> None:
     known = figure.canvas.get_supported_filetypes()
     if suffix and suffix[1:].lower() not in known:
         raise UserError(f"file {path}: no figure's suffix; expected one of {', '.join(known)}")
-    with output_file(path) as temporary, warnings.catch_warnings():
+    with output_file(path) as temporary:
+        _write(figure, temporary, format=suffix[1:].lower() or "png", dpi=dpi)
+
+
+def _write(figure: Figure, file: Any, **options: Any) -> None:
+    with warnings.catch_warnings():
         # A letter that the font lacks is drawn as a box.
         warnings.filterwarnings("ignore", message="Glyph")
-        figure.savefig(temporary, dpi=dpi, format=suffix[1:].lower() or "png")
+        figure.savefig(file, **options)
+
+
+class ShownFigure(Figure):
+    """A figure that a notebook shows, also where Matplotlib's pyplot is not imported."""
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        _write(self, file, format="png", dpi=100)
+        return file.getvalue()
 
 
 def picture_grid(
@@ -41,17 +57,28 @@ def picture_grid(
     columns: int = 6,
     scale: tuple[ScalarMappable, str] | None = None,
 ) -> None:
+    """Writes a file with the figure of `draw_grid`.
+
+    Raises:
+      UserError: As for `save`.
+    """
+    save(draw_grid(images, captions, columns=columns, scale=scale), path, dpi=100)
+
+
+def draw_grid(
+    images: Sequence[np.ndarray] | np.ndarray,
+    captions: Sequence[str],
+    *,
+    columns: int = 6,
+    scale: tuple[ScalarMappable, str] | None = None,
+) -> Figure:
     """Draws images in rows, each under its caption.
 
     Args:
       images: N uint8 arrays of shape (H, W, C), 1, 3 or 4 channels; heights and widths may differ.
       captions: Texts of one or more lines, for the first images; the others have none.
-      path: The file to write.
       columns: Number of images in a row.
       scale: Colors and a label for a color bar below the images.
-
-    Raises:
-      UserError: As for `save`.
     """
     captions = [*captions, *[""] * (len(images) - len(captions))]
     # A row is as high as its images need, but a cell is never higher than wide.
@@ -63,7 +90,7 @@ def picture_grid(
     ]
     height = _CELL * ratio * len(lines) + _LINE * sum(lines)
     height += _SCALE if scale else 0
-    figure = Figure(figsize=(_CELL * columns, height), layout="constrained")
+    figure = ShownFigure(figsize=(_CELL * columns, height), layout="constrained")
     grid = figure.subplots(len(lines), columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
@@ -79,4 +106,4 @@ def picture_grid(
         bar = figure.colorbar(colors, ax=grid, location="bottom", shrink=0.5, aspect=50, pad=0.01)
         bar.set_label(label, fontsize=8)
         bar.ax.tick_params(labelsize=8)
-    save(figure, path, dpi=100)
+    return figure

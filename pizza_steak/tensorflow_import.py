@@ -1,4 +1,4 @@
-"""Imports TensorFlow without its log messages."""
+"""Imports TensorFlow without its log messages, and with oneDNN."""
 
 import contextlib
 import os
@@ -7,7 +7,9 @@ from types import ModuleType
 
 
 def import_tensorflow() -> ModuleType:
-    """Imports TensorFlow, and makes it log only errors that end the process."""
+    """Imports TensorFlow, with oneDNN, and makes it log only errors that end the process."""
+    # TensorFlow turns it off on some processors where it is three times as fast.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     # TensorFlow logs each CUDA library that it does not find; failures still raise.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with stderr_dropped():  # Some messages come before that variable is read.
