@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -12,8 +13,12 @@ def import_tensorflow() -> ModuleType:
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     # TensorFlow logs each CUDA library that it does not find; failures still raise.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    imported = "tensorflow" in sys.modules
     with stderr_dropped():  # Some messages come before that variable is read.
         import tensorflow
+    if not imported:
+        # It warns that functions are traced often, which every new model does.
+        tensorflow.get_logger().setLevel("ERROR")
     return tensorflow
 
 
