@@ -90,6 +90,31 @@ def test_what_no_value_of_another_setting_gives_a_meaning_has_no_value(
         assert not hp.values.keys() & conditional
 
 
+def test_only_the_head_of_a_backbone_is_searched(make_space):
+    of_blocks = {*CONVOLUTIONAL, "blocks", "filter_growth"}
+    space = make_space("--model=resnet50,tinyvgg", "--blocks=0:2", "--dense_layers=0,1")
+    drawn = [hp.values for hp in points(space, 60)]
+    assert {values["model"] for values in drawn} == {"resnet50", "tinyvgg"}
+    for values in drawn:
+        if values["model"] == "tinyvgg":
+            assert values.keys() == active(values)
+        else:
+            assert values.keys() == active({**values, "blocks": 0}) - of_blocks
+            assert space.fit_config(values).model.filters is None
+    assert not space.has_heads_only
+    assert make_space("--model=resnet50,vgg16").has_heads_only
+
+
+def test_nothing_of_a_function_of_the_users_is_searched_but_its_training(make_space):
+    of_network = {*CONVOLUTIONAL, "blocks", "filter_growth"}
+    of_network |= {"dense_layers", "dense_units", "dropout", "batch_normalization"}
+    space = make_space("--model=my_models.py:build")
+    for hp in points(space, 20):
+        assert not hp.values.keys() & of_network
+        assert "learning_rate" in hp.values
+    assert not space.has_heads_only
+
+
 def test_a_weight_decay_is_searched_for_every_optimizer_where_none_is_adamw(make_space):
     for hp in points(make_space("--optimizer=sgd,rmsprop"), 20):
         assert 1e-4 <= hp.values["weight_decay"] <= 1e-1
