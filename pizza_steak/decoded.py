@@ -17,7 +17,7 @@ import tensorflow as tf
 from absl import logging
 from tensorflow.python.framework import config
 
-from pizza_steak import decoding, decoding_in_graph, progress
+from pizza_steak import decoding, decoding_in_graph, progress_bar
 from pizza_steak.atomic import make_once
 from pizza_steak.decoding import Format
 from pizza_steak.errors import BadImageError, UserError
@@ -271,7 +271,7 @@ def _decode_all(
         .prefetch(1)
         .with_options(WITHOUT_AUTOTUNE)
     )
-    with progress.bar(total=count, desc="decoding") as bar:
+    with progress_bar.progress_bar(total=count, desc="decoding") as bar:
         for rows, images in decoded.as_numpy_iterator():
             write(rows, images)
             bar.update(len(rows))

@@ -1,5 +1,7 @@
 """`pizza_steak.load`: training, validation and test images, as Datasets that keep their names."""
 
+import sys
+import types
 import warnings
 
 import keras
@@ -9,7 +11,7 @@ import tensorflow as tf
 from small_runs import SIZE, layout, pictures, train_and_test
 
 import pizza_steak
-from pizza_steak import input_pipeline, records
+from pizza_steak import input_pipeline, progress_bar, records
 
 TRAINING = 24
 
@@ -208,3 +210,12 @@ def test_a_mistake_is_one_line_that_names_the_argument(load, arguments, message)
 def test_an_unknown_split_is_not_drawn(load):
     with pytest.raises(pizza_steak.UserError, match="split='dev': expected one of 'train'"):
         load().show_batch("dev")
+
+
+def test_there_are_progress_bars_in_notebooks_and_none_in_pipes(monkeypatch):
+    with progress_bar.progress_bar(3) as bar:
+        assert bar.disable
+    monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))
+    with progress_bar.progress_bar(3) as bar:
+        assert not bar.disable
+        assert bar.fp is not sys.stderr

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from pizza_steak import decoded, decoding, progress
+from pizza_steak import decoded, decoding, progress_bar
 from pizza_steak.atomic import output_file
 from pizza_steak.errors import UserError
 from trainers import data as run_data
@@ -113,7 +113,7 @@ def predict(run: run_directory.Run, images: Sequence[str], batch_size: int = 32)
     format = run_data.format_of(run.config.data)
     probabilities = np.zeros((len(sources), len(classes)), np.float32)
     faults: dict[int, str] = {}
-    with progress.bar(total=len(sources)) as bar:
+    with progress_bar.progress_bar(total=len(sources)) as bar:
         for rows, images, reasons in _batches(sources, format, batch_size).as_numpy_iterator():
             probabilities[rows] = loading.class_probabilities(model.predict_on_batch(images))
             faults |= {row: text.decode() for row, text in zip(rows, reasons, strict=True) if text}

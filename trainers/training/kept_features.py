@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from pizza_steak import decoded, input_pipeline, progress
+from pizza_steak import decoded, input_pipeline, progress_bar
 from pizza_steak.atomic import make_once
 from pizza_steak.errors import UserError
 from trainers import data as run_data
@@ -92,7 +92,7 @@ def _features(ready: Setup, rows: np.ndarray, versions: int | None) -> _Features
 
     def write_to(write: Callable[[np.ndarray], None]) -> None:
         network.compile(jit_compile=ready.chosen.jit_compile)
-        with progress.bar(total=shape[0], desc="features") as bar:
+        with progress_bar.progress_bar(total=shape[0], desc="features") as bar:
             for features in _computed(ready, rows, versions):
                 write(features)
                 bar.update(len(features))

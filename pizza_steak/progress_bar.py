@@ -9,9 +9,11 @@ with warnings.catch_warnings():
     from tqdm.auto import tqdm
 
 
-def bar(total: int, desc: str | None = None) -> Any:
+def progress_bar(total: int, desc: str | None = None) -> Any:
     """Returns tqdm's progress bar for a number of images."""
+    options: dict[str, Any] = {"disable": None}
     if "ipykernel" in sys.modules:
-        # A notebook's streams are no terminals, and what goes to stderr looks like an error.
-        return tqdm(total=total, desc=desc, unit=" images", file=sys.stdout)
-    return tqdm(total=total, desc=desc, unit=" images", disable=None)
+        # A notebook's streams are no terminals, what goes to stderr looks like an error there, and
+        # the bar stays in the file.
+        options = {"file": sys.stdout, "delay": 1.0}
+    return tqdm(total=total, desc=desc, unit=" images", **options)
