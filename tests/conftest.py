@@ -11,7 +11,7 @@ import chromium
 import numpy as np
 import pytest
 from PIL import Image
-from small_runs import ROOT, SIZE, layout, start_command, train_and_test
+from small_runs import ROOT, SIZE, layout, start_command, train_and_test, write_backbone
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # As every command has it.
 
@@ -133,6 +133,18 @@ def small_flags(archive, tmp_path_factory) -> list[str]:
         "--epochs=4",
         "--notensorboard",
         "--validation_split=test",
+    ]
+
+
+@pytest.fixture(scope="session")
+def head_flags(small_flags, tmp_path_factory) -> list[str]:
+    """The flags of such a run on a small backbone, but for --run_dir."""
+    sizes = ("--filters", "--convolutions", "--image_size")
+    path = write_backbone(tmp_path_factory.mktemp("backbone") / "small.keras")
+    return [
+        *(flag for flag in small_flags if not flag.startswith(sizes)),
+        f"--model={path}",
+        "--dropout=0.3",
     ]
 
 

@@ -193,3 +193,33 @@ def layout(counts: Mapping[str, int]) -> dict[str, bytes]:
 def train_and_test(*classes: str) -> dict[str, int]:
     """12 pictures of each class to train on, 6 to test on."""
     return {f"train/{name}": 12 for name in classes} | {f"test/{name}": 6 for name in classes}
+
+
+def write_backbone(
+    path: pathlib.Path, seed: int = 1, size: int | None = SIZE, channels: int = 3
+) -> pathlib.Path:
+    """A network with what a pretrained one has, and weights that no training gives; 5 classes."""
+    import keras
+
+    layers = keras.layers
+    rng = np.random.default_rng(seed)
+    inputs = keras.Input((size, size, channels), name="pixels")
+    x = layers.Rescaling(1 / 255, name="scaled")(inputs)
+    for number, filters in enumerate((4, 6)):
+        x = layers.Conv2D(filters, 3, strides=2, use_bias=False, name=f"conv_{number}")(x)
+        x = layers.BatchNormalization(name=f"normalized_{number}")(x)
+        x = layers.ReLU(name=f"relu_{number}")(x)
+        x = layers.Dropout(0.3, name=f"dropped_{number}")(x)
+    x = layers.GlobalAveragePooling2D(name="pooled")(x)
+    x = layers.Dropout(0.2, name="dropped")(x)
+    outputs = layers.Dense(5, activation="softmax", name="classes")(x)
+    model = keras.Model(inputs, outputs, name="small")
+    # Variances of batch normalization are positive.
+    model.set_weights(
+        [
+            rng.uniform(0.5, 1.5, w.shape) if w.ndim == 1 else rng.normal(0, 0.5, w.shape)
+            for w in model.get_weights()
+        ]
+    )
+    model.save(path)
+    return path

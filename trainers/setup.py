@@ -127,23 +127,28 @@ def image_size(data: DataConfig, model: ModelConfig) -> Numbers:
       UserError: There is no such run or file.
     """
     size = data.image_size
-    return size if size is not None else backbones.image_size(model) or _IMAGE_SIZE
+    if size is None and not networks.is_built_here(model):
+        size = backbones.image_size(model)
+    return _IMAGE_SIZE if size is None else size
 
 
 def resolved(config: Any) -> Any:
-    """Returns flags with values in place of the defaults that depend on --model.
+    """Returns flags with absolute paths, and values for the defaults that depend on --model.
 
     Raises:
       UserError: There is no such run or file.
     """
-    size, rescale = image_size(config.data, config.model), config.normalization.rescale
+    model, built_here = config.model, networks.is_built_here(config.model)
+    if not built_here:
+        model = backbones.with_absolute_paths(model)
+    size, rescale = image_size(config.data, model), config.normalization.rescale
     if rescale is None:
-        rescale = 1 / 255 if networks.is_built_here(config.model) else 1.0
+        rescale = 1 / 255 if built_here else 1.0
     return dataclasses.replace(
         config,
+        model=model,
         data=dataclasses.replace(config.data, image_size=size),
         normalization=dataclasses.replace(config.normalization, rescale=rescale),
-        model=backbones.with_absolute_paths(config.model),
     )
 
 

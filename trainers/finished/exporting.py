@@ -32,6 +32,7 @@ from pizza_steak.tensorflow_import import stderr_dropped
 from trainers import data as run_data
 from trainers.configuration import ArtifactConfig
 from trainers.finished import loading
+from trainers.models import nested
 from trainers.runs import run_directory
 
 # The largest difference between a probability and that of the Keras model.
@@ -204,7 +205,16 @@ def _ask_litert(path: pathlib.Path, sample: _Sample) -> Iterator[_Answer]:
 def _ask_onnx(path: pathlib.Path, sample: _Sample) -> Iterator[_Answer]:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    except (
+        Exception
+    ) as error:  # Its exceptions have no public names. ConvNeXt's gelu is one reason.
+        reason = str(error).strip().rpartition(":")[2].strip()
+        raise UserError(
+            f"format 'onnx': ONNX Runtime does not take the graph of this network ({reason}); "
+            "expected --format=litert or saved_model"
+        ) from error
     labels = json.loads(session.get_modelmeta().custom_metadata_map["labels"])
     yield _answer(session.run(["probabilities"], {"images": sample.images})[0], labels)
 
@@ -253,7 +263,8 @@ def export(run: run_directory.Run, config: ArtifactConfig) -> Export:
         )
     path = pathlib.Path(config.output or run.path / export_format.name).expanduser().absolute()
     _check_free(path, config.overwrite)
-    model, classes = _in_float32(run.load_model()), run.result["classes"]
+    model = nested.in_precision(run.load_model(), keras.DTypePolicy("float32"))
+    classes = run.result["classes"]
     format = run_data.format_of(run.config.data)
     _check_fits(model, format, classes, run)
     sample = _sample(run_data.load(run.config.data))
@@ -289,19 +300,6 @@ def _check_fits(
             f"probabilities, but the run has images of {format.shape} and {len(classes)} classes; "
             "train the run again"
         )
-
-
-def _in_float32(model: keras.Model) -> keras.Model:
-    """Returns the model, or a copy of it that computes in float32."""
-    if all(layer.compute_dtype == "float32" for layer in model.layers):
-        return model
-
-    def clone(layer):
-        return type(layer).from_config({**layer.get_config(), "dtype": "float32"})
-
-    cloned = keras.models.clone_model(model, clone_function=clone)
-    cloned.set_weights(model.get_weights())
-    return cloned
 
 
 def _sample(data: run_data.Data) -> _Sample:

@@ -11,23 +11,27 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import itertools
 import json
 import os
 import pathlib
+import random
 import re
 import sys
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.src.utils import naming
 
 from pizza_steak.errors import UserError
 from pizza_steak.flags import Numbers
 from trainers.configuration import ModelConfig
+from trainers.models import nested
 from trainers.runs import run_directory
 
 # Height and width that a network of keras.applications was trained with, where they are not 224.
@@ -68,6 +72,8 @@ _LICENCES = {
     "xception": "MIT (François Chollet)",
 }
 
+_COLOR_MODES = {1: "grayscale", 3: "rgb", 4: "rgba"}
+
 # Layers after the features, if their inputs are vectors.
 _HEAD_LAYERS = (
     keras.layers.Activation,
@@ -87,13 +93,14 @@ class Backbone:
       model: From images, values 0 to 255, to features of shape (B, F).
       origin: Where its weights come from, and their licence; for environment.json.
       pretrained: Whether its weights have been trained.
-      head: The rest of the network, from features to probabilities, if it fits the classes.
+      head: The rest of the network, from features to probabilities, if it fits the classes: layers
+        to apply one after the other.
     """
 
     model: keras.Model
     origin: Mapping[str, str]
     pretrained: bool
-    head: keras.Model | None = None
+    head: Sequence[keras.layers.Layer] = ()
 
 
 def applications() -> dict[str, Callable[..., keras.Model]]:
@@ -119,13 +126,21 @@ def is_saved(config: ModelConfig) -> bool:
 
 
 def with_absolute_paths(config: ModelConfig) -> ModelConfig:
-    """Returns the flags with absolute paths, which mean the same in any folder."""
+    """Returns the flags with absolute paths of files and runs; the network is not built here."""
     model, weights = config.model, config.weights
-    if not is_application(config) and (is_saved(config) or ".py:" in model):
-        model = str(pathlib.Path(model).expanduser().absolute())
+    if is_function(config):
+        place, _, name = model.rpartition(":")
+        if place.endswith(".py"):
+            model = f"{_absolute(place)}:{name}"
+    elif not is_application(config) and is_saved(config):
+        model = str(_absolute(model))
     if weights not in (None, "imagenet", "none"):
-        weights = str(pathlib.Path(weights).expanduser().absolute())
+        weights = str(_absolute(weights))
     return dataclasses.replace(config, model=model, weights=weights)
+
+
+def _absolute(path: str) -> pathlib.Path:
+    return pathlib.Path(path).expanduser().absolute()
 
 
 def image_size(config: ModelConfig) -> Numbers | None:
@@ -170,7 +185,15 @@ def build(
         )
     determining = ModelConfig(config.model, weights=config.weights, features=config.features)
     kinds = (keras.config.dtype_policy().name, tf.distribute.get_strategy())
-    return _built(determining, image_shape, classes, kinds, _changed(config))
+    # What is built after it has the same seeds and names, whether it is used again or not: a backup
+    # finds variables by names that Keras numbers.
+    seeds = random.getstate()
+    found = _built(determining, image_shape, classes, kinds, _changed(config))
+    random.setstate(seeds)
+    naming.reset_uids()  # Keras has no public name for it.
+    if found.head or not found.pretrained:
+        forget()  # Its head is going to be trained; its weights depend on the seed.
+    return found
 
 
 @functools.lru_cache(maxsize=2)
@@ -211,11 +234,20 @@ def _changed(config: ModelConfig) -> int:
 
 
 def digest(model: keras.Model) -> str:
-    """Returns a hexadecimal digest of a model's architecture and weights."""
-    found = hashlib.sha256(model.to_json().encode())
+    """Returns a hexadecimal digest of a model's architecture and weights, in any precision."""
+    architecture = _determining(json.loads(model.to_json()))
+    found = hashlib.sha256(json.dumps(architecture).encode())
     for weight in model.weights:
         found.update(np.ascontiguousarray(weight.numpy()).data)
     return found.hexdigest()[:16]
+
+
+def _determining(part: Any) -> Any:
+    """Returns the part of an architecture that determines outputs in any precision."""
+    if isinstance(part, dict):
+        others = ("dtype", "compile_config")
+        return {name: _determining(value) for name, value in part.items() if name not in others}
+    return [_determining(value) for value in part] if isinstance(part, list) else part
 
 
 def _application(config: ModelConfig, image_shape: tuple[int, int, int]) -> Backbone:
@@ -286,18 +318,18 @@ def _saved(
         model, same = run.load_model(), tuple(run.result["classes"]) == classes
     else:
         model = _load(path)
+    model = _functional(nested.in_precision(model, keras.config.dtype_policy()))
     _check_images(config, model, image_shape)
-    features = _features(config, model)
-    head = None
-    if config.features is None and (_fits(model, len(classes)) if same is None else same):
-        head = keras.Model(features, model.output, name="head")
+    features, head = _split(config, model)
+    if not (_fits(model, len(classes)) if same is None else same):
+        head = []
     name = path.stem if path.suffix == ".keras" else model.name
     backbone = keras.Model(model.input, features, name=re.sub(r"\W", "_", name))
     return Backbone(backbone, origin, True, head)
 
 
 def _path(config: ModelConfig) -> pathlib.Path:
-    path = pathlib.Path(config.model).expanduser().absolute()
+    path = _absolute(config.model)
     if not path.exists():
         raise UserError(
             f"model {config.model}: no such file or folder; expected a .keras file or the "
@@ -337,12 +369,17 @@ def _is_functional(model: keras.Model) -> bool:
 def _check_images(
     config: ModelConfig, model: keras.Model, image_shape: tuple[int, int, int]
 ) -> None:
-    wanted = model.input_shape[1:]
-    if any(w not in (None, s) for w, s in zip(wanted, image_shape, strict=True)):
-        height, width, channels = wanted
+    height, width, channels = model.input_shape[1:]
+    expected = []
+    if any(w not in (None, s) for w, s in zip((height, width), image_shape[:2], strict=True)):
+        expected.append(f"--image_size={height or image_shape[0]},{width or image_shape[1]}")
+    if channels not in (None, image_shape[2]):
+        mode = _COLOR_MODES.get(channels)
+        expected.append(f"--color_mode={mode}" if mode else "a network for 1, 3 or 4 channels")
+    if expected:
         raise UserError(
-            f"model {config.model}: takes images of {_by(wanted)}, not {_by(image_shape)}; "
-            f"expected --image_size={height},{width} and a --color_mode of {channels} channels"
+            f"model {config.model}: takes images of {_by(model.input_shape[1:])}, not "
+            f"{_by(image_shape)}; expected {' and '.join(expected)}"
         )
 
 
@@ -350,8 +387,11 @@ def _by(shape: tuple[int | None, ...]) -> str:
     return " x ".join("any" if length is None else str(length) for length in shape)
 
 
-def _features(config: ModelConfig, model: keras.Model) -> keras.KerasTensor:
-    """Returns the output of the layer --features, or the input of the dense layers at the end."""
+def _split(
+    config: ModelConfig, model: keras.Model
+) -> tuple[keras.KerasTensor, list[keras.layers.Layer]]:
+    """Returns the features of a network, and the layers after them if --features names none."""
+    head: list[keras.layers.Layer] = []
     if config.features is not None:
         names = [layer.name for layer in model.layers]
         if config.features not in names:
@@ -361,22 +401,37 @@ def _features(config: ModelConfig, model: keras.Model) -> keras.KerasTensor:
             )
         tensor = model.get_layer(config.features).output
     else:
-        tensor, last = model.output, keras.layers
-        ends = (last.Dense, last.Dropout, last.Activation, last.ReLU, last.Softmax)
-        for layer in reversed(model.layers):
-            if (
-                not isinstance(layer, (*ends, last.BatchNormalization))
-                or len(layer.input.shape) > 2
-            ):
-                break
-            tensor = layer.input
+        tensor, head = _without_head(model)
     if len(tensor.shape) != 2:
         raise UserError(
             f"model {config.model}: the output of {config.features or model.layers[-1].name} has "
             f"the shape {tuple(tensor.shape)}; expected --features to name a layer whose output "
             "is one vector per image, such as a global pooling"
         )
-    return tensor
+    return tensor, head
+
+
+def _without_head(model: keras.Model) -> tuple[keras.KerasTensor, list[keras.layers.Layer]]:
+    """Returns the input of the dense layers at the end of a model, and these layers."""
+    tensor = model.output
+    head: list[keras.layers.Layer] = []
+    for before, layer in reversed(list(itertools.pairwise(model.layers))):
+        if isinstance(layer, keras.Model):  # A run of a user's function ends with its network.
+            inner, rest = _without_head(_functional(layer))
+            if rest:
+                part = keras.Model(layer.inputs[0], inner, name=layer.name)
+                return part(before.output), rest + head
+        if not isinstance(layer, _HEAD_LAYERS) or len(layer.input.shape) > 2:
+            break
+        tensor, head = layer.input, [layer, *head]
+    return tensor, head
+
+
+def _functional(model: keras.Model) -> keras.Model:
+    """Returns a model that is not sequential, which has an input layer."""
+    if not isinstance(model, keras.Sequential):
+        return model
+    return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
 
 
 def _fits(model: keras.Model, num_classes: int) -> bool:
@@ -436,6 +491,16 @@ def call(config: ModelConfig, image_shape: tuple[int, int, int], num_classes: in
             f"activation={'sigmoid' if outputs.shape[1] == 1 else 'softmax'!r}"
         )
     return model
+
+
+def import_layers(config: ModelConfig) -> None:
+    """Imports the file or module of a user's function, which may register layers of its own.
+
+    Raises:
+      UserError: It cannot be imported.
+    """
+    if is_function(config):
+        _module(config, config.model.rpartition(":")[0])
 
 
 def _module(config: ModelConfig, place: str) -> ModuleType:

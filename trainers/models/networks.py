@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from pizza_steak.errors import UserError
 from trainers.configuration import ModelConfig, trainable_layers
-from trainers.models import backbones
+from trainers.models import backbones, nested
 
 layers = keras.layers
 
@@ -67,11 +67,30 @@ class Network:
         """Freezes all layers before the head but the last `count` of them."""
         if count:
             backbones.forget()
-        if self.backbone is not None:
-            self.backbone.trainable = count > 0
-            frozen = len(self.backbone.layers) - min(count, len(self.backbone.layers))
-            for layer in self.backbone.layers[: int(frozen)]:
+        if self.backbone is not None and self.head is not None:
+            for model, trainable in ((self.head, True), (self.backbone, count > 0)):
+                # Keras ignores a value that a model already has, even if its layers have another.
+                model.trainable = not trainable
+                model.trainable = trainable
+            layers_before = nested.all_layers(self.backbone)
+            frozen = len(layers_before) - min(count, len(layers_before))
+            for layer in layers_before[: int(frozen)]:
                 layer.trainable = False
+
+
+def _compute_as_in_inference(model: keras.Model) -> None:
+    """Makes a model compute as in inference when the model around it is trained.
+
+    The argument training=False is not enough: Keras 3.15 replaces it with that of the outer model.
+    """
+    if "call" in vars(model):  # A backbone that is used again.
+        return
+    call = model.call
+
+    def in_inference(*arguments: Any, **options: Any) -> Any:
+        return call(*arguments, **{**options, "training": False})
+
+    model.call = in_inference
 
 
 class Sizes(Protocol):
@@ -266,9 +285,16 @@ def build(
     trainable = trainable_layers(config.trainable)
     if config.trainable is None and found.pretrained and not found.head and not head_first:
         trainable = 0
-    as_in_inference = found.pretrained or head_first or trainable < len(found.model.layers)
-    features = found.model(x, training=False if as_in_inference else None)
-    outputs = found.head(features) if found.head else head(features, sizes, len(classes))
+    trains_fewer = trainable < len(nested.all_layers(found.model))
+    if found.pretrained or head_first or trains_fewer:
+        _compute_as_in_inference(found.model)
+    features = found.model(x)
+    if found.head:
+        outputs = features
+        for layer in found.head:
+            outputs = layer(outputs)
+    else:
+        outputs = head(features, sizes, len(classes))
     return Network(
         keras.Model(inputs, outputs, name=found.model.name),
         backbone=found.model,

@@ -99,10 +99,12 @@ class Run:
         import keras
 
         from pizza_steak import augmentation, normalization  # noqa: F401  Registers layers.
+        from trainers.models import backbones
 
         path = self.path / "model.keras"
         if not zipfile.is_zipfile(path):
             raise UserError(f"model {path}: missing, or no Keras model; train the run again")
+        backbones.import_layers(self.config.model)
         try:
             return keras.models.load_model(path, compile=False)
         except Exception as error:  # Keras, zipfile, json and h5py raise different ones.

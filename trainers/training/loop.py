@@ -20,7 +20,7 @@ from trainers import setup
 from trainers.configuration import DataConfig, FitConfig, OptimisationConfig, checkpoint_interval
 from trainers.finished import loading, testing
 from trainers.hardware import clusters, devices, preemption
-from trainers.models import networks, preprocessing
+from trainers.models import preprocessing
 from trainers.pages import plots
 from trainers.runs import checkpoint, identity, scores
 from trainers.runs.checkpoint import Progress, Saved
@@ -143,9 +143,10 @@ def _tested(training: "Training") -> testing.Tested:
     """Tests the model of model.keras; its head alone if the features of the images are kept."""
     ready = training.ready
     batch_size = run_data.batch_size_of(ready.config.data)
-    if not training.is_kept(ready.stages[-1]):
+    last = ready.stages[-1]
+    if not training.is_kept(last):
         return testing.test(loading.load_model(training.run), ready.data, "test", batch_size)
-    training.save_kept_head()
+    training.save_kept_head(last)
     assert training.kept and ready.network.head
     return testing.test(ready.network.head, training.kept.data, "test", batch_size)
 
@@ -249,7 +250,7 @@ class Training:
         """Restores the weights of a finished stage, and saves its best head."""
         is_kept = self.is_kept(before)
         if is_kept and self.ready.chosen.is_chief:
-            self.save_kept_head()
+            self.save_kept_head(before)
         model = self.ready.compiled(before, head_only=is_kept)
         checkpoint.restore(
             saved.content, self.ready.chosen.precision, model.variables, all_of_them=False
@@ -260,15 +261,13 @@ class Training:
         """Returns whether a stage trains the head on kept features."""
         return self.kept is not None and self.ready.has_fixed_features(stage)
 
-    def save_kept_head(self) -> None:
-        """Writes model.keras: the network with the best head that was trained on kept features."""
-        network = self.ready.network
-        if network.head and self.run.best_head.exists():
-            network.head.load_weights(self.run.best_head)
-            loss = networks.loss_for(network.model.output_shape[-1])
-            network.model.compile(loss=loss, metrics=["accuracy"])
+    def save_kept_head(self, stage: setup.Stage) -> None:
+        """Writes model.keras: the network with the best head that a stage trained on features."""
+        head = self.ready.network.head
+        if head and self.run.best_head.exists():
+            head.load_weights(self.run.best_head)
             with atomic_path(self.run.path / "model.keras") as temporary:
-                network.model.save(temporary)
+                self.ready.compiled(stage).save(temporary)
 
     def _train_stage(
         self,
