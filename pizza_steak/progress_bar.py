@@ -12,8 +12,14 @@ with warnings.catch_warnings():
 def progress_bar(total: int, desc: str | None = None) -> Any:
     """Returns tqdm's progress bar for a number of images."""
     options: dict[str, Any] = {"disable": None}
-    if "ipykernel" in sys.modules:
+    if _in_notebook():
         # A notebook's streams are no terminals, what goes to stderr looks like an error there, and
         # the bar stays in the file.
         options = {"file": sys.stdout, "delay": 1.0}
     return tqdm(total=total, desc=desc, unit=" images", **options)
+
+
+def _in_notebook() -> bool:
+    # IPython's shell of a notebook has a kernel; that of a terminal has none.
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")

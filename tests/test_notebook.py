@@ -12,12 +12,17 @@ pytest.importorskip("ipykernel", reason="the extra `test` has it")
 ROOT = pathlib.Path(__file__).parents[1]
 PATH = ROOT / "docs/pizza_steak.ipynb"
 
+PROGRESS = """from pizza_steak.progress_bar import progress_bar
+
+_ = progress_bar(3).refresh()"""
+
 
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory):
     """The notebook after all its cells ran, in a new folder with an empty home; and that folder."""
     folder = tmp_path_factory.mktemp("notebook")
     notebook = nbformat.read(PATH, as_version=4)
+    notebook.cells.append(nbformat.v4.new_code_cell(PROGRESS))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(folder))
         patch.setenv("PYTHONPATH", str(ROOT))
@@ -50,9 +55,17 @@ def test_it_shows_figures_and_ends_with_a_report(executed):
     notebook, folder = executed
     figures = [output for output in outputs(notebook) if "image/png" in output.get("data", ())]
     assert len(figures) == 2
-    assert (folder / "report.html").exists()
+    assert (folder / "report.html").exists(), notebook.cells[-2].outputs
     for run in ("plain", "augmented"):
         assert (folder / "runs" / run / "result.json").exists()
+
+
+@pytest.mark.slow
+def test_progress_bars_are_drawn_and_not_on_stderr(executed):
+    notebook, _ = executed
+    (output,) = notebook.cells[-1].outputs
+    assert "0/3" in output.text
+    assert output.name == "stdout"
 
 
 @pytest.mark.slow
