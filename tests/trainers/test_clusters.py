@@ -78,11 +78,11 @@ PLAN_FOR_EVER = """
 NO_MEMORY = """
     import time
     from pizza_steak.errors import UserError
-    from trainers import setup
-    def no_memory(*arguments):
+    from trainers.models import networks
+    def no_memory(*arguments, **options):
         time.sleep(3)
         raise UserError("no memory; expected more")
-    setup._compiled_model = no_memory
+    networks.build = no_memory
 """
 SIGTERM_AT_THE_START = """
     import signal
