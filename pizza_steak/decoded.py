@@ -14,15 +14,14 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
-import tqdm
 from absl import logging
 from tensorflow.python.framework import config
 
-from pizza_steak import decoding, decoding_in_graph
+from pizza_steak import decoding, decoding_in_graph, progress_bar
 from pizza_steak.atomic import make_once
 from pizza_steak.decoding import Format
 from pizza_steak.errors import BadImageError, UserError
-from pizza_steak.records import Records
+from pizza_steak.records import Records, SplitRecords
 
 CACHES = ("disk", "memory", "none")
 _RECORDS_READ_AT_ONCE = 64
@@ -186,6 +185,21 @@ def decode(
     return pictures
 
 
+def readable_rows(pictures: Pictures, found: SplitRecords) -> dict[str, np.ndarray]:
+    """Returns the rows of each split, by purpose, without images that cannot be decoded.
+
+    Raises:
+      UserError: A split has no image that can be decoded.
+    """
+    rows = {purpose: rows[~np.isin(rows, [*pictures.bad])] for purpose, rows in found.rows.items()}
+    for purpose, text in found.texts.items():
+        if not rows[purpose].size:
+            raise UserError(
+                f"split {text!r}: has no readable image of the classes {', '.join(found.classes)}"
+            )
+    return rows
+
+
 def _aligned_zeros(shape: tuple[int, ...]) -> np.ndarray:
     size = math.prod(shape)
     buffer = np.zeros(size + _ALIGNMENT, np.uint8)
@@ -257,10 +271,10 @@ def _decode_all(
         .prefetch(1)
         .with_options(WITHOUT_AUTOTUNE)
     )
-    with tqdm.tqdm(total=count, desc="decoding", unit=" images", disable=None) as progress:
+    with progress_bar.progress_bar(total=count, desc="decoding") as bar:
         for rows, images in decoded.as_numpy_iterator():
             write(rows, images)
-            progress.update(len(rows))
+            bar.update(len(rows))
     return bad
 
 

@@ -8,13 +8,15 @@ import importlib.util
 import io
 import struct
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image
+
+from pizza_steak.errors import UserError
 
 INTERPOLATIONS = (
     "bilinear",
@@ -101,6 +103,23 @@ class Format:
     def resized_by_pillow(self) -> bool:
         """Whether the filter is Pillow's antialiased one."""
         return self.antialias and self.interpolation in PILLOW_FILTERS
+
+
+def size_of(image_size: float | Sequence[float]) -> tuple[int, int]:
+    """Returns the height and width of an image size: one number for both, or two.
+
+    Raises:
+      UserError: It is neither one whole number of pixels nor two.
+    """
+    single = isinstance(image_size, float | int)
+    size = [image_size] * 2 if single else list(image_size)  # type: ignore[arg-type]
+    whole = [length for length in size if isinstance(length, int) and length > 0]
+    if not len(size) == len(whole) == 2:
+        raise UserError(
+            f"image_size {','.join(map(str, size))}: expected whole pixels, one number for both "
+            "height and width, or two"
+        )
+    return whole[0], whole[1]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,11 +1,34 @@
 """Errors that the user can fix: shown as one line, without a traceback."""
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 
 class UserError(Exception):
     """The user can fix this: the message says what is wrong, what was expected, what to do."""
+
+
+def check_choice(argument: str, value: str | None, choices: Collection[str | None]) -> None:
+    """Raises a `UserError` if the value of an argument is not one of the choices."""
+    if value not in choices:
+        raise UserError(f"{argument}={value!r}: expected one of {', '.join(map(repr, choices))}")
+
+
+@contextlib.contextmanager
+def naming_arguments() -> Iterator[None]:
+    """Within this block, errors name arguments of Python, such as `seed=1`, not flags, `--seed=1`.
+
+    A command to type, from "python -m" on, stays as it is.
+    """
+    try:
+        yield
+    except UserError as error:
+        text, *command = re.split("(?=python -m )", str(error), maxsplit=1)
+        text = re.sub(r"(?<![\w-])--(\w+)=([a-z]\w*)", r"\1='\2'", text)
+        text = re.sub(r"(?<![\w-])--(?=\w)", "", text)
+        error.args = ("".join([text, *command]),)
+        raise
 
 
 class ArchiveError(UserError):

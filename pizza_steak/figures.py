@@ -1,8 +1,10 @@
 """Draws and writes figures of images."""
 
+import io
 import os
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.cm import ScalarMappable
@@ -31,11 +33,25 @@ def save(figure: Figure, path: str | os.PathLike[str], dpi: int = 120) -> None:
     known = figure.canvas.get_supported_filetypes()
     if suffix and suffix[1:].lower() not in known:
         raise UserError(f"file {path}: no figure's suffix; expected one of {', '.join(known)}")
-    with output_file(path) as temporary, warnings.catch_warnings():
-        fonts.fit(figure)
+    with output_file(path) as temporary:
+        _write(figure, temporary, format=suffix[1:].lower() or "png", dpi=dpi)
+
+
+def _write(figure: Figure, file: Any, **options: Any) -> None:
+    fonts.fit(figure)
+    with warnings.catch_warnings():
         # It warns of letters that no font has, in one line for all of them.
         warnings.filterwarnings("ignore", message="Glyph")
-        figure.savefig(temporary, dpi=dpi, format=suffix[1:].lower() or "png")
+        figure.savefig(file, **options)
+
+
+class ShownFigure(Figure):
+    """A figure that a notebook shows, also where Matplotlib's pyplot is not imported."""
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        _write(self, file, format="png", dpi=100)
+        return file.getvalue()
 
 
 def picture_grid(
@@ -46,17 +62,28 @@ def picture_grid(
     columns: int = 6,
     scale: tuple[ScalarMappable, str] | None = None,
 ) -> None:
+    """Writes a file with the figure of `draw_grid`.
+
+    Raises:
+      UserError: As for `save`.
+    """
+    save(draw_grid(images, captions, columns=columns, scale=scale), path, dpi=100)
+
+
+def draw_grid(
+    images: Sequence[np.ndarray] | np.ndarray,
+    captions: Sequence[str],
+    *,
+    columns: int = 6,
+    scale: tuple[ScalarMappable, str] | None = None,
+) -> Figure:
     """Draws images in rows, each under its caption.
 
     Args:
       images: N uint8 arrays of shape (H, W, C), 1, 3 or 4 channels; heights and widths may differ.
       captions: Texts of one or more lines, for the first images; the others have none.
-      path: The file to write.
       columns: Number of images in a row.
       scale: Colors and a label for a color bar below the images.
-
-    Raises:
-      UserError: As for `save`.
     """
     captions = [*captions, *[""] * (len(images) - len(captions))]
     rows = [slice(start, start + columns) for start in range(0, len(images), columns)]
@@ -65,7 +92,7 @@ def picture_grid(
     ratios = [min(max(i.shape[0] / i.shape[1] for i in images[row]), 1.0) for row in rows]
     heights = [_CELL * r + _LINE * n for r, n in zip(ratios, lines, strict=True)]
     size = (_CELL * columns, sum(heights) + (_SCALE if scale else 0))
-    figure = Figure(figsize=size, layout="constrained")
+    figure = ShownFigure(figsize=size, layout="constrained")
     grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
     for axes in grid.flat:
         axes.set_axis_off()
@@ -78,7 +105,7 @@ def picture_grid(
         bar = figure.colorbar(colors, ax=grid, location="bottom", shrink=0.5, aspect=50, pad=0.01)
         bar.set_label(label, fontsize=8)
         bar.ax.tick_params(labelsize=8)
-    save(figure, path, dpi=100)
+    return figure
 
 
 def shortened(line: str, width: int = _CHARACTERS) -> str:

@@ -7,7 +7,7 @@ import numbers
 import os
 import pathlib
 import posixpath
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import keras
 import numpy as np
@@ -17,7 +17,7 @@ from PIL import Image
 from pizza_steak import augmentation, decoded, decoding, input_pipeline, normalization, records
 from pizza_steak.archive import Archive, Picture, read_archive
 from pizza_steak.configuration import TransformConfig
-from pizza_steak.errors import UserError
+from pizza_steak.errors import UserError, check_choice
 
 # TensorFlow's names of methods, by Pillow's names.
 _INTERPOLATIONS = {"box": "area", "lanczos": "lanczos3"}
@@ -158,14 +158,14 @@ def flow_from_directory(
         it means the argument of that name.
       ValueError: An argument of the augmentation is wrong.
     """
-    _check_choice("color_mode", color_mode, decoding.CHANNELS)
-    _check_choice("class_mode", class_mode, ("categorical", "binary", "sparse", "input", None))
-    _check_choice("subset", subset, ("training", "validation", None))
-    _check_choice("decoded_cache", decoded_cache, decoded.CACHES)
-    _check_choice("on_bad_image", on_bad_image, ("fail", "skip"))
-    _check_choice("exif", exif, decoding.EXIF)
+    check_choice("color_mode", color_mode, decoding.CHANNELS)
+    check_choice("class_mode", class_mode, ("categorical", "binary", "sparse", "input", None))
+    check_choice("subset", subset, ("training", "validation", None))
+    check_choice("decoded_cache", decoded_cache, decoded.CACHES)
+    check_choice("on_bad_image", on_bad_image, ("fail", "skip"))
+    check_choice("exif", exif, decoding.EXIF)
     data_format = data_format or keras.config.image_data_format()
-    _check_choice("data_format", data_format, ("channels_last", "channels_first"))
+    check_choice("data_format", data_format, ("channels_last", "channels_first"))
     seed = _whole("seed", np.random.randint(2**31 - 1) if seed is None else seed, least=0)
     batch_size = _whole("batch_size", batch_size, least=1)
     label_type = _dtype(dtype or keras.config.floatx())
@@ -244,7 +244,7 @@ def flow_from_directory(
             images = tf.transpose(images, (0, 3, 1, 2))
         return preview(tf.cast(images, label_type), seeds[:, 1])
 
-    dataset = _epochs(
+    dataset = input_pipeline.an_epoch_each_pass(
         lambda epoch: input_pipeline.batches(
             pictures,
             rows,
@@ -260,6 +260,11 @@ def flow_from_directory(
     )
     if class_mode == "input":
         dataset = dataset.map(lambda images: (images, images))
+    dataset = input_pipeline.Described(
+        dataset,
+        f"<{len(rows):,} images of {num_classes} classes in {len(dataset):,} batches, "
+        f"{dataset.element_spec}>",
+    )
     for name, value in {
         "class_indices": dict(listing.class_indices),
         "num_classes": num_classes,
@@ -276,23 +281,6 @@ def flow_from_directory(
         setattr(dataset, name, value)
     print(f"Found {len(rows)} images belonging to {num_classes} classes{listing.left_out}.")
     return dataset
-
-
-def _epochs(batches_of: Callable[[tf.Tensor], tf.data.Dataset], *, steps: int) -> tf.data.Dataset:
-    """Returns a dataset that gives the batches of the next epoch each time it is iterated over."""
-    epochs = itertools.count()
-
-    def next_epoch(_: tf.Tensor) -> tf.Tensor:
-        # Called for the first batch of an iterator, not when it is made: Keras makes iterators that
-        # it never reads.
-        return tf.ensure_shape(tf.numpy_function(lambda: next(epochs), [], tf.int64), ())
-
-    return (
-        tf.data.Dataset.range(1)
-        .map(next_epoch)
-        .flat_map(batches_of)
-        .apply(tf.data.experimental.assert_cardinality(steps))
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -478,7 +466,7 @@ def _interpolation(name: str) -> str:
             "interpolation='hamming': TensorFlow has no such method; the nearest to it is 'bicubic'"
         )
     name = _INTERPOLATIONS.get(name, name)
-    _check_choice("interpolation", name, (*decoding.INTERPOLATIONS, *_INTERPOLATIONS))
+    check_choice("interpolation", name, (*decoding.INTERPOLATIONS, *_INTERPOLATIONS))
     return name
 
 
@@ -496,11 +484,6 @@ def _dtype(name: str) -> tf.DType:
     if not (dtype.is_floating or dtype.is_integer):
         raise UserError(f"dtype={name!r}: expected a number type, such as 'float32'")
     return dtype
-
-
-def _check_choice(argument: str, value: str | None, choices: Collection[str | None]) -> None:
-    if value not in choices:
-        raise UserError(f"{argument}={value!r}: expected one of {', '.join(map(repr, choices))}")
 
 
 def _whole(argument: str, value: int, *, least: int) -> int:

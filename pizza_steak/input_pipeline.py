@@ -7,9 +7,12 @@ sees the same batches as an uninterrupted one.
 import atexit
 import dataclasses
 import gc
+import itertools
 import math
 import os
+import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -209,6 +212,53 @@ def batches(
         calls = pictures.parallel_calls if augment is None else os.cpu_count()
         loaded = counted.map(load, num_parallel_calls=calls)
     return loaded.prefetch(_PREFETCHED * len(here)).with_options(WITHOUT_AUTOTUNE)
+
+
+def an_epoch_each_pass(
+    batches_of: Callable[[tf.Tensor], tf.data.Dataset], *, steps: int
+) -> tf.data.Dataset:
+    """Returns a dataset that gives the batches of the next epoch each time it is iterated over.
+
+    Args:
+      batches_of: Returns the batches of an epoch, an int64 scalar.
+      steps: The number of batches in an epoch.
+    """
+    epochs = itertools.count()
+
+    def next_epoch(_: tf.Tensor) -> tf.Tensor:
+        # Called for the first batch of an iterator, not when it is made: Keras makes iterators that
+        # it never reads.
+        return tf.ensure_shape(tf.numpy_function(lambda: next(epochs), [], tf.int64), ())
+
+    # Keras warns about its own default, shuffle=True, for every Dataset.
+    warnings.filterwarnings("ignore", message="`shuffle=True` was passed", category=UserWarning)
+    return (
+        tf.data.Dataset.range(1)
+        .map(next_epoch)
+        .flat_map(batches_of)
+        .apply(tf.data.experimental.assert_cardinality(steps))
+    )
+
+
+class Described(tf.data.Dataset):
+    """A dataset with a text for people in place of TensorFlow's repr; the elements are the same."""
+
+    def __init__(self, dataset: tf.data.Dataset, text: str):
+        self._dataset, self._text = dataset, text
+        super().__init__(tf.data.experimental.to_variant(dataset))
+
+    def __repr__(self) -> str:
+        return self._text
+
+    __str__ = __repr__
+
+    # What tf.data asks of a subclass.
+    @property
+    def element_spec(self) -> Any:
+        return self._dataset.element_spec
+
+    def _inputs(self) -> list[tf.data.Dataset]:
+        return [self._dataset]
 
 
 @atexit.register

@@ -14,7 +14,7 @@ import pathlib
 import shutil
 import struct
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,6 +78,15 @@ class Records:
     def counts(self) -> dict[str, int]:
         """The number of images of each split, by name."""
         return {name: info.num_examples for name, info in self.builder.info.splits.items()}
+
+    def labels_of(self, classes: Sequence[str]) -> np.ndarray:
+        """Returns the labels of all images in the order of `classes`; 0 for another class.
+
+        Returns:
+          int64 array of shape (N,).
+        """
+        indices = {name: label for label, name in enumerate(classes)}
+        return np.array([indices.get(name, 0) for name in self.classes])[self.labels]
 
     def rows(self, split: str) -> np.ndarray:
         """Returns the rows of a TFDS split string; see `splits.rows`."""
@@ -175,6 +184,74 @@ def prepare(
         raise UserError(
             f"data_dir: {where}: {error.strerror or error}; pass another --data_dir"
         ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitRecords:
+    """Records in splits.
+
+    Attributes:
+      records: The records.
+      classes: The names of the classes that were asked for, in the order of their labels.
+      texts: The text of each split, by purpose: "train", "validation" if there is one, "test".
+      rows: The rows of each split, by purpose, without other classes.
+    """
+
+    records: Records
+    classes: tuple[str, ...]
+    texts: Mapping[str, str]
+    rows: Mapping[str, np.ndarray]
+
+
+def prepare_splits(
+    dataset: str,
+    request: splits.Request | str,
+    *,
+    archive: str | os.PathLike[str] | None = None,
+    classes: Sequence[str] | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
+    follow_links: bool = False,
+) -> SplitRecords:
+    """Builds the records if they are missing, and splits them.
+
+    Args:
+      dataset: As for `prepare`.
+      request: The requested splits; or one split string, for a split "test" and no others.
+      archive: As for `prepare`.
+      classes: Classes to use, in the order of their labels; by default all, sorted by name.
+      data_dir: As for `prepare`.
+      follow_links: As for `prepare`.
+
+    Raises:
+      UserError: The archive, the dataset, a class or a split is wrong; a wrong split is found
+        before anything is prepared.
+    """
+    name = os.fspath(archive or dataset)
+
+    def plan(counts: Mapping[str, int]) -> splits.Plan:
+        if isinstance(request, splits.Request):
+            return splits.plan(request, counts, name)
+        rows = splits.rows(request, counts, "--split", name)
+        return splits.Plan({"test": request}, {"test": rows}, {}, np.arange(0))
+
+    plan(split_counts(dataset, archive=archive, follow_links=follow_links))
+    prepared = prepare(dataset, archive=archive, data_dir=data_dir, follow_links=follow_links)
+    planned = plan(prepared.counts)  # pizza_steak/photos may come from the user's own zip.
+    rows = planned.rows(prepared.labels, prepared.digests)
+    used = _choose_classes(classes, prepared.classes)
+    kept = np.isin(np.array(prepared.classes), used)
+    rows = {purpose: found[kept[prepared.labels[found]]] for purpose, found in rows.items()}
+    return SplitRecords(prepared, used, planned.texts, rows)
+
+
+def _choose_classes(asked: Sequence[str] | None, there: tuple[str, ...]) -> tuple[str, ...]:
+    if asked is None:
+        return there
+    if unknown := [name for name in asked if name not in there]:
+        raise UserError(f"class {unknown[0]!r}: unknown; expected some of {', '.join(there)}")
+    if len(set(asked)) < max(len(asked), 2):
+        raise UserError(f"classes {','.join(asked)}: expected two or more, each once")
+    return tuple(asked)
 
 
 def split_counts(

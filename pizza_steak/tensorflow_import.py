@@ -1,17 +1,24 @@
-"""Imports TensorFlow without its log messages."""
+"""Imports TensorFlow without its log messages, and with oneDNN."""
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from types import ModuleType
 
 
 def import_tensorflow() -> ModuleType:
-    """Imports TensorFlow, and makes it log only errors that end the process."""
+    """Imports TensorFlow, with oneDNN, and makes it log only errors that end the process."""
+    # TensorFlow turns it off on some processors where it is three times as fast.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     # TensorFlow logs each CUDA library that it does not find; failures still raise.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    imported = "tensorflow" in sys.modules
     with stderr_dropped():  # Some messages come before that variable is read.
         import tensorflow
+    if not imported:
+        # It warns that functions are traced often, which every new model does.
+        tensorflow.get_logger().setLevel("ERROR")
     return tensorflow
 
 

@@ -19,7 +19,6 @@ from pizza_steak import (
     splits,
 )
 from pizza_steak.errors import UserError
-from pizza_steak.flags import Numbers
 from trainers.configuration import DataConfig
 
 _BATCH_SIZE = 32
@@ -118,8 +117,7 @@ class Data:
     @property
     def _all_labels(self) -> np.ndarray:
         """The class indices of all records; 0 for a record that is in no split."""
-        asked = {name: label for label, name in enumerate(self.classes)}
-        return np.array([asked.get(name, 0) for name in self.records.classes])[self.records.labels]
+        return self.records.labels_of(self.classes)
 
 
 def load(config: DataConfig, split: str | None = None) -> Data:
@@ -133,8 +131,7 @@ def load(config: DataConfig, split: str | None = None) -> Data:
       UserError: The archive, the dataset, a class, a split or an image is wrong.
     """
     format = format_of(config)
-    prepared, texts, rows = open_splits(config, split)
-    classes = _classes(config.classes, prepared.classes)
+    found = open_splits(config, split)
     service, cache = config.data_service, config.decoded_cache
     if service and cache not in (None, "none"):
         raise UserError(
@@ -147,37 +144,26 @@ def load(config: DataConfig, split: str | None = None) -> Data:
             "again in every epoch, the second keeps their images"
         )
     pictures = decoded.decode(
-        prepared,
+        found.records,
         format,
         cache=cache or ("none" if service else "disk"),
         on_bad_image=config.on_bad_image,
     )
-    rows = {purpose: found[~np.isin(found, [*pictures.bad])] for purpose, found in rows.items()}
-    for purpose, text in texts.items():
-        if not rows[purpose].size:
-            raise UserError(
-                f"split {text!r}: has no readable image of the classes {', '.join(classes)}"
-            )
+    rows = decoded.readable_rows(pictures, found)
     if service:
-        _check_not_for_pillow(prepared, np.concatenate(list(rows.values())))
-        data_service.check(service, prepared)
+        _check_not_for_pillow(found.records, np.concatenate(list(rows.values())))
+        data_service.check(service, found.records)
         assert isinstance(pictures, decoded.StreamedPictures)  # Nothing is kept.
         pictures = dataclasses.replace(pictures, in_graph=True)
-    return Data(prepared, pictures, format.shape, classes, texts, rows, service)
+    return Data(found.records, pictures, format.shape, found.classes, found.texts, rows, service)
 
 
-def open_splits(
-    config: DataConfig, split: str | None = None
-) -> tuple[records.Records, dict[str, str], dict[str, np.ndarray]]:
+def open_splits(config: DataConfig, split: str | None = None) -> records.SplitRecords:
     """Prepares and splits the images that the flags name, but decodes nothing.
 
     Args:
       config: The flags.
       split: As for `load`.
-
-    Returns:
-      The records, the texts of the splits by purpose, and their rows by purpose, those of the
-      classes that were asked for.
 
     Raises:
       UserError: The archive, the dataset, a class or a split is wrong; a wrong split is found
@@ -185,22 +171,14 @@ def open_splits(
     """
     names = [field.name for field in dataclasses.fields(splits.Request)]
     request = splits.Request(**{name: getattr(config, name) for name in names})
-    where: dict[str, Any] = {"archive": config.archive, "follow_links": config.follow_links}
-    name = str(config.archive or config.dataset)
-
-    def plan(counts: Mapping[str, int]) -> splits.Plan:
-        if split is None:
-            return splits.plan(request, counts, name)
-        rows = splits.rows(split, counts, "--split", name)
-        return splits.Plan({"test": split}, {"test": rows}, {}, np.arange(0))
-
-    plan(records.split_counts(config.dataset, **where))
-    prepared = records.prepare(config.dataset, data_dir=config.data_dir, **where)
-    planned = plan(prepared.counts)  # pizza_steak/photos may come from the user's own zip.
-    rows = planned.rows(prepared.labels, prepared.digests)
-    kept = np.isin(np.array(prepared.classes), _classes(config.classes, prepared.classes))
-    rows = {purpose: found[kept[prepared.labels[found]]] for purpose, found in rows.items()}
-    return prepared, dict(planned.texts), rows
+    return records.prepare_splits(
+        config.dataset,
+        request if split is None else split,
+        archive=config.archive,
+        classes=config.classes,
+        data_dir=config.data_dir,
+        follow_links=config.follow_links,
+    )
 
 
 def _check_not_for_pillow(prepared: records.Records, rows: np.ndarray) -> None:
@@ -242,35 +220,12 @@ def format_of(config: DataConfig) -> decoding.Format:
     Raises:
       UserError: The image size is neither one whole number nor two.
     """
-    size = _size(config.image_size)
+    assert config.image_size is not None  # `setup.resolved` has replaced it.
     return decoding.Format(
-        size,
+        decoding.size_of(config.image_size),
         config.interpolation,
         config.aspect_ratio,
         config.color_mode,
         config.antialias,
         config.exif,
     )
-
-
-def _size(image_size: Numbers | None) -> tuple[int, int]:
-    assert image_size is not None  # `setup.resolved` has replaced it.
-    size = [image_size] * 2 if isinstance(image_size, int | float) else list(image_size)
-    whole = [length for length in size if isinstance(length, int)]
-    if not len(size) == len(whole) == 2:
-        raise UserError(
-            f"image_size {','.join(map(str, size))}: expected whole pixels, one number for both "
-            "height and width, or two"
-        )
-    return whole[0], whole[1]
-
-
-def _classes(asked: tuple[str, ...] | None, there: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns the classes that were asked for, in that order; by default all."""
-    if asked is None:
-        return there
-    if unknown := [name for name in asked if name not in there]:
-        raise UserError(f"class {unknown[0]!r}: unknown; expected some of {', '.join(there)}")
-    if len(set(asked)) < max(len(asked), 2):
-        raise UserError(f"classes {','.join(asked)}: expected two or more, each once")
-    return asked

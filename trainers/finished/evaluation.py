@@ -286,13 +286,13 @@ def _seen(run: run_directory.Run, config: EvaluateConfig, digests: np.ndarray) -
     if not data.archive and not records.is_prepared(data.dataset, data_dir=data.data_dir):
         return unknown  # It is not worth a download.
     try:
-        prepared, _, rows = run_data.open_splits(data)
+        found = run_data.open_splits(data)
     except UserError:  # The images are gone.
         return unknown
-    if prepared.fingerprint != environment["fingerprint"]:
+    if found.records.fingerprint != environment["fingerprint"]:
         return unknown
     trained, validated = (
-        splits.shared(digests, prepared.digests[rows.get(purpose, np.arange(0))])
+        splits.shared(digests, found.records.digests[found.rows.get(purpose, np.arange(0))])
         for purpose in ("train", "validation")
     )
     return dict(zip(unknown, (trained, validated, validated > 0), strict=True))

@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-import tqdm
 
-from pizza_steak import decoded, decoding
+from pizza_steak import decoded, decoding, progress_bar
 from pizza_steak.atomic import output_file
 from pizza_steak.errors import UserError
 from pizza_steak.text_width import padded, text_width
@@ -169,12 +168,12 @@ def predict(run: run_directory.Run, images: Sequence[str], batch_size: int = 32)
     if len(there):
         model, format = loading.load_model(run), run_data.format_of(run.config.data)
         batches = _batches(sources, there, format, batch_size)
-        with tqdm.tqdm(total=len(there), unit=" images", disable=None) as progress:
+        with progress_bar.progress_bar(total=len(there)) as bar:
             for rows, images, reasons in batches.as_numpy_iterator():
                 probabilities[rows] = loading.class_probabilities(model.predict_on_batch(images))
                 found = zip(rows, reasons, strict=True)
                 faults |= {int(row): text.decode() for row, text in found if text}
-                progress.update(len(rows))
+                bar.update(len(rows))
     return Predictions(sources, classes, probabilities, faults)
 
 

@@ -14,9 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
-import tqdm
 
-from pizza_steak import decoded, input_pipeline
+from pizza_steak import decoded, input_pipeline, progress_bar
 from pizza_steak.atomic import make_once
 from pizza_steak.errors import UserError
 from trainers import data as run_data
@@ -93,10 +92,10 @@ def _features(ready: Setup, rows: np.ndarray, versions: int | None) -> _Features
 
     def write_to(write: Callable[[np.ndarray], None]) -> None:
         network.compile(jit_compile=ready.chosen.jit_compile)
-        with tqdm.tqdm(total=shape[0], desc="features", unit=" images", disable=None) as progress:
+        with progress_bar.progress_bar(total=shape[0], desc="features") as bar:
             for features in _computed(ready, rows, versions):
                 write(features)
-                progress.update(len(features))
+                bar.update(len(features))
 
     if ready.config.data.decoded_cache in (None, "disk") and os.access(
         data.records.folder, os.W_OK
