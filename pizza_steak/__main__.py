@@ -6,6 +6,7 @@ pizza-steak fit --help
 
 import ast
 import difflib
+import os
 import pathlib
 import runpy
 import sys
@@ -34,6 +35,8 @@ def main() -> None:
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in COMMANDS:
         sys.argv[1:] = arguments
+        # As for `python -m`: modules of --model and --callback may be in the current folder.
+        sys.path.insert(0, os.getcwd())
         runpy.run_module(COMMANDS[name], run_name="__main__", alter_sys=True)
     elif name in ("-h", "--help", "--helpfull", "help"):
         command.show(listing())

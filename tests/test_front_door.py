@@ -42,6 +42,15 @@ def test_it_says_its_version(run):
     assert run("--version") == (0, f"pizza-steak {pizza_steak.__version__}\n", "")
 
 
+def test_a_command_finds_modules_in_the_current_folder(run, monkeypatch, tmp_path):
+    paths = []
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(front_door.runpy, "run_module", lambda *_, **__: paths.append(sys.path[0]))
+    monkeypatch.chdir(tmp_path)
+    assert run("fit")[0] == 0
+    assert paths == [str(tmp_path)]
+
+
 @pytest.mark.parametrize(
     "wrong, said",
     [
