@@ -30,7 +30,7 @@ def test_an_unknown_name_is_an_attribute_error(package):
 def test_help_is_ours(package):
     text = pydoc.plain(pydoc.render_doc(package))
     for name in package.__all__:
-        assert name in text
+        assert ("VERSION" if name == "__version__" else name) in text  # As pydoc calls it.
     for theirs in ("download_and_prepare", "BuilderConfig", "beam"):
         assert theirs not in text
 

@@ -5,8 +5,8 @@ python -m trainers.predict --run_dir=runs/tinyvgg 'more/*.jpg' food.zip/test
 
 An IMAGE is a file, a folder, a pattern or a zip; what follows the path of a zip
 is within it. The predictions go to standard output, a line for each image; the
-number of images of each class, and what is missing or unreadable, go to standard
-error. The exit status is 1 if anything is.
+number of images of each class, and what is missing or unreadable, go to
+standard error. The exit status is 1 if anything is missing or unreadable.
 """
 
 import sys
