@@ -234,5 +234,5 @@ def test_commands_take_the_latest_run(finished, archive, tmp_path, command, argu
     )
     assert status == 0
     assert stderr.startswith(f"run_dir latest: {tmp_path}/runs/a\n")
-    assert stderr.count("latest") == 1
+    assert stderr.count("run_dir latest: ") == 1
     assert stdout
