@@ -181,7 +181,7 @@ def test_the_programs_of_readme_use_the_exports_and_the_package(home):
     numbers = [float(text) for text in run(home, "-c", images + litert).strip(" []\n").split()]
     assert numbers == pytest.approx([*probabilities.values()], abs=1e-4)
     program = (
-        notebook.replace('flagfile="pretrained"', f"**{SMALL}")
+        notebook.replace('flagfile="pretrained.flags"', f"**{SMALL}")
         + "\nprint(run.predict('photo.jpg'))"
     )
     (row,) = ast.literal_eval(run(home, "-c", program).splitlines()[-1])
