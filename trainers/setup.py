@@ -12,6 +12,7 @@ import tensorflow as tf
 from pizza_steak.errors import UserError
 from pizza_steak.flags import Numbers
 from trainers import data as run_data
+from trainers import user_code
 from trainers.configuration import DataConfig, ModelConfig
 from trainers.hardware import devices
 from trainers.models import (
@@ -213,7 +214,7 @@ def _check_stages(config: Any) -> None:
         raise UserError("fine_tuning_rate: is for the epochs after --head_epochs; expected both")
     if not asked.head_epochs:
         return
-    if networks.is_built_here(model) or backbones.is_function(model):
+    if networks.is_built_here(model) or user_code.is_function(model.model):
         raise UserError(
             f"head_epochs {asked.head_epochs}: --model={model.model} has no head of its own; "
             "expected a network of keras.applications, a run or a .keras file"

@@ -33,10 +33,10 @@ def main(names):
     if len(names) == 2 and names[0] == "--one":
         print(_tried(names[1]))
         return 0
-    from trainers.models import backbones
+    from trainers.models import applications
 
     failed = []
-    for name in names or sorted(backbones.applications()):
+    for name in names or sorted(applications.functions()):
         start = time.monotonic()
         process = subprocess.run(
             [sys.executable, __file__, "--one", name], capture_output=True, text=True, check=False
@@ -95,11 +95,11 @@ def _preprocessing_difference(name, size):
 
     It is relative to the largest feature.
     """
-    from trainers.models import backbones
+    from trainers.models import applications
 
     config = ModelConfig(model=name, weights="none")
-    model = backbones.build(config, (size, size, 3), ("dark", "light")).model
-    module = sys.modules[backbones.applications()[name].__module__]
+    model, _ = applications.build(config, (size, size, 3))
+    module = sys.modules[applications.functions()[name].__module__]
     images = np.random.default_rng(0).uniform(0, 255, (2, size, size, 3)).astype(np.float32)
     network = model.layers[-1]
     expected = np.asarray(network(module.preprocess_input(images.copy()), training=False))

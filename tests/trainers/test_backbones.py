@@ -22,7 +22,7 @@ from pizza_steak.errors import UserError
 from trainers import setup
 from trainers.configuration import ArtifactConfig, EvaluateConfig, EvaluationConfig, ModelConfig
 from trainers.finished import evaluation, exporting, prediction
-from trainers.models import backbones, nested, networks
+from trainers.models import applications, backbones, nested, networks
 from trainers.runs.run_directory import open_run, plan
 from trainers.training import descriptions
 
@@ -193,12 +193,12 @@ def test_an_application_gets_images_of_its_own_size(name):
 
 
 def test_every_application_is_offered():
-    found = backbones.applications()
+    found = applications.functions()
     assert len(found) == 40
     assert all(callable(vars(keras.applications)[f.__name__]) for f in found.values())
-    assert found.keys() >= backbones._SIZES.keys()
+    assert found.keys() >= applications._SIZES.keys()
     modules = {function.__module__.rpartition(".")[2] for function in found.values()}
-    assert modules - {"resnet_v2"} == backbones._LICENCES.keys()
+    assert modules - {"resnet_v2"} == applications._LICENCES.keys()
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from small_runs import ROOT, assert_same_run, fit, layout, parse_flags, run_comm
 
 from pizza_steak.errors import UserError
 from trainers.runs import run_directory, scores
-from trainers.training import loop, progress
+from trainers.training import progress, results
 
 # Ends the run by Ctrl-C at the start of a step: "EPOCH STEP" in the variable STOP, from 0.
 INTERRUPTING = """
@@ -133,7 +133,7 @@ def test_of_many_classes_the_end_shows_the_worst(finished):
     by_class = scores.by_class(np.array(matrix), names)
     by_class["unseen"] = {"images": 0, "accuracy": None}
     values = finished.values | {"test_by_class": by_class}
-    summary = loop.FitResult(finished.run_dir, values).summary()
+    summary = results.FitResult(finished.run_dir, values).summary()
     shown = re.findall(r"^  (class \d+) ", summary, re.MULTILINE)
     assert shown == [f"class {row}" for row in range(29, 19, -1)]
     assert "\n  and 20 classes with as many or more right\n" in summary

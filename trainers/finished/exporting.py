@@ -32,7 +32,7 @@ from pizza_steak.tensorflow_import import stderr_dropped
 from trainers import data as run_data
 from trainers.configuration import ArtifactConfig
 from trainers.finished import loading
-from trainers.models import nested
+from trainers.models import nested, saved_networks
 from trainers.runs import run_directory
 
 # The largest difference between a probability and that of the Keras model.
@@ -263,7 +263,7 @@ def export(run: run_directory.Run, config: ArtifactConfig) -> Export:
         )
     path = pathlib.Path(config.output or run.path / export_format.name).expanduser().absolute()
     _check_free(path, config.overwrite)
-    model = nested.in_precision(run.load_model(), keras.DTypePolicy("float32"))
+    model = nested.in_precision(saved_networks.load_model(run), keras.DTypePolicy("float32"))
     classes = run.result["classes"]
     format = run_data.format_of(run.config.data)
     _check_fits(model, format, classes, run)

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 
 from trainers.hardware import devices
+from trainers.models import saved_networks
 from trainers.runs import run_directory
 
 
@@ -13,7 +14,7 @@ def load_model(run: run_directory.Run) -> keras.Model:
     Raises:
       UserError: The model cannot be loaded.
     """
-    model = run.load_model()
+    model = saved_networks.load_model(run)
     chosen = devices.choose(devices.one_device(run.config.devices))
     model.compile(jit_compile=chosen.jit_compile)
     return model

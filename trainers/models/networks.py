@@ -13,8 +13,9 @@ import keras
 import tensorflow as tf
 
 from pizza_steak.errors import UserError
+from trainers import user_code
 from trainers.configuration import ModelConfig, trainable_layers
-from trainers.models import backbones, nested
+from trainers.models import backbones, nested, own_networks
 
 layers = keras.layers
 
@@ -139,7 +140,7 @@ def check(config: ModelConfig, image_shape: tuple[int, int, int]) -> None:
                 f"model {config.model!r}: its layers do not fit images of {height} x {width} "
                 "pixels; use a larger --image_size or fewer --blocks"
             )
-    elif backbones.is_function(config):
+    elif user_code.is_function(config.model):
         own = (*_SIZES_OF_BLOCKS, *_HEAD_SIZES, "weights", "features", "trainable")
         _refuse(config, (*own, "dropout", "batch_normalization"), "say all of that themselves")
     elif backbones.is_application(config) or backbones.is_saved(config):
@@ -278,8 +279,8 @@ def build(
     if built_here:
         outputs = head(blocks(x, sizes), sizes, len(classes))
         return Network(keras.Model(inputs, outputs, name=config.model))
-    if backbones.is_function(config):
-        made = backbones.call(config, image_shape, len(classes))
+    if user_code.is_function(config.model):
+        made = own_networks.call(config, image_shape, len(classes))
         return Network(keras.Model(inputs, made(x), name=made.name))
     found = backbones.build(config, image_shape, tuple(classes))
     trainable = trainable_layers(config.trainable)

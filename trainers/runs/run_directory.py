@@ -20,14 +20,12 @@ import dataclasses
 import json
 import os
 import pathlib
-import re
 import secrets
 import shlex
 import sys
 import time
-import zipfile
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pizza_steak import atomic
 from pizza_steak.atomic import atomic_path, remove
@@ -35,9 +33,6 @@ from pizza_steak.errors import UserError
 from trainers.configuration import FitConfig
 from trainers.runs import identity
 from trainers.runs.checkpoint import Progress, Saved, read_progress
-
-if TYPE_CHECKING:
-    import keras  # Not at run time: a run's numbers can be read without TensorFlow.
 
 LATEST = "latest"
 # All that a run and its exports write, and all that --overwrite may remove.
@@ -94,29 +89,6 @@ class Run:
           UserError: The file cannot be read, or has a flag that does not exist.
         """
         return identity.read(FitConfig, self.path / "run.flags")
-
-    def load_model(self) -> "keras.Model":
-        """Returns the model of model.keras, not compiled.
-
-        Raises:
-          UserError: The file is missing, is not a Keras model, or contains code of its own.
-        """
-        import keras
-
-        from pizza_steak import augmentation, normalization  # noqa: F401  Registers layers.
-        from trainers.models import backbones
-
-        path = self.path / "model.keras"
-        if not zipfile.is_zipfile(path):
-            raise UserError(f"model {path}: missing, or no Keras model; train the run again")
-        backbones.import_layers(self.config.model)
-        try:
-            return keras.models.load_model(path, compile=False)
-        except Exception as error:  # Keras, zipfile, json and h5py raise different ones.
-            reason = re.split(r"\. |\n", str(error))[0]
-            raise UserError(
-                f"model {path}: cannot be loaded ({reason}); train the run again"
-            ) from error
 
     @property
     def progress(self) -> Progress:

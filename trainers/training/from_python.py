@@ -79,9 +79,9 @@ class TrainedRun:
             return list(prediction.predict(run, [os.fspath(path) for path in paths]).rows())
 
     def __repr__(self) -> str:
-        from trainers.training import loop
+        from trainers.training import results
 
-        return loop.FitResult(self.run_dir, dict(self.result)).summary()
+        return results.FitResult(self.run_dir, dict(self.result)).summary()
 
 
 def train(archive: str | os.PathLike[str] | None = None, **flags: Any) -> TrainedRun:

@@ -21,6 +21,7 @@ from trainers.configuration import FitConfig  # noqa: E402
 from trainers.hardware import devices  # noqa: E402
 from trainers.runs import run_directory  # noqa: E402
 from trainers.training import loop  # noqa: E402
+from trainers.training.training import Training  # noqa: E402
 
 _FAILURE = "failure.txt"
 _LONGEST_REASON = 300  # TensorFlow's messages may be pages long.
@@ -94,7 +95,7 @@ def _train(execution: Execution) -> None:
         return
     _see_devices()
     chosen = devices.choose(execution.config.devices)
-    trained = loop.Training.prepare(execution.config, run, chosen)
+    trained = Training.prepare(execution.config, run, chosen)
     trained.start()
     if execution.earlier and not run.backup.exists():
         _copy_state(execution.earlier, run)

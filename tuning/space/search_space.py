@@ -9,7 +9,7 @@ import keras
 import keras_tuner
 
 from trainers import data as run_data
-from trainers import setup
+from trainers import setup, user_code
 from trainers.configuration import (
     CHAPTERS_AUGMENTATION,
     AugmentationConfig,
@@ -19,7 +19,7 @@ from trainers.configuration import (
     OptimisationConfig,
     RunConfig,
 )
-from trainers.models import backbones, networks
+from trainers.models import networks
 from tuning.configuration import SpaceConfig, SweepConfig
 from tuning.space.ranges import Range
 
@@ -51,7 +51,7 @@ class SearchSpace(keras_tuner.HyperModel):
     def has_heads_only(self) -> bool:
         """Whether no point of the space trains more than the head of a network."""
         models = (ModelConfig(model=name) for name in self.ranges["model"].values)
-        return not any(networks.is_built_here(m) or backbones.is_function(m) for m in models)
+        return not any(networks.is_built_here(m) or user_code.is_function(m.model) for m in models)
 
     def declare_hyperparameters(self, hp: keras_tuner.HyperParameters) -> None:
         """Registers all hyperparameters with `hp`, each after its parent."""
@@ -91,7 +91,9 @@ class SearchSpace(keras_tuner.HyperModel):
         conditions: dict[str, tuple[str, list[Any]]] = {}
         models = {name: ModelConfig(model=name) for name in self.ranges["model"].values}
         built_here = [name for name, model in models.items() if networks.is_built_here(model)]
-        with_head = [name for name, model in models.items() if not backbones.is_function(model)]
+        with_head = [
+            name for name, model in models.items() if not user_code.is_function(model.model)
+        ]
         if len(built_here) < len(models):
             own = ("blocks", *convolutional, "filter_growth", "global_pooling")
             conditions |= dict.fromkeys(own, ("model", built_here))

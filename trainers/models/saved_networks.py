@@ -1,0 +1,217 @@
+"""Networks in .keras files and in finished runs, whole and without their heads."""
+
+import itertools
+import json
+import pathlib
+import re
+import zipfile
+
+import keras
+
+from pizza_steak import augmentation, normalization  # noqa: F401  Registers layers.
+from pizza_steak.errors import UserError, first_line
+from pizza_steak.flags import Numbers
+from trainers import user_code
+from trainers.configuration import ModelConfig
+from trainers.models import nested
+from trainers.runs import run_directory
+
+_COLOR_MODES = {1: "grayscale", 3: "rgb", 4: "rgba"}
+
+# Layers after the features, if their inputs are vectors.
+_HEAD_LAYERS = (
+    keras.layers.Activation,
+    keras.layers.BatchNormalization,
+    keras.layers.Dense,
+    keras.layers.Dropout,
+    keras.layers.ReLU,
+    keras.layers.Softmax,
+)
+
+
+def build(
+    config: ModelConfig, image_shape: tuple[int, int, int], classes: tuple[str, ...]
+) -> tuple[keras.Model, list[keras.layers.Layer]]:
+    """Loads the network that --model names, and takes it apart.
+
+    Args:
+      config: The flags.
+      image_shape: Height, width and channels of the images.
+      classes: The class names.
+
+    Returns:
+      The network up to its features; and if its classes are these, the layers after them.
+
+    Raises:
+      UserError: There is no such run, file or layer, or the network does not take such images.
+    """
+    path, same = path_of(config), None
+    if path.is_dir():
+        run = run_directory.open_run(config.model)
+        model, same = load_model(run), tuple(run.result["classes"]) == classes
+    else:
+        model = _load(path)
+    model = _functional(nested.in_precision(model, keras.config.dtype_policy()))
+    check_images(config, model, image_shape)
+    features, head = _split(config, model)
+    if not (_fits(model, len(classes)) if same is None else same):
+        head = []
+    name = path.stem if path.suffix == ".keras" else model.name
+    return keras.Model(model.input, features, name=re.sub(r"\W", "_", name)), head
+
+
+def load_model(run: run_directory.Run) -> keras.Model:
+    """Returns the model of a finished run, not compiled.
+
+    Raises:
+      UserError: The file is missing, is not a Keras model, or contains code of its own.
+    """
+    path = run.path / "model.keras"
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"model {path}: missing, or no Keras model; train the run again")
+    own = run.config.model.model
+    if user_code.is_function(own):  # It may register layers of its own.
+        user_code.import_module("model", own)
+    try:
+        return keras.models.load_model(path, compile=False)
+    except Exception as error:  # Keras, zipfile, json and h5py raise different ones.
+        reason = re.split(r"\. |\n", str(error))[0]
+        raise UserError(
+            f"model {path}: cannot be loaded ({reason}); train the run again"
+        ) from error
+
+
+def image_size(config: ModelConfig) -> Numbers | None:
+    """Returns the height and width that the network that --model names wants; None if any.
+
+    Raises:
+      UserError: There is no such run or file.
+    """
+    if path_of(config).is_dir():
+        return run_directory.open_run(config.model).config.data.image_size
+    return _input_size(path_of(config))
+
+
+def path_of(config: ModelConfig) -> pathlib.Path:
+    """Returns the path that --model names.
+
+    Raises:
+      UserError: There is no such file or folder.
+    """
+    path = pathlib.Path(config.model).expanduser().absolute()
+    if not path.exists():
+        raise UserError(
+            f"model {config.model}: no such file or folder; expected a .keras file or the "
+            "directory of a finished run"
+        )
+    return path
+
+
+def _input_size(path: pathlib.Path) -> tuple[int, int] | None:
+    """Returns the height and width of a .keras file's images, without loading it."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            first, *_ = json.loads(file.read("config.json"))["config"]["layers"]
+        _, height, width, _ = first["config"]["batch_shape"]
+    except (OSError, zipfile.BadZipFile, LookupError, TypeError, ValueError):
+        return None  # `_load` says what is wrong.
+    return (height, width) if height and width else None
+
+
+def _load(path: pathlib.Path) -> keras.Model:
+    """Loads a .keras file; Keras refuses one that contains code."""
+    try:
+        model = keras.saving.load_model(path, compile=False)
+    except Exception as error:  # Keras, zipfile, json and h5py raise different ones.
+        raise UserError(f"model {path}: cannot be loaded ({first_line(error)})") from error
+    if not isinstance(model, keras.Model) or not is_functional(model):
+        raise UserError(f"model {path}: expected a functional or sequential Keras model")
+    if len(model.inputs) != 1 or len(model.outputs) != 1 or len(model.input_shape) != 4:
+        raise UserError(f"model {path}: expected one input of images and one output")
+    return model
+
+
+def is_functional(model: keras.Model) -> bool:
+    """Returns whether a model is functional or sequential, and has been built."""
+    return getattr(model, "inputs", None) is not None and model.outputs is not None
+
+
+def check_images(
+    config: ModelConfig, model: keras.Model, image_shape: tuple[int, int, int]
+) -> None:
+    """Checks that a model takes images of this height, width and number of channels.
+
+    Raises:
+      UserError: It does not.
+    """
+    height, width, channels = model.input_shape[1:]
+    expected = []
+    if any(w not in (None, s) for w, s in zip((height, width), image_shape[:2], strict=True)):
+        expected.append(f"--image_size={height or image_shape[0]},{width or image_shape[1]}")
+    if channels not in (None, image_shape[2]):
+        mode = _COLOR_MODES.get(channels)
+        expected.append(f"--color_mode={mode}" if mode else "a network for 1, 3 or 4 channels")
+    if expected:
+        raise UserError(
+            f"model {config.model}: takes images of {_by(model.input_shape[1:])}, not "
+            f"{_by(image_shape)}; expected {' and '.join(expected)}"
+        )
+
+
+def _by(shape: tuple[int | None, ...]) -> str:
+    return " x ".join("any" if length is None else str(length) for length in shape)
+
+
+def _split(
+    config: ModelConfig, model: keras.Model
+) -> tuple[keras.KerasTensor, list[keras.layers.Layer]]:
+    """Returns the features of a network, and the layers after them if --features names none."""
+    head: list[keras.layers.Layer] = []
+    if config.features is not None:
+        names = [layer.name for layer in model.layers]
+        if config.features not in names:
+            raise UserError(
+                f"features {config.features!r}: {config.model} has no such layer; its last ones "
+                f"are {', '.join(names[-6:])}"
+            )
+        tensor = model.get_layer(config.features).output
+    else:
+        tensor, head = _without_head(model)
+    if len(tensor.shape) != 2:
+        raise UserError(
+            f"model {config.model}: the output of {config.features or model.layers[-1].name} has "
+            f"the shape {tuple(tensor.shape)}; expected --features to name a layer whose output "
+            "is one vector per image, such as a global pooling"
+        )
+    return tensor, head
+
+
+def _without_head(model: keras.Model) -> tuple[keras.KerasTensor, list[keras.layers.Layer]]:
+    """Returns the input of the dense layers at the end of a model, and these layers."""
+    tensor = model.output
+    head: list[keras.layers.Layer] = []
+    for before, layer in reversed(list(itertools.pairwise(model.layers))):
+        if isinstance(layer, keras.Model):  # A run of a user's function ends with its network.
+            inner, rest = _without_head(_functional(layer))
+            if rest:
+                part = keras.Model(layer.inputs[0], inner, name=layer.name)
+                return part(before.output), rest + head
+        if not isinstance(layer, _HEAD_LAYERS) or len(layer.input.shape) > 2:
+            break
+        tensor, head = layer.input, [layer, *head]
+    return tensor, head
+
+
+def _functional(model: keras.Model) -> keras.Model:
+    """Returns a model that is not sequential, which has an input layer."""
+    if not isinstance(model, keras.Sequential):
+        return model
+    return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+
+
+def _fits(model: keras.Model, num_classes: int) -> bool:
+    """Returns whether a model ends with the probabilities of so many classes."""
+    units, last = model.output_shape[-1], model.layers[-1]
+    activation = getattr(getattr(last, "activation", None), "__name__", "")
+    expected = {1: "sigmoid"}.get(units, "softmax")
+    return activation == expected and units == (1 if num_classes == 2 else num_classes)

@@ -1,0 +1,74 @@
+"""What a finished training returns and prints."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from trainers.runs import scores
+from trainers.runs.run_directory import command_line, kept_epoch
+from trainers.training import descriptions
+
+_MOST_CLASSES = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+    """A finished run.
+
+    Attributes:
+      run_dir: The run directory.
+      values: The content of its result.json.
+      chief: The process that has the run directory; None if it is this one.
+    """
+
+    run_dir: pathlib.Path
+    values: dict[str, Any]
+    chief: str | None = None
+
+    def summary(self) -> str:
+        """Returns the main numbers, the run directory and what to do next, as text."""
+        values = self.values
+        if self.chief:
+            return f"trained with {self.chief}, which saved the results to {self.run_dir}"
+        history = values["history"]
+        kept = kept_epoch(history)
+        metrics = [name for name in ("val_accuracy", "val_loss") if name in history]
+        said = ", ".join(f"{name} {history[name][kept]:.4f}" for name in metrics or ["accuracy"])
+        run_dir = descriptions.short_path(self.run_dir)
+        where = f"--run_dir={run_dir}"
+        return "\n".join(
+            [
+                f"{'best' if metrics else 'last'} epoch {kept + 1} of {len(history['loss'])}: "
+                + said,
+                f"test accuracy {scores.test_accuracy_text(values)}, "
+                f"loss {values['test_loss']:.4f}",
+                *_class_lines(values.get("test_by_class", {})),
+                *scores.test_cautions(values),
+                f"{values['fit_seconds']:.1f} s, "
+                f"{values['train_images_per_second']:.0f} training images per second",
+                f"results saved to {run_dir}",
+                "",
+                "next:",
+                command_line("evaluate", where),
+                command_line("predict", where, "photo.jpg"),
+                command_line("export", where),
+            ]
+        )
+
+
+def _class_lines(by_class: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Returns a line for each class with its test accuracy; of many classes for the worst."""
+    tested = {name: row for name, row in by_class.items() if row["images"]}
+    shown = list(tested)
+    if len(shown) > _MOST_CLASSES:
+        shown = sorted(shown, key=lambda name: tested[name]["accuracy"])[:_MOST_CLASSES]
+    width = max(map(len, shown), default=0)
+    lines = [
+        f"  {name:<{width}}  {row['accuracy']:.3f} ({row['images']:,} images)"
+        for name in shown
+        for row in [tested[name]]
+    ]
+    if more := len(tested) - len(shown):
+        lines.append(f"  and {more} classes with as many or more right")
+    return lines
