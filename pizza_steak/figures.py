@@ -15,9 +15,9 @@ from pizza_steak.atomic import output_file
 from pizza_steak.errors import UserError
 from pizza_steak.text_width import text_width
 
-# Inches: the width of an image with its margin, the height of a line of its caption, and the height
-# of a color bar.
-_CELL, _LINE, _SCALE = 1.9, 0.17, 0.5
+# Inches: the width of an image with its margin, this margin, the height of a line of a caption, and
+# that of a color bar.
+_CELL, _GAP, _LINE, _SCALE = 1.9, 0.1, 0.17, 0.6
 LONGEST = 400  # Pixels of an image's longer side: more than a cell has.
 _CHARACTERS = 28  # Of a caption line, in that width.
 _END = 10  # Characters at the end of a line that is cut: a probability, or a file's suffix.
@@ -90,19 +90,28 @@ def draw_grid(
     lines = [max(len(caption.splitlines()) for caption in captions[row]) for row in rows]
     # A row is as high as its images need, but a cell is never higher than wide.
     ratios = [min(max(i.shape[0] / i.shape[1] for i in images[row]), 1.0) for row in rows]
-    heights = [_CELL * r + _LINE * n for r, n in zip(ratios, lines, strict=True)]
-    size = (_CELL * columns, sum(heights) + (_SCALE if scale else 0))
-    figure = ShownFigure(figsize=size, layout="constrained")
-    grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for axes, image, caption in zip(grid.flat, images, captions, strict=False):
-        axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
-        cut = map(shortened, caption.splitlines())
-        axes.set_title("\n".join(cut), fontsize=8, pad=3, parse_math=False)
+    ends = np.cumsum([_LINE * n + _CELL * r for r, n in zip(ratios, lines, strict=True)])
+    width, height = _CELL * columns, ends[-1] + (_SCALE if scale else 0)
+    figure = ShownFigure(figsize=(width, height))
+    # One pair of axes in inches: a pair for each image takes ten times as long to lay out.
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        row, column = divmod(number, columns)
+        space, middle = _CELL - _GAP, (column + 0.5) * _CELL
+        side = min(space / image.shape[1], (_CELL * ratios[row] - _GAP) / image.shape[0])
+        half, top = side * image.shape[1] / 2, ends[row] - _CELL * ratios[row]
+        bottom = top + side * image.shape[0]
+        extent = (middle - half, middle + half, bottom, top)
+        axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255, extent=extent, aspect="auto")
+        text = "\n".join(map(shortened, caption.splitlines()))
+        place = {"ha": "center", "va": "bottom", "parse_math": False}
+        axes.text(middle, top - _GAP / 4, text, fontsize=8, **place)
+    axes.set(xlim=(0, width), ylim=(height, 0))
     if scale:
         colors, label = scale
-        bar = figure.colorbar(colors, ax=grid, location="bottom", shrink=0.5, aspect=50, pad=0.01)
+        bar_axes = figure.add_axes((0.25, (_SCALE - 0.15) / height, 0.5, 0.1 / height))
+        bar = figure.colorbar(colors, cax=bar_axes, orientation="horizontal")
         bar.set_label(label, fontsize=8)
         bar.ax.tick_params(labelsize=8)
     return figure

@@ -1,5 +1,6 @@
 """Small generated pictures, archives and records of them, and the flags of a run."""
 
+import gc
 import io
 import os
 import pathlib
@@ -31,6 +32,15 @@ SLOWEST = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     ranks = {name: rank for rank, name in enumerate(SLOWEST)}
     items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
+
+
+# The objects of imported packages stay: to look for garbage among them takes seconds.
+gc.disable()
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
 
 
 def _picture(seed: int, width: int, height: int) -> Image.Image:

@@ -36,6 +36,14 @@ def wait_for_the_next_tick():
     time.sleep(contents._TICK / 1e9 + 0.1)
 
 
+@pytest.fixture(scope="module")
+def aged(make_archive):
+    """A folder whose files are old enough to be remembered."""
+    folder = make_archive(FOOD, as_zip=False)
+    wait_for_the_next_tick()
+    return folder
+
+
 @pytest.mark.parametrize("as_zip", [True, False], ids=["zip", "folder"])
 def test_it_is_of_the_images_alone(make_archive, fingerprint, as_zip):
     files = {name: name.encode() for name in FOOD}
@@ -112,14 +120,12 @@ def test_only_new_and_changed_files_are_read(make_archive, jpeg, fingerprint, re
 @pytest.mark.parametrize(
     "content", [b"", b"\xff", b"[]", b"null", b'{"files": [1]}', b'{"files": {"a": [1, "b"]}}']
 )
-def test_a_damaged_cache_is_made_anew(make_archive, fingerprint, reads, tmp_path, content):
-    folder = make_archive(FOOD, as_zip=False)
-    wait_for_the_next_tick()
-    expected = fingerprint(folder)
+def test_a_damaged_cache_is_made_anew(aged, fingerprint, reads, tmp_path, content):
+    expected = fingerprint(aged)
     (cache,) = (tmp_path / "cache").iterdir()
     good = cache.read_bytes()
     cache.write_bytes(content)
-    assert fingerprint(folder) == expected
+    assert fingerprint(aged) == expected
     assert cache.read_bytes() == good
     assert len(reads) == 2 * len(FOOD)
 
@@ -140,10 +146,9 @@ def test_a_file_that_is_gone_is_named(make_archive, tmp_path):
         contents.fingerprint(archive, tmp_path)
 
 
-def test_caches_of_folders_that_are_gone_are_removed(make_archive, fingerprint, tmp_path):
-    kept, gone = (make_archive(FOOD, as_zip=False) for _ in range(2))
-    wait_for_the_next_tick()
-    fingerprint(kept)
+def test_caches_of_folders_that_are_gone_are_removed(aged, make_archive, fingerprint, tmp_path):
+    gone = make_archive(FOOD, as_zip=False)
+    fingerprint(aged)
     (cache,) = (tmp_path / "cache").iterdir()
     fingerprint(gone)
     shutil.rmtree(gone)

@@ -23,7 +23,7 @@ def float32_afterwards():
 
 def variables_of(*names: str, precision: str = "float32", optimizer: str = "sgd", units: int = 3):
     """The variables of a compiled model with a dense layer of each name, all of one shape."""
-    keras.utils.clear_session()
+    keras.utils.clear_session(free_memory=False)
     keras.config.set_dtype_policy(precision)
     inputs = keras.Input((4,))
     layers = [keras.layers.Dense(units, name=name)(inputs) for name in names]

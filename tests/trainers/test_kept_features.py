@@ -273,8 +273,6 @@ def whole_run(head_flags, tmp_path_factory):
         ("head", 2, 2, True, Progress(1, 2)),
         ("head and ema", 3, None, True, Progress(3)),
         ("two stages", 2, None, False, Progress(1, 3)),
-        ("two stages", 2, None, True, Progress(2)),
-        ("two stages", 3, 2, True, Progress(2, 2)),
         ("two stages", 4, None, True, Progress(4)),
         ("everything", 2, None, True, Progress(2)),
         ("everything", 3, 2, True, Progress(2, 2)),
