@@ -127,12 +127,14 @@ def test_a_look_at_the_first_batch_is_no_pass(load):
 def test_show_batch_draws_the_first_images_under_their_class_names(load):
     data, other = load(), load()
     images, labels = next(iter(other.train))
-    figure = data.show_batch(count=4)
-    shown = [axes for axes in figure.axes if axes.images]
-    assert [axes.get_title() for axes in shown] == [data.class_names[n] for n in labels[:4]]
-    for axes, image in zip(shown, images[:4], strict=True):
-        np.testing.assert_array_equal(axes.images[0].get_array(), image)
-    assert len([axes for axes in data.show_batch("test").axes if axes.images]) == 5
+    (axes,) = data.show_batch(count=4).axes
+    assert [text.get_text() for text in axes.texts] == [data.class_names[n] for n in labels[:4]]
+    for drawn, image, text in zip(axes.images, images[:4], axes.texts, strict=True):
+        np.testing.assert_array_equal(drawn.get_array(), image)
+        left, right, _, top = drawn.get_extent()
+        assert left < text.get_position()[0] < right
+        assert 0 < top - text.get_position()[1] < 0.1  # Inches.
+    assert len(data.show_batch("test").axes[0].images) == 5
 
 
 def test_a_notebook_shows_the_figure(load):

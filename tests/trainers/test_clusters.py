@@ -223,7 +223,7 @@ def test_processes_have_the_numbers_of_one(start, tmp_path):
 
 def test_three_that_were_preempted_and_two_that_go_on_have_the_numbers_of_one(start, tmp_path):
     flags = ("--epochs=2", *IN_FLOAT64, "--resume=auto")
-    preempted = start(3, *flags, changes={2: SIGTERM_AT_THE_START})
+    preempted = start(3, *flags, "--data_on_device", changes={2: SIGTERM_AT_THE_START})
     assert [status for status, _ in preempted.ends()] == [PREEMPTED] * 3
     assert read_progress(tmp_path / "run" / "backup" / "latest.h5") == Progress(step=1)
     # Two processes of two devices, one of which gets no image of the last batch.
