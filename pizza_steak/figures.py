@@ -104,9 +104,15 @@ def draw_grid(
         bottom = top + side * image.shape[0]
         extent = (middle - half, middle + half, bottom, top)
         axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255, extent=extent, aspect="auto")
-        text = "\n".join(map(shortened, caption.splitlines()))
-        place = {"ha": "center", "va": "bottom", "parse_math": False}
-        axes.text(middle, top - _GAP / 4, text, fontsize=8, **place)
+        axes.text(
+            middle,
+            top - _GAP / 4,
+            "\n".join(map(shortened, caption.splitlines())),
+            ha="center",
+            va="bottom",
+            fontsize=8,
+            parse_math=False,
+        )
     axes.set(xlim=(0, width), ylim=(height, 0))
     if scale:
         colors, label = scale

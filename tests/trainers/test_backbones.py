@@ -233,6 +233,15 @@ def test_weights_that_cannot_be_downloaded_are_named(tmp_path, monkeypatch):
     assert "small_224_1.0_float_no_top_v2.h5 where there is a network" in message
     assert f"put it into {tmp_path}/models, or pass --weights=none" in message
 
+    def break_off(url, *arguments):
+        raise ConnectionResetError("Connection reset by peer")
+
+    monkeypatch.setattr(keras.src.utils.file_utils, "urlretrieve", break_off)
+    assert refusal(of("mobilenetv3small")) == (
+        "weights of mobilenetv3small: cannot be downloaded (Connection reset by peer); run the "
+        "command again"
+    )
+
 
 def refusal(config: ModelConfig, shape=SMALL) -> str:
     with pytest.raises(UserError) as caught:
@@ -304,6 +313,24 @@ def test_a_file_keeps_its_head_where_the_number_of_classes_is_the_same(folder):
     five = built(of(f"{folder}/small.keras"), tuple("abcde"))
     np.testing.assert_allclose(five.model.predict(images, verbose=0), expected, rtol=1e-5)
     assert built(of(f"{folder}/small.keras"), CLASSES).model.output_shape == (None, 3)
+
+
+def test_flags_of_a_head_that_is_kept_say_what_it_is(folder, finished):
+    network, five = f"{folder}/small.keras", tuple("abcde")  # It has a dropout of 0.2.
+    assert built(of(network, dropout=0.2), five).model.output_shape == (None, 5)
+    for options, told in (
+        ({"dropout": 0.5}, f"dropout 0.5: {network} keeps its last layers, which have 0.2; "),
+        ({"dense_layers": 1}, f"dense_layers 1: {network} keeps its last layers, which have none"),
+        ({"dense_units": 8}, "dense_units 8: "),
+        ({"batch_normalization": True}, "batch_normalization True: "),
+    ):
+        with pytest.raises(UserError) as caught:
+            built(of(network, **options), five)
+        assert str(caught.value).startswith(told)
+        assert built(of(network, **options), CLASSES).model.output_shape == (None, 3)
+        assert built(of(network, features="pooled", **options), five).trainable == 0
+    # The run has a dense layer of its own.
+    assert built(of(str(finished), dense_layers=1)).model.output_shape == (None, 1)
 
 
 def test_features_are_the_inputs_of_the_last_dense_layers_or_named(folder, finished):

@@ -116,7 +116,9 @@ def build(
 def _no_download(name: str, error: Exception) -> UserError:
     address = re.search(r"https?://\S+?(?=:? |:?$)", str(error))
     if not address:
-        return UserError(f"model {name!r}: {first_line(error)}")
+        return UserError(
+            f"weights of {name}: cannot be downloaded ({first_line(error)}); run the command again"
+        )
     folder = pathlib.Path(os.environ.get("KERAS_HOME", "~/.keras"), "models")
     return UserError(
         f"weights of {name}: cannot be downloaded; fetch {address[0]} where there is a network and "

@@ -162,6 +162,26 @@ def _refuse(config: ModelConfig, names: Iterable[str], reason: str) -> None:
             )
 
 
+def _check_kept(config: ModelConfig, kept: Sequence[keras.layers.Layer]) -> None:
+    """Checks that flags of the head, if given, say what the head is that a network keeps."""
+    dense = [layer.units for layer in kept if isinstance(layer, layers.Dense)][:-1]
+    rates = {layer.rate for layer in kept if isinstance(layer, layers.Dropout)}
+    own: dict[str, Any] = {
+        "dense_layers": len(dense),
+        "dense_units": dense[0] if dense else None,
+        "dropout": max(rates, default=0),
+        "batch_normalization": any(isinstance(layer, layers.BatchNormalization) for layer in kept),
+    }
+    for name, value in own.items():
+        asked = getattr(config, name)
+        if asked not in (None, 0, value):
+            has = value or "none"
+            raise UserError(
+                f"{name} {asked}: {config.model} keeps its last layers, which have {has}; leave it "
+                "out, or pass --features=LAYER for new ones after that layer"
+            )
+
+
 def blocks(inputs: keras.KerasTensor, sizes: Sizes) -> keras.KerasTensor:
     """Applies blocks of convolutions, each with a pooling, and flattens.
 
@@ -283,6 +303,8 @@ def build(
         made = own_networks.call(config, image_shape, len(classes))
         return Network(keras.Model(inputs, made(x), name=made.name))
     found = backbones.build(config, image_shape, tuple(classes))
+    if found.head:
+        _check_kept(config, found.head)
     trainable = trainable_layers(config.trainable)
     if config.trainable is None and found.pretrained and not found.head and not head_first:
         trainable = 0
