@@ -38,6 +38,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 gc.disable()
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    # One more than cores: tests wait for the processes that they start.
+    return len(os.sched_getaffinity(0)) + 1
+
+
 def pytest_collection_finish():
     gc.freeze()
     gc.enable()
