@@ -32,7 +32,7 @@ def save(figure: Figure, path: str | os.PathLike[str], dpi: int = 120) -> None:
     suffix = os.path.splitext(path)[1]
     known = figure.canvas.get_supported_filetypes()
     if suffix and suffix[1:].lower() not in known:
-        raise UserError(f"file {path}: no figure's suffix; expected one of {', '.join(known)}")
+        raise UserError(f"file {path}: unknown format; expected one of {', '.join(known)}")
     with output_file(path) as temporary:
         _write(figure, temporary, format=suffix[1:].lower() or "png", dpi=dpi)
 
@@ -103,7 +103,7 @@ def draw_grid(
         half, top = side * image.shape[1] / 2, ends[row] - _CELL * ratios[row]
         bottom = top + side * image.shape[0]
         extent = (middle - half, middle + half, bottom, top)
-        axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255, extent=extent, aspect="auto")
+        axes.imshow(image, cmap="gray", vmin=0, vmax=255, extent=extent, aspect="auto")
         axes.text(
             middle,
             top - _GAP / 4,

@@ -56,7 +56,10 @@ def _expand(
             yield from arguments
         elif not match:
             yield argument
-        elif name := next(arguments, "") if match[1] is None else match[1].strip():
+        else:
+            name = next(arguments, "") if match[1] is None else match[1].strip()
+            if not name:
+                raise FlagfileError("expected a file")
             path = _find(name, config)
             if path.resolve() in within:
                 raise FlagfileError(f"{path}: includes itself")

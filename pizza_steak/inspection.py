@@ -121,7 +121,7 @@ class Inspection:
         """Returns all findings except the images themselves."""
         return {
             "name": self.name,
-            "pictures": len(self.images),
+            "images": len(self.images),
             "counts": self.counts(),
             "formats": self.formats(),
             "measures": self.measures(),

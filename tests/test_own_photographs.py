@@ -70,7 +70,7 @@ def test_one_command_trains_validates_and_tests_on_it(trained, folder):
     values = result.values
     low, high = values["test_accuracy_interval"]
     assert low < values["test_accuracy"] < high or values["test_accuracy"] in (low, high)
-    assert values["test_pictures_chose_the_model"] is False
+    assert values["test_images_chose_the_model"] is False
     assert f"({low:.2f} to {high:.2f}, 27 images)" in result.summary()
 
 

@@ -102,6 +102,14 @@ def test_commands_are_found_in_every_page_on_the_command_line():
 
 
 @pytest.mark.parametrize("page", PAGES)
+def test_code_is_closed_and_python_can_be_compiled(page):
+    fences = re.findall(r"^ *```(\w*)", PAGES[page], re.M)
+    assert fences[1::2] == [""] * (len(fences) // 2) and len(fences) % 2 == 0
+    for code in re.findall(r"```python\n(.*?)```", PAGES[page], re.S):
+        assert ast.parse(code).body
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_every_flag_exists(page):
     named = re.findall(r"`--(?:no)?([a-z_]+)[^`]*`", PAGES[page])
     # absl's own, that of `tfds build`, wrong ones, and one of the program that this one replaces.
@@ -136,7 +144,7 @@ SMALL = {"model": "tinyvgg", "image_size": 32, "epochs": 1}  # In place of pretr
 def home(tmp_path_factory):
     """A folder with photographs in ~/holiday_pictures, in which README's commands were run."""
     home = tmp_path_factory.mktemp("home")
-    for label, shade in (("beach", "light"), ("forest", "dark"), ("town", "middle")):
+    for label, shade in (("apple_pie", "dark"), ("beet_salad", "light"), ("other", "middle")):
         folder = home / "holiday_pictures" / label
         folder.mkdir(parents=True)
         for number, pixels in enumerate(small_runs.pictures(f"train/{shade}", 16)):
@@ -175,17 +183,20 @@ def test_the_programs_of_readme_use_the_exports_and_the_package(home):
     probabilities = ast.literal_eval(
         run(home, "-c", onnx.replace("probabilities[0]", "probabilities[0].tolist()"))
     )
-    assert [*probabilities] == ["beach", "forest", "town"]
+    assert [*probabilities] == ["apple_pie", "beet_salad", "other"]
     assert sum(probabilities.values()) == pytest.approx(1, abs=1e-5)
     images = onnx[: onnx.index("(probabilities,)")]
     numbers = [float(text) for text in run(home, "-c", images + litert).strip(" []\n").split()]
     assert numbers == pytest.approx([*probabilities.values()], abs=1e-4)
+    code = "import trainers; print(trainers.open_run('runs/holiday').predict('photo.jpg'))"
+    (row,) = ast.literal_eval(run(home, "-c", code))
+    assert row["probabilities"] == pytest.approx(probabilities, abs=1e-4)
     program = (
         notebook.replace('flagfile="pretrained.flags"', f"**{SMALL}")
         + "\nprint(run.predict('photo.jpg'))"
     )
     (row,) = ast.literal_eval(run(home, "-c", program).splitlines()[-1])
-    assert [*row["probabilities"]] == ["beach", "forest", "town"]
+    assert [*row["probabilities"]] == ["apple_pie", "beet_salad", "other"]
 
 
 def test_readme_fits_a_reader():

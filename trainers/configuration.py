@@ -260,7 +260,7 @@ class ModelConfig:
     trainable: str | None = flag(
         None,
         "What to train: head (the new last layers), all, or a number N: the head and the last N "
-        "layers before it; by default head for a network with weights of its own, else all.",
+        "layers before it; by default head for a trained network with a new head, else all.",
         check=trainable_layers,
         common=True,
         aliases="fine_tune finetune freeze include_top top unfreeze",
@@ -634,7 +634,7 @@ class MeasuringConfig:
     passes: int = flag(
         5, "Passes over the training images in the rows that start from decoded images.", minimum=1
     )
-    pictures: int = flag(
+    images: int = flag(
         512,
         "Most training images per turn in the slow rows, which train or are peers; at least two "
         "batches.",

@@ -56,7 +56,7 @@ class Setup:
       network: The network.
       mixing: Mixes the images of a training step, None for none.
       stages: The stages of the training, in order.
-      model: The network, compiled for the first stage.
+      compiled_first: The network, compiled for the first stage.
     """
 
     config: Any
@@ -66,7 +66,13 @@ class Setup:
     network: networks.Network
     mixing: mixing.Mixing | None
     stages: tuple[Stage, ...]
-    model: trained_model.TrainedModel
+    compiled_first: trained_model.TrainedModel | None = None
+
+    @property
+    def model(self) -> trained_model.TrainedModel:
+        """The network, compiled for the first stage."""
+        assert self.compiled_first  # `prepare` has set it.
+        return self.compiled_first
 
     @property
     def augment(self) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None:
@@ -104,17 +110,38 @@ class Setup:
           head_only: Whether to return the head.
           steps_at_once: Keras's argument `steps_per_execution`.
         """
-        network, steps = self.network, self.steps("train")
-        return _compiled(
-            self.config,
-            self.chosen,
-            network,
-            self.mixing,
-            stage,
-            steps,
-            head_only=head_only,
-            steps_at_once=steps_at_once,
-        )
+        config, chosen, network = self.config, self.chosen, self.network
+        whole = network.head if head_only else network.model
+        assert whole  # A network without a head has no such stage.
+        network.set_trainable(stage.trainable)
+        alone = chosen.strategy == "none"
+        kind = trained_model.TrainedModel if alone else trained_model.ReplicatedModel
+        with chosen.scope():
+            model = kind(whole.input, whole.output, name=network.model.name)
+            units = model.output_shape[-1]
+            model.plain_loss = networks.loss_for(units)
+            model.mixing = self.mixing
+            model.compile(
+                optimizer=optimizers.build(
+                    config.optimisation,
+                    stage.learning_rate,
+                    chosen.replicas,
+                    stage.end - stage.first,
+                    self.steps("train"),
+                ),
+                loss=networks.loss_for(
+                    units, config.optimisation.label_smoothing, mixed=self.mixing is not None
+                ),
+                metrics=["accuracy"],
+                jit_compile=chosen.jit_compile,
+                steps_per_execution=steps_at_once,
+            )
+            # Keras would create the variables of optimizer and metrics at the first step, but a
+            # backup is loaded into them before.
+            model.optimizer.build(model.trainable_variables)
+            model.compute_metrics(None, np.zeros(1, np.float32), np.zeros((1, units), np.float32))
+            model.reset_metrics()
+        return model
 
     def steps(self, purpose: str) -> int:
         """Returns the steps per epoch of a split; 0 if there is no such split."""
@@ -201,11 +228,9 @@ def prepare(
         )
         mixed = mixing.mixing_of(config.optimisation, len(data.classes))
     stages = _stages(config, network)
-    steps = math.ceil(len(data.rows["train"]) / config.data.batch_size)
-    model = _compiled(config, chosen, network, mixed, stages[0], steps)
-    return Setup(
-        config, chosen.as_compiled(model), data, augmentation, network, mixed, stages, model
-    )
+    ready = Setup(config, chosen, data, augmentation, network, mixed, stages)
+    model = ready.compiled(stages[0])
+    return dataclasses.replace(ready, chosen=chosen.as_compiled(model), compiled_first=model)
 
 
 def _check_stages(config: Any) -> None:
@@ -240,48 +265,3 @@ def _stages(config: Any, network: networks.Network) -> tuple[Stage, ...]:
         Stage(0, asked.head_epochs, 0, asked.learning_rate),
         Stage(asked.head_epochs, asked.epochs, trainable, rate),
     )
-
-
-def _compiled(
-    config: Any,
-    chosen: devices.Devices,
-    network: networks.Network,
-    mixed: mixing.Mixing | None,
-    stage: Stage,
-    steps: int,
-    *,
-    head_only: bool = False,
-    steps_at_once: int = 1,
-) -> trained_model.TrainedModel:
-    """Returns the network, or its head alone, compiled for a stage."""
-    alone = chosen.strategy == "none"
-    kind = trained_model.TrainedModel if alone else trained_model.ReplicatedModel
-    whole = network.head if head_only else network.model
-    assert whole  # A network without a head has no such stage.
-    network.set_trainable(stage.trainable)
-    with chosen.scope():
-        model = kind(whole.input, whole.output, name=network.model.name)
-        units = model.output_shape[-1]
-        model.plain_loss = networks.loss_for(units)
-        model.mixing = mixed
-        model.compile(
-            optimizer=optimizers.build(
-                config.optimisation,
-                stage.learning_rate,
-                chosen.replicas,
-                stage.end - stage.first,
-                steps,
-            ),
-            loss=networks.loss_for(
-                units, config.optimisation.label_smoothing, mixed=mixed is not None
-            ),
-            metrics=["accuracy"],
-            jit_compile=chosen.jit_compile,
-            steps_per_execution=steps_at_once,
-        )
-        # Keras would create the variables of optimizer and metrics at the first step, but a backup
-        # is loaded into them before.
-        model.optimizer.build(model.trainable_variables)
-        model.compute_metrics(None, np.zeros(1, np.float32), np.zeros((1, units), np.float32))
-        model.reset_metrics()
-    return model

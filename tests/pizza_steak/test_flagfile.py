@@ -58,6 +58,12 @@ def test_a_flagfile_that_includes_itself_is_an_error(elsewhere):
         expand("--flagfile=a")
 
 
+def test_a_flagfile_without_a_name_is_an_error():
+    for arguments in (["--flagfile"], ["--flagfile="], ["--flagfile", ""]):
+        with pytest.raises(FlagfileError, match="expected a file"):
+            expand(*arguments)
+
+
 def test_a_pipe_is_read():
     reader, writer = os.pipe()
     os.write(writer, b"--epochs=3\n")

@@ -120,3 +120,11 @@ def test_images_keep_their_aspect_ratio_and_rows_are_as_high_as_they_need(tmp_pa
 
     wide = (10, 40)
     assert height(wide, wide) < height(wide, (10, 10)) < height((10, 10), (10, 10))
+
+
+def test_images_may_be_one_pixel_wide_or_high(tmp_path):
+    shapes = [(1, 40, 3), (40, 1, 3), (1, 1, 3), (1, 5, 1), (5, 5, 1), (4, 4, 4)]
+    images = [np.full(shape, 200, np.uint8) for shape in shapes]
+    (axes,) = figures.draw_grid(images, []).axes
+    assert [drawn.get_array().shape[:2] for drawn in axes.images] == [s[:2] for s in shapes]
+    figures.picture_grid(images, [], tmp_path / "a.png")

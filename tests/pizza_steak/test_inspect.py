@@ -248,7 +248,7 @@ BAD_INPUT = {
     "no archive": ({"archive": "/nowhere/food.zip"}, "/nowhere/food.zip: no such file"),
     "unknown dataset": ({"dataset": "pizza_steak/chips"}, "'pizza_steak/chips': unknown"),
     "json in no folder": ({"json": "/nowhere/a.json"}, "/nowhere/a.json: No such file"),
-    "figure of no format": ({"grid": "{here}/a.exe"}, "a.exe: no figure's suffix"),
+    "figure of no format": ({"grid": "{here}/a.exe"}, "a.exe: unknown format"),
     "figure is a folder": ({"grid": "{here}"}, "Is a directory"),
     "nothing to augment": ({"augmented": "{here}/a.png"}, "--rotation_range"),
     "augmented nowhere": ({"rotation_range": 20}, "--augmented"),

@@ -48,6 +48,27 @@ def features_of(model: keras.Model, index: int, images: np.ndarray) -> np.ndarra
     return keras.Model(model.inputs, model.layers[index].output).predict(images, verbose=0)
 
 
+# The end of a network.
+
+
+def test_a_softmax_and_a_network_may_be_layers_of_their_own(images):
+    parts = [layers.Conv2D(4, 3), layers.GlobalAveragePooling2D(), layers.Dense(3, name="last")]
+    model = randomized(sequence(*parts))
+    expected = activation_maps(model, images, CLASSES)
+    assert expected.max() == 1
+    own_softmax = keras.Model(model.input, layers.Softmax()(model.output))
+    inputs = keras.Input((SIZE, SIZE, 3))
+    nested = keras.Model(inputs, own_softmax(layers.Rescaling(1.0)(inputs)))
+    for other in (own_softmax, nested):
+        np.testing.assert_allclose(activation_maps(other, images, CLASSES), expected, atol=1e-5)
+
+
+def test_a_network_that_does_not_end_with_a_dense_layer_is_named(images):
+    model = sequence(layers.Conv2D(3, 3), layers.GlobalAveragePooling2D())
+    with pytest.raises(UserError, match="does not end with a dense layer"):
+        activation_maps(model, images, CLASSES)
+
+
 # The formula.
 
 

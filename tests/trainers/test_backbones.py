@@ -1,5 +1,6 @@
 """What --model names beyond the networks built here: where it comes from, and what is trained."""
 
+import shutil
 import urllib.error
 
 import keras
@@ -71,6 +72,9 @@ def logits(image_shape, num_classes):
 
 def for_other_images(image_shape, num_classes):
     return build((8, 8, 1), num_classes)
+
+def for_vectors(image_shape, num_classes):
+    return keras.Sequential([keras.Input((12,)), keras.layers.Dense(1, activation="sigmoid")])
 
 not_a_function = 3
 """
@@ -315,6 +319,39 @@ def test_a_file_keeps_its_head_where_the_number_of_classes_is_the_same(folder):
     assert built(of(f"{folder}/small.keras"), CLASSES).model.output_shape == (None, 3)
 
 
+@pytest.mark.parametrize("name", ["dense", "images", "probabilities"])
+def test_a_network_may_have_the_name_of_a_layer(folder, tmp_path, name):
+    path = shutil.copy(folder / "small.keras", tmp_path / f"{name}.keras")
+    model = built(of(str(path), dense_layers=1), CLASSES).model
+    assert model.name == name
+    assert model.output_shape == (None, 3)
+
+
+def test_a_softmax_or_relu_of_its_own_is_kept(tmp_path):
+    layers = keras.layers
+    relu, x = layers.ReLU(), layers.GlobalAveragePooling2D()(inputs := keras.Input(SMALL))
+    for units in (8, 4):
+        x = relu(layers.Dense(units)(x))  # Shared: Keras knows the inputs of its first call only.
+    model = keras.Model(inputs, layers.Softmax()(layers.Dense(3)(x)))
+    model.save(tmp_path / "own.keras")
+    images = np.random.default_rng(0).uniform(0, 255, (2, *SMALL)).astype(np.float32)
+    network = built(of(f"{tmp_path}/own.keras"), CLASSES)
+    np.testing.assert_allclose(network.model(images), model(images), rtol=1e-5)
+    assert len(network.head.weights) == 2
+    assert network.backbone.output_shape == (None, 4)
+
+
+def test_a_network_of_mixed_precision_keeps_layers_that_need_float32():
+    inputs = keras.Input((4,))
+    x = keras.layers.Normalization(mean=1, variance=2, dtype="float32")(inputs)
+    x = keras.layers.Dense(3, dtype="mixed_float16")(x)
+    model = keras.Model(inputs, keras.layers.Dense(2, dtype="float32")(x))
+    assert nested.in_precision(model, keras.DTypePolicy("mixed_float16")) is model
+    other = nested.in_precision(model, keras.DTypePolicy("mixed_bfloat16"))
+    dtypes = [layer.dtype_policy.name for layer in nested.all_layers(other)]
+    assert dtypes == ["float32", "mixed_bfloat16", "float32"]
+
+
 def test_flags_of_a_head_that_is_kept_say_what_it_is(folder, finished):
     network, five = f"{folder}/small.keras", tuple("abcde")  # It has a dropout of 0.2.
     assert built(of(network, dropout=0.2), five).model.output_shape == (None, 5)
@@ -535,14 +572,17 @@ BAD_INPUT = {
         "--model={here}/grey.keras",
         "takes images of 32 x 32 x 1, not 32 x 32 x 3; expected --color_mode=grayscale",
     ),
+    "vectors": ("--model={here}/own.py:for_vectors", "expected one input of images and one output"),
     "sizes of blocks": ("--filters=3", "filters 3: has no meaning for --model={model}"),
+    "padding of blocks": ("--padding=same", "padding same: has no meaning for --model={model}"),
+    "growth of blocks": ("--filter_growth=2", "filter_growth 2.0: has no meaning for"),
     "features of an application": (
         "--model=mobilenet --weights=none --features=conv1",
         "features 'conv1': is for runs and .keras files; mobilenet has",
     ),
     "weights of a file": (
         "--weights=none",
-        "weights 'none': is for networks of keras.applications; {model} has its own",
+        "weights 'none': only networks of keras.applications take it; {model} has its own weights",
     ),
     "weights of a network built here": ("--model=tinyvgg --weights=none", "weights none: has no"),
     "a part of a network built here": ("--model=tinyvgg --trainable=2", "trainable 2: has no mean"),

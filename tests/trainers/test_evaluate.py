@@ -98,7 +98,7 @@ def test_a_run_of_an_older_version_may_have_an_output_for_each_of_two_classes(un
     of_truth = predictions.probabilities[range(13), truth]
     assert archive["loss"] == pytest.approx(-np.log(of_truth).mean(), rel=1e-5)
     assert archive["accuracy"] == np.mean(predictions.probabilities.argmax(1) == truth)
-    assert values["pictures"] == 12
+    assert values["images"] == 12
 
 
 def test_numbers_are_those_that_their_definitions_give(untrained, evaluated):
@@ -119,7 +119,7 @@ def test_numbers_are_those_that_their_definitions_give(untrained, evaluated):
         assert values["confusion_matrix"][label] == counts
     wins = [float(b > a) + (a == b) / 2 for a, b in itertools.product(light[:6], light[6:])]
     assert values["roc_auc"] == pytest.approx(np.mean(wins))
-    assert values["pictures"] == 12
+    assert values["images"] == 12
     assert 0 < values["accuracy"] < 1
 
 
@@ -168,7 +168,7 @@ def test_calibration_is_that_of_the_predicted_class():
     correct = np.array([True, False, True, True, True, True, False, True])
     bins = evaluation.calibration_bins(confidence, correct)
     assert [round(row["from"], 9) for row in bins] == [0.4, 0.6, 0.9]
-    assert [row["pictures"] for row in bins] == [1, 4, 3]
+    assert [row["images"] for row in bins] == [1, 4, 3]
     assert [row["accuracy"] for row in bins] == pytest.approx([0, 1, 2 / 3])
     assert [row["confidence"] for row in bins] == pytest.approx([0.5, 0.65, 2.92 / 3])
     expected = (1 * 0.5 + 4 * 0.35 + 3 * (2.92 / 3 - 2 / 3)) / 8
@@ -182,7 +182,7 @@ def test_calibration_of_a_model_that_is_always_right():
 
 def test_mistakes_are_wrong_and_the_surest_comes_first(evaluated):
     values = evaluated.values
-    wrong = round(values["pictures"] * (1 - values["accuracy"]))
+    wrong = round(values["images"] * (1 - values["accuracy"]))
     assert len(values["mistakes"]) == wrong > 0
     for mistake in values["mistakes"]:
         assert mistake["class"] == mistake["file"].split("/")[1] != mistake["predicted"]
@@ -206,7 +206,7 @@ def test_of_many_classes_the_summary_has_the_most_frequent_confusions():
     matrix = np.diag(np.full(101, 9))
     matrix[7, 5] = 3
     names = [f"class_{number}" for number in range(101)]
-    values = {"by_class": dict.fromkeys(names), "confusion_matrix": matrix, "pictures": 912}
+    values = {"by_class": dict.fromkeys(names), "confusion_matrix": matrix, "images": 912}
     _, line = evaluation.Evaluation(values, [])._confusions().splitlines()
     assert line.split() == ["3", "true", "class_7,", "predicted", "class_5"]
 
@@ -217,7 +217,7 @@ def test_of_many_classes_the_summary_has_the_most_frequent_confusions():
 @pytest.mark.parametrize("split, count", [("train", 24), ("train[:50%]", 12), ("train+test", 36)])
 def test_any_split_can_be_evaluated(untrained, split, count):
     values = evaluate(untrained, split=split).values
-    assert (values["split"], values["pictures"]) == (split, count)
+    assert (values["split"], values["images"]) == (split, count)
 
 
 @pytest.fixture(scope="module")
@@ -245,8 +245,8 @@ def test_the_runs_own_splits_are_evaluated_and_what_it_has_seen_is_said(cut, spl
     outcome = evaluate(run_dir, split=split)
     values = outcome.values
     assert values["split"] == text
-    assert (values["pictures"], values["trained_on"], values["validated_on"]) == seen
-    assert values["test_pictures_chose_the_model"] == bool(seen[2])
+    assert (values["images"], values["trained_on"], values["validated_on"]) == seen
+    assert values["test_images_chose_the_model"] == bool(seen[2])
     lines = outcome.summary().splitlines()
     assert (f"{seen[1]} of these images were trained on: this is no test" in lines) == bool(seen[1])
     told = f"{seen[2]} of these images chose the best epoch: expect less on new ones"
@@ -263,7 +263,7 @@ def test_images_of_another_archive_that_the_run_has_seen_are_counted(cut, make_a
     old = {f"test/{name}": files[name] for name in files if name.startswith("dark")}
     values = evaluate(run_dir, {"archive": str(make_archive(old | new))}).values
     assert (values["trained_on"], values["validated_on"]) == (13, 4)
-    assert values["test_pictures_chose_the_model"]
+    assert values["test_images_chose_the_model"]
 
 
 def test_without_the_runs_own_images_it_is_not_known_what_it_has_seen(cut, make_archive, tmp_path):
@@ -273,7 +273,7 @@ def test_without_the_runs_own_images_it_is_not_known_what_it_has_seen(cut, make_
     flags.write_text(flags.read_text().replace(str(archive), f"{tmp_path}/gone.zip"))
     other = make_archive(layout({"dark": 3, "light": 2}))
     outcome = evaluate(run_dir, {"archive": str(other)})
-    names = ("trained_on", "validated_on", "test_pictures_chose_the_model")
+    names = ("trained_on", "validated_on", "test_images_chose_the_model")
     assert {outcome.values[name] for name in names} == {None}
     assert "not known whether the run was trained on these images" in outcome.summary()
 
@@ -296,7 +296,7 @@ def test_another_archive_can_be_evaluated(untrained, make_archive):
 def test_bad_pictures_of_another_archive_can_be_left_out(untrained, make_archive):
     files = layout({"test/dark": 3, "test/light": 8}) | {"test/dark/bad.png": b"no picture"}
     data = {"archive": str(make_archive(files)), "on_bad_image": "skip"}
-    assert evaluate(untrained, data).values["pictures"] == 11
+    assert evaluate(untrained, data).values["images"] == 11
 
 
 # What it leaves.
@@ -390,7 +390,7 @@ def test_a_heat_map_is_over_the_gray_image(channels):
 
 
 @pytest.mark.parametrize(
-    "name, message", [("maps.exe", "no figure's suffix"), ("nowhere/maps.png", "No such file")]
+    "name, message", [("maps.exe", "unknown format"), ("nowhere/maps.png", "No such file")]
 )
 def test_activation_maps_that_cannot_be_written_are_one_line(untrained, tmp_path, name, message):
     asked = {"activation_maps": f"{tmp_path}/{name}", "out_dir": str(tmp_path)}

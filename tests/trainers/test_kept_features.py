@@ -238,7 +238,7 @@ def test_prepared_lists_and_removes_features(head_flags, tmp_path):
 
 # Stopped and resumed.
 
-TWO_STAGES = ("--head_epochs=2",)
+TWO_STAGES = ("--head_epochs=2", "--reduce_lr_patience=1")
 EVERYTHING = (
     *("--head_epochs=2", "--epochs=4", "--ema=0.8", "--optimizer=rmsprop", "--clip_norm=1"),
     *("--early_stopping_patience=1", "--fine_tuning_rate=0.05", "--augmentation_cycle=2"),
@@ -290,6 +290,12 @@ def test_a_run_stopped_anywhere_goes_on(
     expected = result_of(whole)
     for name in ("history", "test_accuracy", "test_loss"):
         assert resumed[name] == expected[name]
+
+
+def test_the_learning_rate_is_logged_in_both_stages(whole_run):
+    history = result_of(whole_run("two stages"))["history"]
+    assert [len(values) for values in history.values()] == [4] * 5
+    assert history["learning_rate"][:3] == pytest.approx([0.01, 0.01, 0.001])
 
 
 def test_early_stopping_begins_after_the_head_is_trained(head_flags, tmp_path):

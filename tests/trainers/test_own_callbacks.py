@@ -1,9 +1,21 @@
 """--callback: Keras callbacks of the user's."""
 
+import contextlib
 import json
+import re
+import sqlite3
 
 import pytest
-from small_runs import assert_same_run, fit, fit_and_stop, parse_flags, snapshot
+from small_runs import (
+    ROOT,
+    assert_same_run,
+    fit,
+    fit_and_stop,
+    parse_flags,
+    result_of,
+    run_command,
+    snapshot,
+)
 
 from pizza_steak.errors import UserError
 
@@ -93,3 +105,23 @@ def test_a_wrong_callback_is_one_line_and_leaves_nothing(here, small_flags, name
 def test_a_value_of_another_form_is_a_wrong_flag(text):
     with pytest.raises(Exception, match=r"expected FILE\.py:FUNCTION or MODULE:FUNCTION"):
         parse_flags(f"--callback={text}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tracker", ["mlflow", "wandb"])
+def test_trackers_of_the_docs_get_the_metrics_without_a_network(here, small_flags, tracker):
+    pytest.importorskip(tracker, reason="the extra `trackers` has it")
+    page = (ROOT / "docs/runs.md").read_text()
+    (code,) = re.findall(r"```python\n(# my\.py.*?)```", page, re.S)
+    (here / "trackers.py").write_text(code)
+    flags = [f"--callback=trackers.py:{tracker}_callback", "--run_dir=run", "--epochs=2"]
+    status, _, errors = run_command(*small_flags, *flags, cwd=here)
+    assert status == 0, errors
+    if tracker == "mlflow":
+        with contextlib.closing(sqlite3.connect(here / "mlflow.db")) as database:
+            query = "select value from metrics where key = 'val_loss' order by step"
+            losses = [value for (value,) in database.execute(query)]
+        assert losses == pytest.approx(result_of(here / "run")["history"]["val_loss"])
+    else:
+        (log,) = here.glob("wandb/offline-run-*/*.wandb")
+        assert b"epoch/val_loss" in log.read_bytes()

@@ -233,7 +233,7 @@ def test_a_run_without_validation_has_a_row_and_is_not_the_best(runs, small_flag
 
 def test_a_run_of_an_older_version_is_shown_without_what_it_did_not_say(runs):
     result = result_of(runs / "plain")
-    for name in ("test_images", "test_accuracy_interval", "test_pictures_chose_the_model"):
+    for name in ("test_images", "test_accuracy_interval", "test_images_chose_the_model"):
         del result[name]
     (runs / "plain" / "result.json").write_text(json.dumps(result))
     page = report(runs, "plain")

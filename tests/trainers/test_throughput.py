@@ -122,7 +122,7 @@ def test_the_peers_read_the_training_pictures(setting):
 
 
 def test_slow_stages_take_no_more_pictures_than_the_flags_say(archive, tmp_path):
-    config = parse_flags(f"--archive={archive}", "--pictures=16")
+    config = parse_flags(f"--archive={archive}", "--images=16")
     setting = stages.prepare(config, tmp_path, peers=True)
     for name in (END_TO_END, "ImageDataGenerator"):
         assert sum(counted((OURS | PEERS)[name], setting)) == 16

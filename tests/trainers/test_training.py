@@ -523,7 +523,7 @@ def test_class_folders_alone_have_three_splits(make_archive, by_default, tmp_pat
     assert plan["validation"].startswith("15 % of train: 6 images (dark 3, light 3)")
     assert plan["test"].startswith("15 % of train: 6 images (dark 3, light 3)")
     assert result["test_images"] == 6
-    assert not result["test_pictures_chose_the_model"]
+    assert not result["test_images_chose_the_model"]
     environment = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert [split["images"] for split in environment["splits"].values()] == [28, 6, 6]
     assert environment["overlaps"] == {}
@@ -555,7 +555,7 @@ def test_what_is_shared_or_missing_is_named_before_training(
         "16 of 16 validation images are train images too",
         "1 of 3 test images are train images too",
     ]
-    assert cautions[-1].startswith("an epoch is 4 steps, which teach little: pass more --epochs")
+    assert cautions[-1].startswith("an epoch has only 4 steps: pass more --epochs")
     overlaps = json.loads((tmp_path / "run" / "environment.json").read_text())["overlaps"]
     assert overlaps["validation in train"] == 16
     assert overlaps["test in train"] == 1

@@ -26,7 +26,7 @@ RESULT = {
     "test_accuracy": 0.8125,
     "test_accuracy_interval": [0.681, 0.898],
     "test_images": 48,
-    "test_pictures_chose_the_model": False,
+    "test_images_chose_the_model": False,
     "largest_class": "pizza",
     "largest_class_share": 0.5,
     "test_loss": 0.5,
@@ -177,7 +177,7 @@ def test_the_headline_counts_and_names_the_best():
     assert "18 completed, 2 failed, 1 running or interrupted, in 200 seconds" in said
     assert "--flagfile=best.flags" in said
     assert "--epochs=3" in said
-    chosen = RESULT | {"test_pictures_chose_the_model": True, "largest_class_share": 0.7}
+    chosen = RESULT | {"test_images_chose_the_model": True, "largest_class_share": 0.7}
     said = words(page.render(rows, RANGES, "val_accuracy", page.Winner(best.trial, "", chosen)))
     assert "These images also chose the settings: expect less on new ones." in said
     assert "Has not learned: always answering 'pizza' is right for 0.700." in said

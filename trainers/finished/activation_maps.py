@@ -28,8 +28,9 @@ def activation_maps(model: keras.Model, images: np.ndarray, classes: np.ndarray)
     negative as that of class 0.
 
     Args:
-      model: A functional model of one input whose last layer is Dense, with a unit per class, or
-        with one sigmoid for two classes.
+      model: A functional model of one input that ends with a Dense layer, with a unit per class or
+        with one sigmoid for two classes. Its activation may be a layer of its own, and the end of
+        the model a model.
       images: Images as the model takes them, of shape (N, H, W, C). All are one batch.
       classes: The class index to explain for each image, int of shape (N,).
 
@@ -38,11 +39,11 @@ def activation_maps(model: keras.Model, images: np.ndarray, classes: np.ndarray)
       positive value is 0 everywhere.
 
     Raises:
-      UserError: The model has no convolution.
+      UserError: The model has no convolution, or does not end so.
     """
-    head = model.layers[-1]
+    before, head = _apart(model)
     images = tf.cast(images, tf.float32)
-    split = _with_features(keras.Model(model.inputs, head.input), images.shape[1:])
+    split = _with_features(before, images.shape[1:])
     if split is None:
         raise UserError(
             f"model {model.name}: has no convolution, which activation maps need; evaluate it "
@@ -62,6 +63,22 @@ def activation_maps(model: keras.Model, images: np.ndarray, classes: np.ndarray)
     maps = tf.nn.relu(tf.reduce_sum(weights * features, axis=-1, keepdims=True))
     maps = tf.image.resize(maps, images.shape[1:3])[..., 0]
     return tf.math.divide_no_nan(maps, tf.reduce_max(maps, axis=(1, 2), keepdims=True)).numpy()
+
+
+def _apart(model: keras.Model) -> tuple[keras.Model, keras.layers.Dense]:
+    """Returns the layers before the last Dense layer, and that layer."""
+    *layers, last = model.layers
+    if isinstance(last, keras.Model):
+        inner, head = _apart(last)
+        return keras.Model(model.inputs, inner(layers[-1].output)), head
+    if isinstance(last, keras.layers.Activation | keras.layers.Softmax):
+        last = layers[-1]
+    if not isinstance(last, keras.layers.Dense):
+        raise UserError(
+            f"model {model.name}: does not end with a dense layer, which activation maps need; "
+            "evaluate it without --activation_maps"
+        )
+    return keras.Model(model.inputs, last.input), last
 
 
 def _with_features(model: keras.Model, input_shape: tuple[int, int, int]) -> keras.Model | None:

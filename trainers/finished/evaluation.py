@@ -63,7 +63,7 @@ class Evaluation:
         values = self.values
         area = "not defined" if values["roc_auc"] is None else f"{values['roc_auc']:.4f}"
         blocks = [
-            f"{values['dataset']}, {values['split']}: {values['pictures']:,} images\n"
+            f"{values['dataset']}, {values['split']}: {values['images']:,} images\n"
             f"accuracy {self._accuracy()}, loss {values['loss']:.4f}\n"
             f"ROC AUC {area}, "
             f"expected calibration error {values['expected_calibration_error']:.4f}"
@@ -77,7 +77,7 @@ class Evaluation:
     def _accuracy(self) -> str:
         values = self.values
         return scores.accuracy_text(
-            values["accuracy"], values["accuracy_interval"], values["pictures"]
+            values["accuracy"], values["accuracy_interval"], values["images"]
         )
 
     def _top_accuracy(self) -> str:
@@ -149,7 +149,7 @@ class Evaluation:
     def _confusions(self) -> str:
         """Returns the confusion matrix, or if it is too wide the most frequent confusions."""
         names, matrix = list(self.values["by_class"]), self.values["confusion_matrix"]
-        width = max(map(text_width, (*names, f"{self.values['pictures']:,}"))) + 2
+        width = max(map(text_width, (*names, f"{self.values['images']:,}"))) + 2
         if width * (len(names) + 1) <= _WIDTH_SHOWN:
             lines = ["rows: true classes, columns: predicted classes"]
             headings = (" " * (width - text_width(name)) + name for name in names)
@@ -225,7 +225,7 @@ def evaluate(run: run_directory.Run, config: EvaluateConfig) -> Evaluation:
         "run": str(run.path),
         "dataset": data.records.builder.info.full_name,
         "split": data.splits[purpose],
-        "pictures": len(labels),
+        "images": len(labels),
         "loss": tested.loss,
         "accuracy": tested.accuracy,
         "accuracy_interval": tested.accuracy_interval,
@@ -282,7 +282,7 @@ def _seen(run: run_directory.Run, config: EvaluateConfig, digests: np.ndarray) -
     if config.data.data_dir is not None:
         data = dataclasses.replace(data, data_dir=config.data.data_dir)
     environment = json.loads((run.path / "environment.json").read_text())
-    unknown = dict.fromkeys(["trained_on", "validated_on", "test_pictures_chose_the_model"])
+    unknown = dict.fromkeys(["trained_on", "validated_on", "test_images_chose_the_model"])
     if not data.archive and not records.is_prepared(data.dataset, data_dir=data.data_dir):
         return unknown  # It is not worth a download.
     try:
@@ -359,7 +359,7 @@ def calibration_bins(confidence: np.ndarray, correct: np.ndarray) -> list[dict[s
 
     Returns:
       For each tenth of 0 to 1 that has predictions: its bounds "from" and "to", the means of
-      "confidence" and "accuracy", and the number of images, "pictures".
+      "confidence" and "accuracy", and the number of its "images".
     """
     accuracies, confidences = calibration.calibration_curve(
         correct, confidence, n_bins=_CALIBRATION_BINS, pos_label=True
@@ -373,7 +373,7 @@ def calibration_bins(confidence: np.ndarray, correct: np.ndarray) -> list[dict[s
         "to": edges[filled + 1],
         "confidence": confidences,
         "accuracy": accuracies,
-        "pictures": counts[filled],
+        "images": counts[filled],
     }
     rows = zip(*(column.tolist() for column in columns.values()), strict=True)
     return [dict(zip(columns, row, strict=True)) for row in rows]
@@ -382,4 +382,4 @@ def calibration_bins(confidence: np.ndarray, correct: np.ndarray) -> list[dict[s
 def expected_calibration_error(bins: Sequence[dict[str, float]]) -> float:
     """Returns the mean distance of accuracy and confidence over all images (Guo et al., 2017)."""
     distances = [abs(row["accuracy"] - row["confidence"]) for row in bins]
-    return float(np.average(distances, weights=[row["pictures"] for row in bins]))
+    return float(np.average(distances, weights=[row["images"] for row in bins]))

@@ -3,6 +3,7 @@
 import collections
 import csv
 import dataclasses
+import functools
 import io
 import itertools
 import json
@@ -43,7 +44,7 @@ class Predictions:
     probabilities: np.ndarray
     faults: Mapping[int, str]
 
-    @property
+    @functools.cached_property
     def paths(self) -> list[str]:
         """The N paths."""
         return [source.path for source in self.sources]
@@ -78,17 +79,17 @@ class Predictions:
           UserError: A file cannot be written, or both texts are for standard output.
         """
         check_outputs(asked)
-        told = self._lines(asked.top)
-        for path, text in ((asked.json, self._json()), (asked.csv, self._csv(asked.top))):
+        told = None
+        for path, text in ((asked.json, self._json), (asked.csv, lambda: self._csv(asked.top))):
             if path == "-":
-                told = text
+                told = text()
             elif path:
                 with output_file(path) as temporary:
-                    temporary.write_text(text, encoding="utf-8")
+                    temporary.write_text(text(), encoding="utf-8")
         if asked.annotate:
             labels = {self.sources[index]: self.top(index, asked.top) for index in self._readable}
             annotation.write(asked.annotate, labels)
-        return told
+        return self._lines(asked.top) if told is None else told
 
     def counts(self) -> str:
         """Returns the number of images of each predicted class, the most frequent first."""
@@ -106,7 +107,7 @@ class Predictions:
         rows = (row for row in self.rows() if "error" in row)
         return "".join(f"error: {row['path']}: {row['error']}\n" for row in rows)
 
-    @property
+    @functools.cached_property
     def _readable(self) -> list[int]:
         return [index for index in range(len(self.sources)) if index not in self.faults]
 
@@ -150,18 +151,18 @@ def check_outputs(asked: PredictionConfig) -> None:
         annotation.check_folder(asked.annotate)
 
 
-def predict(run: run_directory.Run, images: Sequence[str], batch_size: int = 32) -> Predictions:
+def predict(run: run_directory.Run, paths: Sequence[str], batch_size: int = 32) -> Predictions:
     """Predicts the classes of images, decoded as for the training of the run.
 
     Args:
       run: A finished run.
-      images: One or more paths, as in `sources.find`.
+      paths: One or more paths, as in `sources.find`.
       batch_size: Images per batch.
 
     Raises:
       UserError: The model cannot be loaded.
     """
-    sources, classes = find(images), run.result["classes"]
+    sources, classes = find(paths), run.result["classes"]
     probabilities = np.zeros((len(sources), len(classes)), np.float32)
     faults = {row: source.fault for row, source in enumerate(sources) if source.fault}
     there = np.array([row for row, source in enumerate(sources) if not source.fault], np.int64)

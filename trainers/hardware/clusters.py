@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import logging
 import os
 import pickle
 import re
@@ -287,7 +288,10 @@ def _of_slurm() -> tuple[tuple[str, ...], int] | None:
 @functools.cache
 def _strategy(cluster: Cluster) -> tf.distribute.Strategy:
     """Returns the one strategy of this process: variables of one cannot be used in another."""
-    tf.get_logger().setLevel("WARNING")  # TensorFlow logs devices, and each sum of a tensor.
+    logger = tf.get_logger()
+    logger.setLevel(
+        max(logger.level, logging.WARNING)
+    )  # It logs devices, and each sum of a tensor.
     count, silence = len(cluster.addresses), min(_SILENCE, cluster.timeout / 2)
     service = context.context()
     service.configure_coordination_service(

@@ -7,6 +7,7 @@ is off: that is up to four times as fast as the opposite (BUILD_NOTES.md).
 import contextlib
 import dataclasses
 import functools
+import logging
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -144,7 +145,8 @@ def _mirrored(devices: tuple[str, ...]) -> "tf.distribute.Strategy":
     """Returns one strategy per process: variables of one cannot be used in another."""
     import tensorflow as tf
 
-    tf.get_logger().setLevel("WARNING")  # It logs each tensor that it sums.
+    logger = tf.get_logger()
+    logger.setLevel(max(logger.level, logging.WARNING))  # It logs each tensor that it sums.
     return tf.distribute.MirroredStrategy(devices)
 
 

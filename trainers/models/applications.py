@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 
 import keras
+import tensorflow as tf
 
 from pizza_steak.errors import UserError, first_line
 from trainers.configuration import ModelConfig
@@ -99,6 +100,8 @@ def build(
     except ValueError as error:  # The images are too small, or the layers do not fit them.
         raise UserError(f"model {config.model!r}: {first_line(error)}") from error
     except Exception as error:  # Keras raises a plain Exception if it cannot download a file.
+        if weights != "imagenet" or isinstance(error, tf.errors.OpError):
+            raise
         raise _no_download(config.model, error) from error
     if from_file:
         _load_weights(network, config)
@@ -110,7 +113,7 @@ def build(
             "source": f"keras.applications.{function.__name__}, trained on ImageNet",
             "licence": licence,
         }
-    return keras.Model(inputs, outputs, name=name), origin
+    return keras.Model(inputs, outputs, name=f"{name}_backbone"), origin
 
 
 def _no_download(name: str, error: Exception) -> UserError:

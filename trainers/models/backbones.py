@@ -17,6 +17,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.src.backend.common import global_state
 from keras.src.utils import naming
 
 from pizza_steak.errors import UserError
@@ -108,19 +109,24 @@ def build(
             )
     elif config.weights is not None:
         raise UserError(
-            f"weights {config.weights!r}: is for networks of keras.applications; {config.model} "
-            "has its own"
+            f"weights {config.weights!r}: only networks of keras.applications take it; "
+            f"{config.model} has its own weights"
         )
     determining = ModelConfig(config.model, weights=config.weights, features=config.features)
-    kinds = (keras.config.dtype_policy().name, tf.distribute.get_strategy())
-    # What is built after it has the same seeds and names, whether it is used again or not: a backup
-    # finds variables by names that Keras numbers.
+    # A backup finds variables by names that Keras numbers, so these must not depend on whether the
+    # backbone was built or cached: those before it are a part of the key, and those after it start
+    # anew. The same holds for the seeds that layers draw.
+    names = global_state.get_global_attribute("object_name_uids", {})
+    kinds = (
+        *(keras.config.dtype_policy().name, tf.distribute.get_strategy()),
+        tuple(sorted(names.items())),
+    )
     seeds = random.getstate()
-    found = _built(determining, image_shape, classes, kinds, _changed(config))
+    found = _built(determining, image_shape, classes, kinds, _modified_ns(config))
     random.setstate(seeds)
     naming.reset_uids()  # Keras has no public name for it.
     if found.head or not found.pretrained:
-        forget()  # Its head is going to be trained; its weights depend on the seed.
+        forget()  # A kept head is trained, and random weights depend on the seed.
     return found
 
 
@@ -130,7 +136,7 @@ def _built(
     image_shape: tuple[int, int, int],
     classes: tuple[str, ...],
     kinds: tuple[Any, ...],
-    changed: int,
+    modified_ns: int,
 ) -> Backbone:
     """Builds or loads a backbone; later trainings of this process use it again while it is frozen.
 
@@ -138,8 +144,8 @@ def _built(
       config: The flags.
       image_shape: Height, width and channels of the images.
       classes: The class names.
-      kinds: The dtype policy and the strategy that the variables are made in.
-      changed: What `_changed` returns.
+      kinds: The dtype policy and the strategy that the variables are made in, and Keras's names.
+      modified_ns: What `_modified_ns` returns.
     """
     if is_application(config):
         model, origin = applications.build(config, image_shape)
@@ -149,11 +155,11 @@ def _built(
 
 
 def forget() -> None:
-    """Lets later trainings build their backbones anew, as one of them is going to be trained."""
+    """Empties the cache, because a cached backbone is about to be trained."""
     _built.cache_clear()
 
 
-def _changed(config: ModelConfig) -> int:
+def _modified_ns(config: ModelConfig) -> int:
     """Returns when the file of the network or its weights was changed last, in nanoseconds."""
     if is_application(config):
         path = pathlib.Path(config.weights or "").expanduser()

@@ -20,12 +20,15 @@ def in_precision(model: keras.Model, policy: keras.DTypePolicy) -> keras.Model:
     A loaded model computes in the precision that it was saved in. The last layer never computes in
     half precision, which rounds small probabilities to 0.
     """
-    last = model.layers[-1]
+    layers = all_layers(model)
+    mixed = any(layer.dtype_policy.name.startswith("mixed") for layer in layers)
 
     def wanted(layer: keras.layers.Layer) -> str:
-        return policy.variable_dtype if layer is last else policy.name
+        # Among layers of mixed precision, those in float32, such as a normalization, need it.
+        pinned = mixed and layer.dtype_policy.name == "float32"
+        return policy.variable_dtype if layer is layers[-1] or pinned else policy.name
 
-    if all(layer.dtype_policy.name == wanted(layer) for layer in all_layers(model)):
+    if all(layer.dtype_policy.name == wanted(layer) for layer in layers):
         return model
 
     def clone(layer: keras.Operation) -> keras.Operation:

@@ -30,13 +30,17 @@ SIZES = {
     "conv3": {"blocks": 1, "convolutions": 3, "pool_size": 1, "dense_layers": 0},
     "conv3_pool": {"blocks": 3, "convolutions": 1, "pool_size": 2, "dense_layers": 0},
 }
-_COMMON_SIZES = {"filters": 10, "kernel_size": 3, "convolutions": 1, "pool_size": 1}
-_COMMON_SIZES |= {"dense_units": 64}
-
+_COMMON_SIZES = {
+    **{"filters": 10, "kernel_size": 3, "convolutions": 1, "pool_size": 1},
+    "dense_units": 64,
+}
 
 # Sizes of the head of a backbone; the other sizes are those of the networks built here.
 _HEAD_SIZES = {"dense_layers": 0, "dense_units": 64}
-_SIZES_OF_BLOCKS = ("filters", "blocks", "convolutions", "kernel_size", "pool_size")
+_SIZES_OF_BLOCKS = (
+    *("filters", "filter_growth", "blocks", "convolutions", "kernel_size", "padding", "pool_size"),
+    "global_pooling",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +99,7 @@ def _compute_as_in_inference(model: keras.Model) -> None:
 
 
 class Sizes(Protocol):
-    """A `ModelConfig` without a size that is None."""
+    """A `ModelConfig` whose sizes are set; for a backbone only those of its head."""
 
     blocks: int
     convolutions: int
@@ -142,7 +146,7 @@ def check(config: ModelConfig, image_shape: tuple[int, int, int]) -> None:
             )
     elif user_code.is_function(config.model):
         own = (*_SIZES_OF_BLOCKS, *_HEAD_SIZES, "weights", "features", "trainable")
-        _refuse(config, (*own, "dropout", "batch_normalization"), "say all of that themselves")
+        _refuse(config, (*own, "dropout", "batch_normalization"), "are whole")
     elif backbones.is_application(config) or backbones.is_saved(config):
         _refuse(config, _SIZES_OF_BLOCKS, "have layers of their own")
     else:
@@ -155,10 +159,10 @@ def check(config: ModelConfig, image_shape: tuple[int, int, int]) -> None:
 
 def _refuse(config: ModelConfig, names: Iterable[str], reason: str) -> None:
     for name in names:
-        if getattr(config, name) not in (None, 0):
+        value = getattr(config, name)
+        if value not in (None, 0, getattr(ModelConfig(), name)):
             raise UserError(
-                f"{name} {getattr(config, name)}: has no meaning for --model={config.model}; such "
-                f"networks {reason}"
+                f"{name} {value}: has no meaning for --model={config.model}; such networks {reason}"
             )
 
 
@@ -319,7 +323,8 @@ def build(
     else:
         outputs = head(features, sizes, len(classes))
     return Network(
-        keras.Model(inputs, outputs, name=found.model.name),
+        # No layer may have the name of the backbone, which is a layer too.
+        keras.Model(inputs, outputs, name=found.model.name.removesuffix("_backbone")),
         backbone=found.model,
         features=keras.Model(inputs, features),
         head=keras.Model(features, outputs),

@@ -54,10 +54,10 @@ def build(
     model = _functional(nested.in_precision(model, keras.config.dtype_policy()))
     check_images(config, model, image_shape)
     features, head = _split(config, model)
-    if not (_fits(model, len(classes)) if same is None else same):
+    if not (_has_classes(model, len(classes)) if same is None else same):
         head = []
     name = path.stem if path.suffix == ".keras" else model.name
-    return keras.Model(model.input, features, name=re.sub(r"\W", "_", name)), head
+    return keras.Model(model.input, features, name=re.sub(r"\W", "_", f"{name}_backbone")), head
 
 
 def load_model(run: run_directory.Run) -> keras.Model:
@@ -75,9 +75,8 @@ def load_model(run: run_directory.Run) -> keras.Model:
     try:
         return keras.models.load_model(path, compile=False)
     except Exception as error:  # Keras, zipfile, json and h5py raise different ones.
-        reason = re.split(r"\. |\n", str(error))[0]
         raise UserError(
-            f"model {path}: cannot be loaded ({reason}); train the run again"
+            f"model {path}: cannot be loaded ({first_line(error)}); train the run again"
         ) from error
 
 
@@ -126,8 +125,6 @@ def _load(path: pathlib.Path) -> keras.Model:
         raise UserError(f"model {path}: cannot be loaded ({first_line(error)})") from error
     if not isinstance(model, keras.Model) or not is_functional(model):
         raise UserError(f"model {path}: expected a functional or sequential Keras model")
-    if len(model.inputs) != 1 or len(model.outputs) != 1 or len(model.input_shape) != 4:
-        raise UserError(f"model {path}: expected one input of images and one output")
     return model
 
 
@@ -139,11 +136,13 @@ def is_functional(model: keras.Model) -> bool:
 def check_images(
     config: ModelConfig, model: keras.Model, image_shape: tuple[int, int, int]
 ) -> None:
-    """Checks that a model takes images of this height, width and number of channels.
+    """Checks that a model takes images of this height, width and number of channels alone.
 
     Raises:
-      UserError: It does not.
+      UserError: It does not, or has several outputs.
     """
+    if len(model.inputs) != 1 or len(model.outputs) != 1 or len(model.input_shape) != 4:
+        raise UserError(f"model {config.model}: expected one input of images and one output")
     height, width, channels = model.input_shape[1:]
     expected = []
     if any(w not in (None, s) for w, s in zip((height, width), image_shape[:2], strict=True)):
@@ -196,7 +195,8 @@ def _without_head(model: keras.Model) -> tuple[keras.KerasTensor, list[keras.lay
             if rest:
                 part = keras.Model(layer.inputs[0], inner, name=layer.name)
                 return part(before.output), rest + head
-        if not isinstance(layer, _HEAD_LAYERS) or len(layer.input.shape) > 2:
+        of_vectors = isinstance(layer, _HEAD_LAYERS) and len(layer.input.shape) == 2
+        if not of_vectors or layer.output is not tensor:  # Of a shared layer, only its first call.
             break
         tensor, head = layer.input, [layer, *head]
     return tensor, head
@@ -209,9 +209,12 @@ def _functional(model: keras.Model) -> keras.Model:
     return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
 
 
-def _fits(model: keras.Model, num_classes: int) -> bool:
+def _has_classes(model: keras.Model, num_classes: int) -> bool:
     """Returns whether a model ends with the probabilities of so many classes."""
     units, last = model.output_shape[-1], model.layers[-1]
-    activation = getattr(getattr(last, "activation", None), "__name__", "")
+    if isinstance(last, keras.layers.Softmax):
+        activation = "softmax"
+    else:
+        activation = getattr(getattr(last, "activation", None), "__name__", "")
     expected = {1: "sigmoid"}.get(units, "softmax")
     return activation == expected and units == (1 if num_classes == 2 else num_classes)

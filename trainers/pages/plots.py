@@ -292,7 +292,7 @@ def calibration(bins: Sequence[Mapping[str, float]], error: float, path: pathlib
 
     Args:
       bins: For each range "from" and "to" of probability, the mean "confidence" and "accuracy" of
-        its images, and their number "pictures".
+        its images, and their number "images".
       error: The expected calibration error.
       path: The PNG to write.
     """
@@ -315,7 +315,7 @@ def calibration(bins: Sequence[Mapping[str, float]], error: float, path: pathlib
         xlim=(bins[0]["from"], 1),
         ylim=(0, 1.02),
     )
-    lower.bar(height=[row["pictures"] for row in bins], **ranges)
+    lower.bar(height=[row["images"] for row in bins], **ranges)
     lower.set(xlabel="probability of the predicted class", ylabel="images")
     lower.yaxis.get_major_locator().set_params(integer=True)
     for axes in (upper, lower):

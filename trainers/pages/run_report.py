@@ -321,7 +321,7 @@ def _read(folder: pathlib.Path, name: str) -> Entry:
             result = run.result
             numbers = {number: float(result[number]) for number in _NUMBERS}
             test_accuracy = scores.test_accuracy_text(result)
-            chosen_on_test = bool(result.get("test_pictures_chose_the_model"))
+            chosen_on_test = bool(result.get("test_images_chose_the_model"))
             if bounds := result.get("test_accuracy_interval"):  # Older versions wrote none.
                 not_learned = "".join(scores.not_learned(result, bounds)) or None
             timed_epochs = len(result["epoch_end_seconds"])

@@ -15,6 +15,7 @@ backup/               the state that --resume starts from (`checkpoint`), until 
 saved_model/, model.tflite, model.onnx  the exports of trainers.export
 """
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -156,6 +157,8 @@ class Run:
             with atomic_path(self.path / "run.flags") as temporary:
                 temporary.write_text(self.flags)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                self.remove()
             raise _unwritable(self.path, error) from error
 
     def finish(self, result: dict[str, Any], *, keep_backup: bool = False) -> None:
@@ -174,6 +177,10 @@ class Run:
         for part in _PARTS:
             remove(self.path / part)
 
+    @property
+    def _environment(self) -> dict[str, Any]:
+        return json.loads((self.path / "environment.json").read_text())
+
     def check_same_batches(self, fingerprint: str, batch_size: int) -> None:
         """Checks that a run is resumed with the batches that it was started with.
 
@@ -182,7 +189,7 @@ class Run:
         """
         if not self.resumed:
             return
-        before = json.loads((self.path / "environment.json").read_text())
+        before = self._environment
         if (size := before.get("batch_size", batch_size)) != batch_size:
             raise UserError(
                 f"run_dir {self.path}: was started with a batch size of {size}, but "
@@ -206,8 +213,7 @@ class Run:
         """
         if not self.resumed or digest is None:
             return
-        before = json.loads((self.path / "environment.json").read_text())
-        if before["backbone"]["digest"] != digest:
+        if self._environment["backbone"]["digest"] != digest:
             raise UserError(
                 f"run_dir {self.path}: the weights of --model have changed since the run was "
                 "started; pass --overwrite to start it anew"

@@ -60,7 +60,7 @@ def test_cautions(result: Mapping[str, Any], chosen: str = "the best epoch") -> 
       chosen: What was chosen by the test images, if anything was.
     """
     lines = []
-    if result.get("test_pictures_chose_the_model"):
+    if result.get("test_images_chose_the_model"):
         lines.append(f"these images also chose {chosen}: expect less on new ones")
     if "test_accuracy_interval" in result:
         lines += not_learned(result, result["test_accuracy_interval"])

@@ -103,7 +103,7 @@ def prepare(config: BenchmarkConfig, folder: pathlib.Path, *, peers: bool) -> Se
     batch_size, count = run_data.batch_size_of(config.data), len(data.rows["train"])
     if count <= batch_size:
         raise UserError(f"batch_size {batch_size}: expected less than all {count} training images")
-    most = max(config.measuring.pictures, 2 * batch_size)
+    most = max(config.measuring.images, 2 * batch_size)
     few = dataclasses.replace(data, rows={"train": data.rows["train"][:most]})
     if peers:
         _write_files(few, folder / "classes")

@@ -48,7 +48,7 @@ _TEST = (
     "test_accuracy",
     "test_accuracy_interval",
     "test_images",
-    "test_pictures_chose_the_model",
+    "test_images_chose_the_model",
 )
 
 
@@ -168,7 +168,7 @@ def _table(rows: Mapping[str, Mapping[str, Any]]) -> str:
         lines.append("  ".join(aligned).rstrip())
     best = max(rows, key=lambda name: np.max(rows[name]["val_accuracy"]))
     lines.append(f"\nbest: {best}, validation accuracy {max(rows[best]['val_accuracy']):.4f}")
-    if any(row["test_pictures_chose_the_model"] for row in rows.values()):
+    if any(row["test_images_chose_the_model"] for row in rows.values()):
         lines.append("the test images also chose the best epochs: expect less on new ones")
     known = ", ".join(f"{name} {accuracy:.2%}" for name, accuracy in BASELINES.items())
     lines.append(f"baselines: {known}")

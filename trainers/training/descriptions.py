@@ -12,6 +12,7 @@ import numpy as np
 
 from trainers import data as run_data
 from trainers.configuration import AugmentationConfig, DevicesConfig, OptimisationConfig
+from trainers.models import optimizers
 from trainers.runs import run_directory
 from trainers.setup import Setup
 
@@ -26,10 +27,14 @@ def plan_table(setup: Setup, run: run_directory.Run) -> str:
     optimisation, batch_size = config.optimisation, config.data.batch_size
     schedule, replica_count = optimisation.learning_rate_schedule, setup.chosen.replicas
     scaled = optimisation.scale_learning_rate == "linear"
+    rates = [
+        optimizers.learning_rate(optimisation, stage.learning_rate, replica_count)
+        for stage in setup.stages
+    ]
     rows = []
     for purpose, split in data.splits.items():
         counts = data.counts(purpose)
-        if len(counts) <= 6:
+        if len(counts) <= _NAMED:
             by_class = ", ".join(
                 f"{name} {n:,}" for name, n in zip(data.classes, counts, strict=True)
             )
@@ -48,9 +53,9 @@ def plan_table(setup: Setup, run: run_directory.Run) -> str:
         (
             "training",
             f"{optimisation.optimizer}, "
-            f"learning rate {setup.learning_rate:g}"
+            f"learning rate {rates[0]:g}"
             + (f" ({optimisation.learning_rate:g} a replica)" if scaled else "")
-            + "".join(f", then {stage.learning_rate:g}" for stage in setup.stages[1:])
+            + "".join(f", then {rate:g}" for rate in rates[1:])
             + (f" ({schedule})" if schedule != "constant" else "")
             + _warmup_text(optimisation.warmup_epochs)
             + f", batch size {batch_size}"
@@ -116,11 +121,12 @@ def _model_text(setup: Setup) -> str:
         return text
     if len(parts) == 1:
         return f"{text}, {parts[0]} trained"
-    return f"{text}, {parts[0]} trained for {stages[0].end} epochs, then {parts[1]}"
+    count = stages[0].end
+    return f"{text}, {parts[0]} trained for {count} epoch{'s' * (count != 1)}, then {parts[1]}"
 
 
 def _trained_text(trainable: float) -> str:
-    words = {0: "the head", math.inf: "all"}
+    words = {0: "the head", 1: "the head and the last layer before it", math.inf: "all"}
     return words.get(trainable, f"the head and the last {trainable:g} layers before it")
 
 
@@ -131,7 +137,13 @@ def _features_text(setup: Setup) -> str:
         return ""
     if not setup.has_fixed_features(frozen[0]):
         hint = "; --augmentation_cycle=10 keeps those of 10 versions of each image"
-        return "computed in each step" + (hint if setup.augment and not setup.mixing else "")
+        kept_with_cycle = (
+            setup.augmentation
+            and not setup.augmentation.layers
+            and not setup.mixing
+            and not setup.chosen.cluster
+        )
+        return "computed in each step" + (hint if kept_with_cycle else "")
     cycle = setup.augmentation.cycle if setup.augmentation else None
     return "computed once and kept" + (f", of {cycle} versions of each image" if cycle else "")
 
@@ -178,8 +190,8 @@ def _few_steps(data: run_data.Data, batch_size: int) -> str:
     if images > (_FEW_STEPS - 1) * batch_size:
         return ""
     return (
-        f"an epoch is {_steps(images, batch_size)}, which teach little: pass more --epochs, a "
-        "smaller --batch_size, or augmentation such as --horizontal_flip"
+        f"an epoch has only {_steps(images, batch_size)}: pass more --epochs, a smaller "
+        "--batch_size, or augmentation such as --horizontal_flip"
     )
 
 

@@ -67,6 +67,7 @@ def keep(ready: Setup) -> KeptFeatures:
       UserError: The features cannot be written.
     """
     data, augmentation = ready.data, ready.augmentation
+    # Those of all images, so that runs with other splits and classes use them too.
     readable = np.setdiff1d(np.arange(len(data.records.labels)), [*data.pictures.bad])
     kept = dataclasses.replace(data, service=None, pictures=_features(ready, readable, None))
     if augmentation is None:

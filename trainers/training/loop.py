@@ -32,8 +32,8 @@ def fit(config: FitConfig, cluster: clusters.Cluster | None = None) -> results.F
       cluster: The processes that train together; each of them calls this function.
 
     Raises:
-      UserError: The user has to change something. There is no run directory then, unless the loss
-        became NaN or a process died: these leave the epochs before.
+      UserError: The user has to change something. A run that fails before its first backup leaves
+        no directory; one that fails later keeps its finished epochs.
       PreemptedError: SIGTERM came during training; the run is saved and can be resumed.
       KeyboardInterrupt: Ctrl-C; the message says how to go on, and where nothing can be resumed
         there is no run directory.
@@ -135,7 +135,7 @@ def _finish(training: Training) -> dict[str, Any]:
         test_accuracy=tested.accuracy,
         test_accuracy_interval=tested.accuracy_interval,
         test_loss=tested.loss,
-        test_pictures_chose_the_model=data.shared("test", "validation") > 0,
+        test_images_chose_the_model=data.shared("test", "validation") > 0,
         test_by_class=scores.by_class(tested.confusion_matrix, data.classes),
         **scores.largest_class(tested.labels, data.classes),
     )

@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from pizza_steak.text_width import padded, text_width
 from trainers.runs import scores
 from trainers.runs.run_directory import command_line, kept_epoch
 from trainers.training import descriptions
@@ -59,16 +60,15 @@ class FitResult:
 
 def _class_lines(by_class: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Returns a line for each class with its test accuracy; of many classes for the worst."""
-    tested = {name: row for name, row in by_class.items() if row["images"]}
-    shown = list(tested)
-    if len(shown) > _MOST_CLASSES:
-        shown = sorted(shown, key=lambda name: tested[name]["accuracy"])[:_MOST_CLASSES]
-    width = max(map(len, shown), default=0)
+    tested = [(name, row) for name, row in by_class.items() if row["images"]]
+    shown = tested
+    if len(tested) > _MOST_CLASSES:
+        shown = sorted(tested, key=lambda item: item[1]["accuracy"])[:_MOST_CLASSES]
+    width = max((text_width(name) for name, _ in shown), default=0)
     lines = [
-        f"  {name:<{width}}  {row['accuracy']:.3f} ({row['images']:,} images)"
-        for name in shown
-        for row in [tested[name]]
+        f"  {padded(name, width)}  {row['accuracy']:.3f} ({row['images']:,} images)"
+        for name, row in shown
     ]
     if more := len(tested) - len(shown):
-        lines.append(f"  and {more} classes with as many or more right")
+        lines.append(f"  and {more} more classes, each at least as accurate")
     return lines

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -165,6 +166,10 @@ class Training:
             data, augment, model.gather = self.moved or (ready.data, ready.augment, None)
         is_last = stage is ready.stages[-1]
         patient = _patient_callbacks(optimisation) if is_last else []
+        logged = []
+        if not is_last and optimisation.reduce_lr_patience is not None:
+            # Without it, metrics.csv would have no column for what the last stage logs.
+            logged = [keras.callbacks.ReduceLROnPlateau(patience=sys.maxsize)]
         backup = callbacks.Backup(
             self.run.backup if chosen.is_chief else None,
             dataclasses.replace(saved, logs=saved.logs[stage.first :]),
@@ -206,7 +211,10 @@ class Training:
             **ends,
             # Callbacks that read the logs come after those that add to them, and the backup after
             # all that have a state.
-            callbacks=[callbacks.StopOnNaN(), *patient, *logging(stage), backup, self.clock],
+            callbacks=[
+                *(callbacks.StopOnNaN(), *patient, *logged),
+                *(*logging(stage), backup, self.clock),
+            ],
             shuffle=False,  # The batches come shuffled.
             verbose=0,
         )

@@ -42,7 +42,7 @@ def train(progress: Progress) -> page.Winner | None:
         raise UserError(f"best.flags: {error}") from error
     result = open_run(run.run_dir).result
     if plan.space.data.shared("test", "validation"):
-        result["test_pictures_chose_the_model"] = True
+        result["test_images_chose_the_model"] = True
     return page.Winner(best.trial_id, flags, result)
 
 
