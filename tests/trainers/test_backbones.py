@@ -331,14 +331,14 @@ def test_a_softmax_or_relu_of_its_own_is_kept(tmp_path):
     layers = keras.layers
     relu, x = layers.ReLU(), layers.GlobalAveragePooling2D()(inputs := keras.Input(SMALL))
     for units in (8, 4):
-        x = relu(layers.Dense(units)(x))  # Shared: Keras knows the inputs of its first call only.
+        x = relu(layers.Dense(units)(x))  # Shared by two calls.
     model = keras.Model(inputs, layers.Softmax()(layers.Dense(3)(x)))
     model.save(tmp_path / "own.keras")
     images = np.random.default_rng(0).uniform(0, 255, (2, *SMALL)).astype(np.float32)
     network = built(of(f"{tmp_path}/own.keras"), CLASSES)
     np.testing.assert_allclose(network.model(images), model(images), rtol=1e-5)
-    assert len(network.head.weights) == 2
-    assert network.backbone.output_shape == (None, 4)
+    assert len(network.head.weights) == 6
+    assert network.backbone.output_shape == (None, 3)
 
 
 def test_a_network_of_mixed_precision_keeps_layers_that_need_float32():

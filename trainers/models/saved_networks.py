@@ -1,6 +1,5 @@
 """Networks in .keras files and in finished runs, whole and without their heads."""
 
-import itertools
 import json
 import pathlib
 import re
@@ -189,17 +188,18 @@ def _without_head(model: keras.Model) -> tuple[keras.KerasTensor, list[keras.lay
     """Returns the input of the dense layers at the end of a model, and these layers."""
     tensor = model.output
     head: list[keras.layers.Layer] = []
-    for before, layer in reversed(list(itertools.pairwise(model.layers))):
+    while True:
+        # Of this call: a layer may be shared, and Keras has no public name for it.
+        layer, node_index, _ = tensor._keras_history
+        (before, *_) = layer._inbound_nodes[node_index].input_tensors or [None]
         if isinstance(layer, keras.Model):  # A run of a user's function ends with its network.
             inner, rest = _without_head(_functional(layer))
             if rest:
                 part = keras.Model(layer.inputs[0], inner, name=layer.name)
-                return part(before.output), rest + head
-        of_vectors = isinstance(layer, _HEAD_LAYERS) and len(layer.input.shape) == 2
-        if not of_vectors or layer.output is not tensor:  # Of a shared layer, only its first call.
-            break
-        tensor, head = layer.input, [layer, *head]
-    return tensor, head
+                return part(before), rest + head
+        if not isinstance(layer, _HEAD_LAYERS) or len(before.shape) > 2:
+            return tensor, head
+        tensor, head = before, [layer, *head]
 
 
 def _functional(model: keras.Model) -> keras.Model:
