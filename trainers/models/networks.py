@@ -166,7 +166,7 @@ def _refuse(config: ModelConfig, names: Iterable[str], reason: str) -> None:
             )
 
 
-def _check_kept(config: ModelConfig, kept: Sequence[keras.layers.Layer]) -> None:
+def _check_own_head(config: ModelConfig, kept: Sequence[keras.layers.Layer]) -> None:
     """Checks that flags of the head, if given, say what the head is that a network keeps."""
     dense = [layer.units for layer in kept if isinstance(layer, layers.Dense)][:-1]
     rates = {layer.rate for layer in kept if isinstance(layer, layers.Dropout)}
@@ -308,7 +308,7 @@ def build(
         return Network(keras.Model(inputs, made(x), name=made.name))
     found = backbones.build(config, image_shape, tuple(classes))
     if found.head:
-        _check_kept(config, found.head)
+        _check_own_head(config, found.head)
     trainable = trainable_layers(config.trainable)
     if config.trainable is None and found.pretrained and not found.head and not head_first:
         trainable = 0

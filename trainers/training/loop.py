@@ -152,16 +152,16 @@ def _tested(training: Training) -> testing.Tested:
     ready = training.ready
     batch_size = run_data.batch_size_of(ready.config.data)
     last = ready.stages[-1]
-    if not training.is_kept(last):
+    if not training.uses_features(last):
         return testing.test(loading.load_model(training.run), ready.data, "test", batch_size)
-    training.save_kept_head(last)
-    assert training.kept and ready.network.head
-    return testing.test(ready.network.head, training.kept.data, "test", batch_size)
+    training.save_best_head(last)
+    assert training.features and ready.network.head
+    return testing.test(ready.network.head, training.features.data, "test", batch_size)
 
 
 def _logging_callbacks(training: Training, stage: setup.Stage) -> list[keras.callbacks.Callback]:
     run, validated = training.run, "validation" in training.ready.data.rows
-    kept = training.is_kept(stage)
+    kept = training.uses_features(stage)
     made = [
         keras.callbacks.CSVLogger(run.path / "metrics.csv", append=True),
         keras.callbacks.ModelCheckpoint(

@@ -30,15 +30,15 @@ class Training:
     Attributes:
       ready: The flags, the hardware, the images and the model.
       run: The run directory.
-      kept: What batches come from while the head is trained on kept features, else None.
-      moved: What other batches come from with --data_on_device, else None.
+      features: What batches come from while the head is trained on kept features, else None.
+      on_device: What other batches come from with --data_on_device, else None.
       clock: Started before the setup.
     """
 
     ready: setup.Setup
     run: Run
-    kept: kept_features.KeptFeatures | None
-    moved: resident.Resident | None
+    features: kept_features.KeptFeatures | None
+    on_device: resident.Resident | None
     clock: callbacks.Clock
 
     @classmethod
@@ -63,15 +63,15 @@ class Training:
         chosen.from_chief(lambda: run.check_same_backbone(ready.network.digest))
         fixed = [ready.has_fixed_features(stage) for stage in ready.stages]
         kept = kept_features.keep(ready) if any(fixed) else None
-        moved = None
+        on_device = None
         if config.data.data_on_device:
             if all(fixed):
                 raise UserError(
                     "data_on_device: has no meaning while the head alone is trained, from kept "
                     "features; leave it out, or pass --trainable"
                 )
-            moved = resident.move(ready.data, ready.augmentation, chosen.devices)
-        return cls(ready, run, kept, moved, clock)
+            on_device = resident.move(ready.data, ready.augmentation, chosen.devices)
+        return cls(ready, run, kept, on_device, clock)
 
     def start(self) -> None:
         """Creates the run directory, or takes a resumed run back to its last backup.
@@ -118,20 +118,20 @@ class Training:
 
     def _take_over(self, before: setup.Stage, saved: Saved) -> Saved:
         """Restores the weights of a finished stage, and saves its best head."""
-        is_kept = self.is_kept(before)
-        if is_kept and self.ready.chosen.is_chief:
-            self.save_kept_head(before)
-        model = self.ready.compiled(before, head_only=is_kept)
+        uses_features = self.uses_features(before)
+        if uses_features and self.ready.chosen.is_chief:
+            self.save_best_head(before)
+        model = self.ready.compiled(before, head_only=uses_features)
         checkpoint.restore(
             saved.content, self.ready.chosen.precision, model.variables, all_of_them=False
         )
         return dataclasses.replace(saved, content=b"")
 
-    def is_kept(self, stage: setup.Stage) -> bool:
+    def uses_features(self, stage: setup.Stage) -> bool:
         """Returns whether a stage trains the head on kept features."""
-        return self.kept is not None and self.ready.has_fixed_features(stage)
+        return self.features is not None and self.ready.has_fixed_features(stage)
 
-    def save_kept_head(self, stage: setup.Stage) -> None:
+    def save_best_head(self, stage: setup.Stage) -> None:
         """Writes model.keras: the network with the best head that a stage trained on features."""
         head = self.ready.network.head
         if head and self.run.best_head.exists():
@@ -151,19 +151,19 @@ class Training:
         config, optimisation, chosen = ready.config, ready.config.optimisation, ready.chosen
         batch_size = config.data.batch_size
         every_steps, every_seconds = checkpoint_interval(config.run.checkpoint_every)
-        if self.is_kept(stage):
-            assert self.kept
+        if self.uses_features(stage):
+            assert self.features
             # A step of a head takes less time than Keras takes between two steps.
             whole_epochs = math.inf == every_steps == every_seconds and not start.step
             alone = whole_epochs and chosen.strategy == "none"
             model = ready.compiled(
                 stage, head_only=True, steps_at_once=ready.steps("train") if alone else 1
             )
-            data, augment = self.kept
+            data, augment = self.features
         else:
             # A model that was compiled for another stage cannot be trained any more.
             model = ready.model if len(ready.stages) == 1 else ready.compiled(stage)
-            data, augment, model.gather = self.moved or (ready.data, ready.augment, None)
+            data, augment, model.gather = self.on_device or (ready.data, ready.augment, None)
         is_last = stage is ready.stages[-1]
         patient = _patient_callbacks(optimisation) if is_last else []
         logged = []
