@@ -204,7 +204,7 @@ def test_readme_fits_a_reader():
 
 
 def test_the_map_names_every_folder_and_only_modules_that_exist():
-    section = CONTRIBUTING[CONTRIBUTING.index("## Where things are") :].split("## Every file")[0]
+    section = CONTRIBUTING[CONTRIBUTING.index("## Where things are") :].split("## Every module")[0]
     folders = {path.parent for path in MODULES if path.name != "__main__.py"}
     assert {*re.findall(r"^\| `([\w/]+)` \|", section, re.M)} == {
         "tests",

@@ -39,7 +39,7 @@ class DataConfig:
         "Zip file or folder of class folders. It replaces --dataset.",
         per_process=True,
         common=True,
-        aliases="data data_path folder images input path zip",
+        aliases="data data_path folder input path zip",
     )
     data_dir: str | None = flag(
         None,
