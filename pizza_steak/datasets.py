@@ -47,7 +47,7 @@ class Datasets:
 
         Args:
           split: "train", "validation" or "test".
-          count: The largest number of images.
+          count: The largest number of images, 1 or more.
 
         Returns:
           A Matplotlib figure. A notebook shows it if the call is the last line of a cell; a

@@ -52,7 +52,8 @@ class TrainedRun:
         """The kept model, the best by validation loss or without validation the last.
 
         It takes images of shape (B, height, width, channels) with values 0 to 255. For two classes
-        its output is the probability of the second one, of shape (B, 1), else of shape (B, C).
+        its output is the probability of the second one, of shape (B, 1), else of shape (B, C). The
+        network of a function of yours may have shape (B, 2).
         """
         from trainers.finished import loading
 
