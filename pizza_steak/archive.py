@@ -336,7 +336,7 @@ def _kind_left_out(member: str) -> str | None:
     if suffix in SUFFIXES:
         return None
     if suffix in _HEIF:
-        return f"{suffix} (pip install 'pizza-steak[heif]' reads them)"
+        return f"{suffix} (pip install pillow-heif reads them)"
     return suffix or "without suffix"
 
 

@@ -429,6 +429,6 @@ def resize_by_tensorflow(pixels: Any, size: Any, format: Format) -> Any:
 
 def _reason(error: Exception, encoded: bytes) -> str:
     if encoded[4:12] in _HEIF_BRANDS and "HEIF" not in KINDS:
-        return "HEIC: pip install 'pizza-steak[heif]' reads it"
+        return "HEIC: pip install pillow-heif reads it"
     text = str(getattr(error, "strerror", None) or error) or type(error).__name__
     return " ".join(text.split(" <_io.")[0].split())

@@ -204,7 +204,7 @@ def test_takes_every_format_of_photographs(make_archive, suffix):
 def test_without_pillow_heif_the_extra_is_named(make_archive, monkeypatch):
     monkeypatch.setattr(archives, "SUFFIXES", archives.SUFFIXES - archives._HEIF)
     names = [name.replace(".jpg", ".HEIC") for name in FOOD]
-    told = ".heic (pip install 'pizza-steak[heif]' reads them)"
+    told = ".heic (pip install pillow-heif reads them)"
     assert read_archive(make_archive([*FOOD, *names])).left_out == {told: 4}
     assert f"no class folders with images (left out: 4 {told})" in refusal(make_archive(names))
 

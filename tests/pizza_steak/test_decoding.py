@@ -209,7 +209,7 @@ def test_without_its_decoder_a_heic_file_names_the_extra(monkeypatch):
     pytest.importorskip("pillow_heif")
     encoded = encode(noise(64, 48), "HEIF")
     monkeypatch.setattr(decoding, "KINDS", tuple(k for k in decoding.KINDS if k != "HEIF"))
-    assert "pip install 'pizza-steak[heif]'" in fault(encoded)
+    assert "pip install pillow-heif" in fault(encoded)
 
 
 def test_other_decoders_of_pillows_see_nothing():
