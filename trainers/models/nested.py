@@ -32,9 +32,11 @@ def in_precision(model: keras.Model, policy: keras.DTypePolicy) -> keras.Model:
         return model
 
     def clone(layer: keras.Operation) -> keras.Operation:
+        if isinstance(layer, keras.Model):  # Keras 3.12's `recursive` leaves out models in models.
+            return keras.models.clone_model(layer, clone_function=clone)
         dtype = {"dtype": wanted(layer)} if isinstance(layer, keras.layers.Layer) else {}
         return type(layer).from_config(layer.get_config() | dtype)
 
-    cloned = keras.models.clone_model(model, clone_function=clone, recursive=True)
+    cloned = keras.models.clone_model(model, clone_function=clone)
     cloned.set_weights(model.get_weights())
     return cloned
