@@ -103,7 +103,8 @@ def finished(running):
 def wait_until(condition: Callable[[], object], *processes: subprocess.Popen):
     """What a condition gives as soon as it holds; these processes must not end before."""
     while not (value := condition()):
-        assert all(process.poll() is None for process in processes), processes[0].communicate()
+        ended = [process for process in processes if process.poll() is not None]
+        assert not ended, ended[0].communicate(timeout=30)
         time.sleep(0.01)
     return value
 
