@@ -480,7 +480,7 @@ def test_a_backbone_that_is_used_again_changes_nothing(head_flags, tmp_path):
     assert third.values["history"] == fourth.values["history"]
 
 
-def test_the_plan_says_what_is_trained_and_where_features_come_from(head_flags, capsys):
+def test_the_plan_says_what_is_trained_and_where_features_come_from(head_flags, monkeypatch):
     def said(*flags):
         config = setup.resolved(parse_flags(*head_flags, "--run_dir=/tmp/nowhere", *flags))
         text = descriptions.plan_table(setup.prepare(config), plan(config))
@@ -498,6 +498,12 @@ def test_the_plan_says_what_is_trained_and_where_features_come_from(head_flags, 
     table = said("--horizontal_flip", "--augmentation_cycle=3")
     assert table["features"] == "computed once and kept, of 3 versions of each image"
     assert "features" not in said("--trainable=all")
+    ready = setup.prepare(
+        parse_flags(*head_flags, "--head_epochs=1", "--scale_learning_rate=linear")
+    )
+    monkeypatch.setattr(type(ready.chosen), "replicas", 2)
+    training = plan_of(descriptions.plan_table(ready, plan(ready.config)))["training"]
+    assert "learning rate 0.02 (0.01 a replica), then 0.002," in training
 
 
 # In another precision than it was saved in.
