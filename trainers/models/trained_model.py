@@ -34,6 +34,12 @@ class TrainedModel(keras.Model):
     mixing: Mixing | None = None
     _trained_weights: list[np.ndarray] | None = None
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        # Keras 3.12 does not count a layer that a functional model gets later among its layers.
+        if name == "mixing" and value is not None and value not in self._flatten_layers():
+            self._layers.append(value)
+
     def train_step(self, data):
         return super().train_step(self._mixed(self._gathered(data)))
 
