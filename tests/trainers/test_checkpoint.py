@@ -78,9 +78,8 @@ def test_a_backup_of_another_model_is_refused_and_changes_nothing(tmp_path, opti
     before = numbered(others)
     with pytest.raises(UserError) as caught:
         checkpoint.restore(content, "float32", others)
-    assert re.fullmatch(
-        f"backup/latest.h5: is of another model: {told}resume .*", str(caught.value)
-    )
+    expected = f"backup/latest.h5: is of another model: {told}resume .*"
+    assert re.fullmatch(expected, str(caught.value), re.I)  # Keras 3.12 says SGD for sgd.
     np.testing.assert_equal(values(others), before)
 
 
