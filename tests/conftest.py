@@ -15,6 +15,9 @@ from PIL import Image
 from small_runs import ROOT, SIZE, layout, start_command, train_and_test, write_backbone
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # As every command has it.
+# Until all tests are collected: the objects of imported packages stay, and to look for garbage
+# among them takes seconds.
+gc.disable()
 
 Layout = Mapping[str, bytes] | Iterable[str]
 
@@ -32,10 +35,6 @@ SLOWEST = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     ranks = {name: rank for rank, name in enumerate(SLOWEST)}
     items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
-
-
-# The objects of imported packages stay: to look for garbage among them takes seconds.
-gc.disable()
 
 
 @pytest.hookimpl(optionalhook=True)

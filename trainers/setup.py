@@ -79,23 +79,23 @@ class Setup:
         """The augmentation in the input pipeline; None if there is none, or it is in the model."""
         return self.augmentation.on_batches if self.augmentation else None
 
-    @property
-    def learning_rate(self) -> float:
-        """The learning rate at the start, or after the warm-up."""
-        rate = self.stages[0].learning_rate
-        return optimizers.learning_rate(self.config.optimisation, rate, self.chosen.replicas)
+    def could_fix_features(self, stage: Stage) -> bool:
+        """Returns whether --augmentation_cycle, or no augmentation, gives a stage fixed features.
+
+        In a cluster nothing does: its processes may share a disk, but cannot compute one after the
+        other.
+        """
+        if stage.trainable or self.network.features is None or self.chosen.cluster or self.mixing:
+            return False
+        return self.augmentation is None or not self.augmentation.layers
 
     def has_fixed_features(self, stage: Stage) -> bool:
         """Returns whether the head gets the same features of an image in all epochs of a stage.
 
-        With --augmentation_cycle these are the same features of each version. In a cluster there
-        are none: its processes may share a disk, but cannot compute one after the other.
+        With --augmentation_cycle these are the same features of each version.
         """
-        if stage.trainable or self.network.features is None or self.chosen.cluster or self.mixing:
-            return False
-        return self.augmentation is None or (
-            self.augmentation.cycle is not None and not self.augmentation.layers
-        )
+        augmented_anew = self.augmentation is not None and self.augmentation.cycle is None
+        return self.could_fix_features(stage) and not augmented_anew
 
     def compiled(
         self, stage: Stage, *, head_only: bool = False, steps_at_once: int = 1

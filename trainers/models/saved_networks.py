@@ -85,9 +85,10 @@ def image_size(config: ModelConfig) -> Numbers | None:
     Raises:
       UserError: There is no such run or file.
     """
-    if path_of(config).is_dir():
+    path = path_of(config)
+    if path.is_dir():
         return run_directory.open_run(config.model).config.data.image_size
-    return _input_size(path_of(config))
+    return _input_size(path)
 
 
 def path_of(config: ModelConfig) -> pathlib.Path:

@@ -137,13 +137,7 @@ def _features_text(setup: Setup) -> str:
         return ""
     if not setup.has_fixed_features(frozen[0]):
         hint = "; --augmentation_cycle=10 keeps those of 10 versions of each image"
-        kept_with_cycle = (
-            setup.augmentation
-            and not setup.augmentation.layers
-            and not setup.mixing
-            and not setup.chosen.cluster
-        )
-        return "computed in each step" + (hint if kept_with_cycle else "")
+        return "computed in each step" + (hint if setup.could_fix_features(frozen[0]) else "")
     cycle = setup.augmentation.cycle if setup.augmentation else None
     return "computed once and kept" + (f", of {cycle} versions of each image" if cycle else "")
 

@@ -118,10 +118,10 @@ class Training:
 
     def _take_over(self, before: setup.Stage, saved: Saved) -> Saved:
         """Restores the weights of a finished stage, and saves its best head."""
-        uses_features = self.uses_features(before)
-        if uses_features and self.ready.chosen.is_chief:
+        head_only = self.uses_features(before)
+        if head_only and self.ready.chosen.is_chief:
             self.save_best_head(before)
-        model = self.ready.compiled(before, head_only=uses_features)
+        model = self.ready.compiled(before, head_only=head_only)
         checkpoint.restore(
             saved.content, self.ready.chosen.precision, model.variables, all_of_them=False
         )
@@ -166,10 +166,11 @@ class Training:
             data, augment, model.gather = self.on_device or (ready.data, ready.augment, None)
         is_last = stage is ready.stages[-1]
         patient = _patient_callbacks(optimisation) if is_last else []
-        logged = []
+        logs_rate = []
         if not is_last and optimisation.reduce_lr_patience is not None:
-            # Without it, metrics.csv would have no column for what the last stage logs.
-            logged = [keras.callbacks.ReduceLROnPlateau(patience=sys.maxsize)]
+            # It changes nothing. Without it, metrics.csv would have no column for the learning rate
+            # that the last stage logs.
+            logs_rate = [keras.callbacks.ReduceLROnPlateau(patience=sys.maxsize)]
         backup = callbacks.Backup(
             self.run.backup if chosen.is_chief else None,
             dataclasses.replace(saved, logs=saved.logs[stage.first :]),
@@ -212,8 +213,12 @@ class Training:
             # Callbacks that read the logs come after those that add to them, and the backup after
             # all that have a state.
             callbacks=[
-                *(callbacks.StopOnNaN(), *patient, *logged),
-                *(*logging(stage), backup, self.clock),
+                callbacks.StopOnNaN(),
+                *patient,
+                *logs_rate,
+                *logging(stage),
+                backup,
+                self.clock,
             ],
             shuffle=False,  # The batches come shuffled.
             verbose=0,
