@@ -339,6 +339,25 @@ def test_the_figure_of_mistakes_shows_the_original_photographs(untrained, make_a
         assert image.shape == expected[mistake["file"].split("/")[-1]]
 
 
+def test_of_many_mistakes_the_most_confident_are_drawn_and_all_are_listed(
+    untrained, make_archive, tmp_path
+):
+    files = layout({"test/dark": 40, "test/light": 40})
+    outcome = evaluate(untrained, {"archive": str(make_archive(files))})
+    mistakes = outcome.values["mistakes"]
+    assert len(mistakes) > len(outcome.mistakes) == 24
+    drawn = [np.asarray(Image.open(io.BytesIO(files[one["file"]]))) for one in mistakes[:24]]
+    for image, expected in zip(outcome.mistakes, drawn, strict=True):
+        np.testing.assert_array_equal(image, expected)
+    outcome.write(EvaluationConfig(out_dir=str(tmp_path)))
+    listed = json.loads((tmp_path / "evaluation.json").read_text())["mistakes"]
+    assert listed == mistakes
+    with Image.open(tmp_path / "mistakes.png") as figure:
+        width, height = figure.size
+        assert np.asarray(figure).std() > 0
+    assert 0.6 < height / width < 1  # Four rows of six.
+
+
 def test_captions_are_said_in_words():
     mistake = {"class": "bibimbap", "predicted": "beet_salad", "probability": 0.785}
     caption = evaluation._caption(mistake | {"file": "test/bibimbap/1.jpg"})

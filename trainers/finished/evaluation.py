@@ -133,7 +133,8 @@ class Evaluation:
     def _draw_mistakes(self, path: pathlib.Path) -> None:
         remove(path)  # Without mistakes, no figure of an earlier evaluation may stay.
         if self.mistakes:
-            captions = [_caption(mistake) for mistake in self.values["mistakes"]]
+            shown = self.values["mistakes"][: len(self.mistakes)]
+            captions = [_caption(mistake) for mistake in shown]
             figures.picture_grid(self.mistakes, captions, path)
 
     def _class_table(self) -> str:
