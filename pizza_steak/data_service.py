@@ -9,7 +9,6 @@ changes the speed of a training, and nothing else.
 
 import concurrent.futures
 import contextlib
-import os
 import re
 import socket
 import threading
@@ -21,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from pizza_steak import cores
 from pizza_steak.errors import UserError
 from pizza_steak.records import Records
 
@@ -157,7 +157,7 @@ def map_steps(
         yield from numbered.apply(kind).as_numpy_iterator()
 
     def loaded_here(skipped: int, count: int = -1) -> tf.data.Dataset:
-        return steps.skip(skipped).take(count).map(load, num_parallel_calls=os.cpu_count())
+        return steps.skip(skipped).take(count).map(load, num_parallel_calls=cores.count())
 
     def in_order() -> Iterator[Any]:
         arriving = loaded_there()

@@ -17,7 +17,7 @@ import tensorflow as tf
 from absl import logging
 from tensorflow.python.framework import config
 
-from pizza_steak import decoding, decoding_in_graph, progress_bar
+from pizza_steak import cores, decoding, decoding_in_graph, progress_bar
 from pizza_steak.atomic import make_once
 from pizza_steak.decoding import Format
 from pizza_steak.errors import BadImageError, UserError
@@ -104,7 +104,7 @@ class StreamedPictures:
     records: Records
     format: Format
     bad: Mapping[int, str]
-    parallel_calls: int = os.cpu_count() or 1
+    parallel_calls: int = dataclasses.field(default_factory=cores.count)
     in_graph: bool = False
 
     def gather(self, rows: tf.Tensor) -> tf.Tensor:
@@ -266,7 +266,7 @@ def _decode_all(
         .batch(_RECORDS_READ_AT_ONCE)
         .map(
             lambda rows: (rows, tf.numpy_function(decode, [rows], tf.uint8)),
-            num_parallel_calls=os.cpu_count(),
+            num_parallel_calls=cores.count(),
         )
         .prefetch(1)
         .with_options(WITHOUT_AUTOTUNE)

@@ -9,7 +9,6 @@ import dataclasses
 import gc
 import itertools
 import math
-import os
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.data.ops import iterator_ops, multi_device_iterator_ops
 
-from pizza_steak import data_service
+from pizza_steak import cores, data_service
 from pizza_steak.decoded import WITHOUT_AUTOTUNE, Pictures
 from pizza_steak.errors import UserError
 
@@ -209,7 +208,7 @@ def batches(
         loaded = data_service.map_steps(counted, load, service)
     else:
         # The cores bound augmentation, whatever bounds the gathering.
-        calls = pictures.parallel_calls if augment is None else os.cpu_count()
+        calls = pictures.parallel_calls if augment is None else cores.count()
         loaded = counted.map(load, num_parallel_calls=calls)
     return loaded.prefetch(_PREFETCHED * len(here)).with_options(WITHOUT_AUTOTUNE)
 

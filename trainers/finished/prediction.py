@@ -7,14 +7,13 @@ import functools
 import io
 import itertools
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from pizza_steak import decoded, decoding, progress_bar
+from pizza_steak import cores, decoded, decoding, progress_bar
 from pizza_steak.atomic import output_file
 from pizza_steak.errors import UserError
 from pizza_steak.text_width import padded, text_width
@@ -194,5 +193,5 @@ def _batches(
         return rows, tf.ensure_shape(images, (None, *format.shape)), faults
 
     batches = tf.data.Dataset.from_tensor_slices(rows).batch(batch_size)
-    batches = batches.map(load, num_parallel_calls=os.cpu_count()).prefetch(1)
+    batches = batches.map(load, num_parallel_calls=cores.count()).prefetch(1)
     return batches.with_options(decoded.WITHOUT_AUTOTUNE)

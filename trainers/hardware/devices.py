@@ -13,6 +13,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pizza_steak import cores
 from pizza_steak.errors import UserError
 from pizza_steak.flags import Numbers
 from trainers.configuration import DevicesConfig
@@ -217,7 +218,7 @@ def choose(config: DevicesConfig, cluster: "Cluster | None" = None) -> Devices:
             indices = list(range(len(gpus)))
         _ = cluster.strategy
     return Devices(
-        names=tuple(names) or (f"CPU, {os.cpu_count()} cores",),
+        names=tuple(names) or (f"CPU, {cores.count()} cores",),
         strategy="multi_worker" if cluster else "mirrored" if mirrored else "none",
         devices=tuple(f"{kind}:{index}" for index in indices),
         precision=precision,

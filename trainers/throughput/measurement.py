@@ -22,6 +22,7 @@ import tensorflow as tf
 import tqdm
 from absl import logging
 
+from pizza_steak import cores
 from pizza_steak.atomic import output_file
 from pizza_steak.errors import UserError
 from trainers.configuration import AugmentationConfig, BenchmarkConfig, MeasuringConfig
@@ -191,7 +192,7 @@ def report_of(
             f"{a} / {b}": _ratio(speeds[a], speeds[b]) for a, b in RATIOS if {a, b} <= speeds.keys()
         },
         verdict=verdict(speeds, source),
-        cores=_cores(),
+        cores=cores.count(),
         versions={name: importlib.metadata.version(name) for name in packages},
     )
 
@@ -256,20 +257,14 @@ def _chosen(measuring: MeasuringConfig) -> dict[str, stages.Stage]:
     return chosen
 
 
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _hold_to(threads: int) -> None:
     """Limits this process to some cores; TensorFlow, used later, starts as many threads."""
     if not hasattr(os, "sched_setaffinity"):
         raise UserError(
             "threads: this system cannot limit a process to some cores; pass no --threads"
         )
-    if threads > _cores():
-        raise UserError(f"threads {threads}: expected at most the number of cores, {_cores()}")
+    if threads > cores.count():
+        raise UserError(f"threads {threads}: expected at most the number of cores, {cores.count()}")
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
 
