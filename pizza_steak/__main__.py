@@ -21,6 +21,7 @@ COMMANDS = {
     "predict": "trainers.predict",
     "export": "trainers.export",
     "report": "trainers.report",
+    "average": "trainers.average",
     "learning-rate": "tuning.learning_rate",
     "sweep": "tuning.sweep",
     "chapter": "trainers.chapter",

@@ -130,6 +130,21 @@ def seconds(text: str | None) -> int | None:
     return int(match[1]) * {"d": 86400, "h": 3600}[match[2]]
 
 
+def parse_fold(text: str | None) -> tuple[int, int] | None:
+    """Returns the number of a part and the number of parts, such as (1, 4) of "1/4".
+
+    Raises:
+      ValueError: The text is not such a fraction.
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    number, count = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= number <= count:
+        raise ValueError(f"{text!r}: expected a part such as 1/4, and up to 4/4")
+    return number, count
+
+
 @dataclasses.dataclass(frozen=True)
 class RemovalConfig:
     """Which prepared datasets to list or remove."""

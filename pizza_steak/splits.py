@@ -15,6 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 import tensorflow_datasets as tfds
 
+from pizza_steak.configuration import parse_fold
 from pizza_steak.errors import UserError
 
 PURPOSES = ("train", "validation", "test")
@@ -33,6 +34,8 @@ class Request:
         `test_fraction`.
       validation_fraction: Above 0 and below 1.
       test_fraction: Above 0 and below 1.
+      validation_fold: "1/4" to "4/4": validation gets that one of four parts of the training
+        images, and training the rest and the validation images; or "3/7", or None.
     """
 
     train_split: str | None = None
@@ -40,6 +43,7 @@ class Request:
     test_split: str | None = None
     validation_fraction: float = 0.15
     test_fraction: float = 0.15
+    validation_fold: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +55,14 @@ class Plan:
       named: Rows of the named splits, by purpose.
       fractions: Fraction of `base` for each split that is cut, by purpose.
       base: The rows to cut.
+      fold: The number of the part of the training images that validates, and the number of parts.
     """
 
     texts: Mapping[str, str]
     named: Mapping[str, np.ndarray]
     fractions: Mapping[str, float]
     base: np.ndarray
+    fold: tuple[int, int] | None = None
 
     def rows(self, labels: np.ndarray, digests: np.ndarray) -> dict[str, np.ndarray]:
         """Returns the rows of each split, by purpose.
@@ -74,9 +80,19 @@ class Plan:
             taken = [found[purpose] for purpose in self.fractions]
             found["train"] = _without(self.named["train"], taken)
         found = {**self.named, **found}
+        if self.fold:
+            number, count = self.fold
+            train = found["train"]
+            validates = parts(labels[train], digests[train], count) == number - 1
+            found["train"] = np.sort(np.concatenate([train[~validates], found["validation"]]))
+            found["validation"] = train[validates]
         for purpose, text in self.texts.items():
             if not found[purpose].size:
                 flag = f"--{purpose}_split"
+                if self.fold:
+                    raise UserError(
+                        f"--validation_fold: {text} comes to no image; expected fewer parts"
+                    )
                 raise UserError(
                     f"{flag}: {text} comes to no image: each class has too few different ones; "
                     + (f"pass {flag}=none" if purpose == "validation" else f"pass another {flag}")
@@ -123,7 +139,17 @@ def plan(request: Request, counts: Mapping[str, int], name: str) -> Plan:
     elif "train" in named:
         texts["train"] = _less(strings["train"], [p for p in tested if p in fractions])
     texts = {purpose: texts[purpose] for purpose in PURPOSES if purpose in texts}
-    return Plan(texts, named, fractions, base)
+    fold = parse_fold(request.validation_fold)
+    if fold:
+        if "validation" not in texts:
+            raise UserError(
+                f"--validation_fold={request.validation_fold}: without validation images, there is "
+                "nothing to exchange; expected a --validation_split"
+            )
+        part = "part {} of {} of {}".format(*fold, texts["train"])
+        texts |= {"train": f"{texts['train']}+{texts['validation']} less validation"}
+        texts |= {"validation": part}
+    return Plan(texts, named, fractions, base, fold)
 
 
 def rows(spec: str, counts: Mapping[str, int], flag: str = "split", name: str = "") -> np.ndarray:
@@ -186,20 +212,52 @@ def cut(
     """
     if not labels.size:
         return {purpose: np.arange(0) for purpose in PURPOSES}
-    # Contents number the different digests, in their order.
-    contents = np.unique(digests, axis=0, return_inverse=True)[1].reshape(-1)
-    owners = np.full(contents.max() + 1, labels.max(), labels.dtype)
-    np.minimum.at(owners, contents, labels)
-    sizes = np.bincount(contents[labels == owners[contents]])
-    by_owner = np.argsort(owners, kind="stable")
-    purposes = np.full(len(owners), -1)
-    for class_contents in np.split(by_owner, np.flatnonzero(np.diff(owners[by_owner])) + 1):
+    contents, sizes, classes = _contents(labels, digests)
+    purposes = np.full(len(sizes), -1)
+    for class_contents in classes:
         train, validation, test = _cut_class(sizes[class_contents], fractions)
         purposes[class_contents[train]] = PURPOSES.index("train")
         purposes[class_contents[validation]] = PURPOSES.index("validation")
         purposes[class_contents[test]] = PURPOSES.index("test")
     found = purposes[contents]
     return {purpose: np.flatnonzero(found == code) for code, purpose in enumerate(PURPOSES)}
+
+
+def parts(labels: np.ndarray, digests: np.ndarray, count: int) -> np.ndarray:
+    """Returns which of `count` parts of equal size each image is in, 0 to `count` - 1.
+
+    Each class is divided separately, in the order of the digests. The same bytes are never in two
+    parts, as with `cut`.
+
+    Args:
+      labels: int array of shape (N,), class indices; N is at least 1.
+      digests: uint64 array of shape (N, 2), hashes of the images' bytes.
+      count: The number of parts.
+    """
+    contents, sizes, classes = _contents(labels, digests)
+    found = np.zeros(len(sizes), np.int64)
+    for class_contents in classes:
+        middles = np.cumsum(sizes[class_contents]) - sizes[class_contents] / 2
+        found[class_contents] = middles * count // sizes[class_contents].sum()
+    return found[contents]
+
+
+def _contents(
+    labels: np.ndarray, digests: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    """Numbers the different digests, in their order.
+
+    Returns:
+      The number of each image's content; the number of images of each content in its class, which
+      is the first class that has it; and the contents of each class.
+    """
+    contents = np.unique(digests, axis=0, return_inverse=True)[1].reshape(-1)
+    owners = np.full(contents.max() + 1, labels.max(), labels.dtype)
+    np.minimum.at(owners, contents, labels)
+    sizes = np.bincount(contents[labels == owners[contents]])
+    by_owner = np.argsort(owners, kind="stable")
+    classes = np.split(by_owner, np.flatnonzero(np.diff(owners[by_owner])) + 1)
+    return contents, sizes, classes
 
 
 def shared(digests: np.ndarray, others: np.ndarray) -> int:

@@ -14,6 +14,7 @@ from pizza_steak.configuration import InspectConfig, PreparedConfig
 from pizza_steak.flags import define_flags, fields, flag
 from pizza_steak.help import help_of, suggestions
 from trainers.configuration import (
+    AverageConfig,
     BenchmarkConfig,
     ChapterConfig,
     DataServiceConfig,
@@ -34,6 +35,7 @@ CONFIGS = {
     "trainers.data_service": DataServiceConfig,
     "trainers.evaluate": EvaluateConfig,
     "trainers.export": ExportConfig,
+    "trainers.average": AverageConfig,
     "trainers.fit": FitConfig,
     "trainers.predict": PredictConfig,
     "trainers.report": ReportConfig,

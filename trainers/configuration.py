@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from pizza_steak.configuration import TransformConfig
+from pizza_steak.configuration import TransformConfig, parse_fold
 from pizza_steak.flags import Numbers, flag, same_flag
 from trainers import user_code
 
@@ -74,6 +74,13 @@ class DataConfig:
         0.15,
         "Fraction of each class of train to test on if there is neither a split test nor "
         "--test_split.",
+    )
+    validation_fold: str | None = flag(
+        None,
+        "Validate on this part of the training images, and train on the rest and on the validation "
+        "images: 1/4 to 4/4, with the run without this flag, are a cross-validation in five parts.",
+        check=parse_fold,
+        aliases="fold k_fold",
     )
     classes: tuple[str, ...] | None = flag(
         None,
@@ -713,6 +720,35 @@ class DataServiceConfig:
     """All flags of `trainers.data_service`."""
 
     servers: ServersConfig = ServersConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class AveragingConfig:
+    """Which runs to average, and where to write the model."""
+
+    runs: tuple[str, ...] | None = flag(
+        None,
+        "Folders of finished runs on the same images, separated by commas.",
+        aliases="members models",
+    )
+    average_flips: bool = flag(
+        False,
+        "Also average the probabilities for an image and its mirror image, left to right.",
+        aliases="flip flips tta",
+    )
+    run_dir: str | None = flag(
+        None,
+        "Folder for the average, which is used like that of any run.",
+        aliases="out_dir output",
+    )
+    overwrite: bool = flag(False, "Replace the run in --run_dir.", aliases="force")
+
+
+@dataclasses.dataclass(frozen=True)
+class AverageConfig:
+    """All flags of `trainers.average`."""
+
+    averaging: AveragingConfig = AveragingConfig()
 
 
 @dataclasses.dataclass(frozen=True)

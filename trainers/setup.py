@@ -205,9 +205,7 @@ def prepare(
         config, data=run_data.with_batch_size(config.data, chosen.replicas)
     )
     networks.check(config.model, run_data.format_of(config.data).shape)
-    _check_stages(config)
-    optimizers.check(config.optimisation)
-    mixing.check(config.optimisation, chosen.jit_compile)
+    check_training(config, chosen.jit_compile)
     data = load(config.data)
     # A backup finds variables by their paths, in which Keras numbers the layers of the process.
     keras.utils.clear_session(free_memory=False)
@@ -231,6 +229,21 @@ def prepare(
     ready = Setup(config, chosen, data, augmentation, network, mixed, stages)
     model = ready.compiled(stages[0])
     return dataclasses.replace(ready, chosen=chosen.as_compiled(model), compiled_first=model)
+
+
+def check_training(config: Any, jit_compile: bool | str = "auto") -> None:
+    """Checks the flags of the training, before images are loaded.
+
+    Args:
+      config: The flags.
+      jit_compile: As Keras takes it.
+
+    Raises:
+      UserError: The flags do not fit together, or there is no such optimizer.
+    """
+    _check_stages(config)
+    optimizers.check(config.optimisation)
+    mixing.check(config.optimisation, jit_compile)
 
 
 def _check_stages(config: Any) -> None:

@@ -1,12 +1,14 @@
 """Splits: what names and fractions come to, and how a class is cut."""
 
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
 
+from pizza_steak.configuration import parse_fold
 from pizza_steak.errors import UserError
-from pizza_steak.splits import PURPOSES, Request, cut, plan
+from pizza_steak.splits import PURPOSES, Request, cut, parts, plan
 
 BOTH = {"validation": 0.15, "test": 0.15}
 COUNTS = {"train": 100, "test": 40}
@@ -124,6 +126,88 @@ def test_duplicates_are_counted_as_images():
     places = cut(np.zeros(1000, int), hashes, BOTH)
     assert abs(len(places["test"]) - 150) <= 1
     assert abs(len(places["validation"]) - 150) <= 1
+
+
+# How the training images are divided into parts.
+
+
+def parts_of(labels, hashes, count) -> dict[tuple, int]:
+    """The part of each image, by its digest."""
+    found = parts(np.asarray(labels), hashes, count)
+    return {tuple(one): int(part) for one, part in zip(hashes, found, strict=True)}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
+def test_parts_hold_as_many_images_of_each_class(count):
+    counts = [1, 3, 4, 7, 20, 61, 500]
+    labels = np.repeat(np.arange(len(counts)), counts)
+    np.random.default_rng(1).shuffle(labels)
+    found = parts(labels, digests(np.random.default_rng(0), len(labels)), count)
+    assert (found.shape, found.dtype) == (labels.shape, np.int64)
+    assert {*found.tolist()} == {*range(count)}
+    for label, total in enumerate(counts):
+        sizes = np.bincount(found[labels == label], minlength=count)
+        assert sizes.sum() == total
+        assert max(abs(sizes - total / count)) <= 1
+
+
+def test_parts_do_not_depend_on_the_order_of_the_rows():
+    rng = np.random.default_rng(0)
+    labels, hashes = rng.integers(0, 5, 300), digests(rng, 300)
+    order = rng.permutation(300)
+    expected = parts_of(labels, hashes, 4)
+    assert parts_of(labels, hashes, 4) == expected
+    assert parts_of(labels[order], hashes[order], 4) == expected
+
+
+def test_the_part_of_an_image_does_not_depend_on_other_classes():
+    rng = np.random.default_rng(0)
+    labels, hashes = rng.integers(0, 3, 300), digests(rng, 300)
+    expected = parts_of(labels, hashes, 4)
+    alone = labels == 1
+    found = parts_of(labels[alone], hashes[alone], 4)
+    assert found == {tuple(one): expected[tuple(one)] for one in hashes[alone]}
+
+
+def test_the_same_bytes_are_never_in_two_parts():
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        kinds, picked = digests(rng, 120), rng.integers(0, 120, 300)
+        labels = rng.integers(0, 3, 300)  # Many of them in several classes.
+        found = parts(labels, kinds[picked], 4)
+        contents = [{*picked[found == part]} for part in range(4)]
+        assert not any(a & b for a, b in itertools.combinations(contents, 2))
+        assert min(np.bincount(found, minlength=4)) > 40
+
+
+def test_bytes_of_two_classes_are_in_the_part_of_the_first_class():
+    rng = np.random.default_rng(0)
+    first, second = digests(rng, 40), digests(rng, 40)
+    expected = parts_of(np.zeros(40, int), first, 4)
+    second[:10] = first[:10]
+    found = parts_of(np.repeat([0, 1], 40), np.concatenate([first, second]), 4)
+    assert {image: found[image] for image in expected} == expected
+
+
+def test_duplicates_count_as_images_in_parts():
+    rng = np.random.default_rng(0)
+    hashes = np.concatenate([np.repeat(digests(rng, 100), 5, axis=0), digests(rng, 500)])
+    sizes = np.bincount(parts(np.zeros(1000, int), hashes, 4))
+    assert max(abs(sizes - 250)) <= 5
+
+
+@pytest.mark.parametrize("text, expected", [(None, None), ("1/4", (1, 4)), ("1/1", (1, 1))])
+def test_a_fold_is_a_part_of_several(text, expected):
+    assert parse_fold(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["0/4", "5/4", "a", "", "1", "1/", "/4", "1/0", "0/0", "-1/4", "1/4/4", "1.5/4", " 1/4"]
+)
+def test_what_is_no_fold_is_told(text):
+    with pytest.raises(ValueError, match="expected a part such as 1/4, and up to 4/4") as caught:
+        parse_fold(text)
+    assert repr(text) in str(caught.value)
 
 
 # What names and fractions come to.
@@ -276,3 +360,80 @@ def test_a_split_without_an_image_is_named():
         UserError, match=r"--validation_split: 15 % of train comes to no image: .*=none$"
     ):
         rows_of(Request(), {"train": 4})
+
+
+# Folds.
+
+
+@pytest.mark.parametrize(
+    "request_, counts",
+    [
+        (Request(), {"train": 100}),
+        (Request(), COUNTS),
+        (Request(), COUNTS | {"validation": 9}),
+        (Request("0.3"), {"train": 100}),
+        (Request("train[:80%]", "train[80%:]"), COUNTS),
+        (Request(test_split="train[90%:]"), COUNTS),
+    ],
+)
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_over_all_folds_each_image_validates_once(request_, counts, count):
+    names = [None, *(f"{number}/{count}" for number in range(1, count + 1))]
+    folds = [rows_of(dataclasses.replace(request_, validation_fold=name), counts) for name in names]
+    seen = sorted([*folds[0]["train"], *folds[0]["validation"]])
+    assert sorted(np.concatenate([fold["validation"] for fold in folds])) == seen
+    for fold in folds:
+        assert sorted([*fold["train"], *fold["validation"]]) == seen
+        np.testing.assert_array_equal(fold["test"], folds[0]["test"])
+    for fold in folds[1:]:
+        assert {*folds[0]["validation"]} <= {*fold["train"]}
+        np.testing.assert_array_equal(fold["train"], np.sort(fold["train"]))
+
+
+def test_a_fold_is_the_part_of_the_training_images_with_its_number():
+    labels, hashes = np.arange(100) % 2, digests(np.random.default_rng(0), 100)
+    train = plan(Request(), {"train": 100}, "food").rows(labels, hashes)["train"]
+    found = parts(labels[train], hashes[train], 4)
+    for number in range(4):
+        fold = plan(Request(validation_fold=f"{number + 1}/4"), {"train": 100}, "food")
+        validation = fold.rows(labels, hashes)["validation"]
+        np.testing.assert_array_equal(validation, train[found == number])
+
+
+@pytest.mark.parametrize(
+    "request_, counts, train, validation",
+    [
+        (
+            Request(validation_fold="2/4"),
+            COUNTS,
+            "train less validation+15 % of train less validation",
+            "part 2 of 4 of train less validation",
+        ),
+        (
+            Request(validation_fold="1/3"),
+            COUNTS | {"validation": 9},
+            "train+validation less validation",
+            "part 1 of 3 of train",
+        ),
+    ],
+)
+def test_the_texts_of_a_fold_name_its_part(request_, counts, train, validation):
+    texts = plan(request_, counts, "food").texts
+    assert (texts["train"], texts["validation"]) == (train, validation)
+    assert texts["test"] == "test"
+    assert list(texts) == list(PURPOSES)
+
+
+def test_a_fold_needs_validation_images_to_exchange():
+    with pytest.raises(UserError) as caught:
+        plan(Request(validation_split="none", validation_fold="1/4"), COUNTS, "food")
+    assert str(caught.value) == (
+        "--validation_fold=1/4: without validation images, there is nothing to exchange; expected "
+        "a --validation_split"
+    )
+
+
+def test_more_parts_than_images_are_told_with_their_flag():
+    with pytest.raises(UserError, match="--validation_fold") as caught:
+        rows_of(Request(validation_fold="1/999"), {"train": 100})
+    assert "--validation_split" not in str(caught.value)

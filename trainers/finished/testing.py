@@ -1,6 +1,7 @@
 """The test of a model: its predictions for a split, and what they are worth."""
 
 import dataclasses
+from typing import Any
 
 import keras
 import numpy as np
@@ -59,6 +60,19 @@ def test(model: keras.Model, data: run_data.Data, purpose: str, batch_size: int)
     labels = data.labels(purpose)
     probabilities = loading.class_probabilities(outputs)
     return Tested(labels, probabilities, _mean_loss(labels, outputs))
+
+
+def result(tested: Tested, data: run_data.Data) -> dict[str, Any]:
+    """Returns what result.json says of the test of a run."""
+    return {
+        "test_images": len(tested.labels),
+        "test_accuracy": tested.accuracy,
+        "test_accuracy_interval": tested.accuracy_interval,
+        "test_loss": tested.loss,
+        "test_images_chose_the_model": data.shared("test", "validation") > 0,
+        "test_by_class": scores.by_class(tested.confusion_matrix, data.classes),
+        **scores.largest_class(tested.labels, data.classes),
+    }
 
 
 def _mean_loss(labels: np.ndarray, outputs: np.ndarray) -> float:

@@ -68,9 +68,13 @@ def load_model(run: run_directory.Run) -> keras.Model:
     path = run.path / "model.keras"
     if not zipfile.is_zipfile(path):
         raise UserError(f"model {path}: missing, or no Keras model; train the run again")
-    own = run.config.model.model
-    if user_code.is_function(own):  # It may register layers of its own.
-        user_code.import_module("model", own)
+    # A run is loaded for its own test before it has a result.
+    paths = run.result.get("members", ()) if run.finished else ()
+    members = [run_directory.Run(pathlib.Path(path)) for path in paths]
+    for member in [run, *members]:  # A member that is an average has the flags of its first one.
+        own = member.config.model.model if (member.path / "run.flags").exists() else ""
+        if user_code.is_function(own):  # It may register layers of its own.
+            user_code.import_module("model", own)
     try:
         return keras.models.load_model(path, compile=False)
     except Exception as error:  # Keras, zipfile, json and h5py raise different ones.

@@ -1,4 +1,4 @@
-"""The identity of a run or a search: the flags that cannot change when it is resumed.
+"""The identity of a run or a sweep: the flags that cannot change when it is resumed.
 
 Each flag says at its definition whether it is one of them (`pizza_steak.flags.flag`). Flags are
 compared by value: a flag that a run's flagfile does not have counts as its default.
@@ -26,7 +26,7 @@ _REMOVED = "class_mode"
 
 
 def to_flagfile(config: Any) -> str:
-    """Returns the flagfile of a run or a search: its identity, with absolute paths."""
+    """Returns the flagfile of a run or a sweep: its identity, with absolute paths."""
     without = [f.name for _, f in fields(type(config)) if not f.metadata["identity"]]
     return to_flags(_with_absolute_paths(config), without)
 

@@ -45,7 +45,7 @@ class TrainedRun:
     @property
     def history(self) -> dict[str, list[float]]:
         """The values of each metric by epoch, with the names of Keras's history."""
-        return self.result["history"]
+        return self.result.get("history", {})
 
     @functools.cached_property
     def model(self) -> "keras.Model":

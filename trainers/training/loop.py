@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from pizza_steak import input_pipeline
+from pizza_steak.errors import UserError
 from trainers import data as run_data
 from trainers import setup
 from trainers.configuration import FitConfig
@@ -70,7 +71,10 @@ def fit(config: FitConfig, cluster: clusters.Cluster | None = None) -> results.F
 
 def _plan(config: FitConfig) -> tuple[Run, dict[str, Any] | None]:
     run = plan(config)
-    return run, run.result if run.finished else None
+    result = run.result if run.finished else None
+    if result and "members" in result:
+        raise UserError(f"run_dir {run.path}: is an average of runs; it cannot be trained")
+    return run, result
 
 
 def _start(training: Training) -> None:
@@ -130,15 +134,7 @@ def _finish(training: Training) -> dict[str, Any]:
         _draw_augmentation(config, data, run)
     tested = _tested(training)
     plots.confusion_matrix(tested.confusion_matrix, data.classes, run.path / "confusion_matrix.png")
-    result = training.result(
-        test_images=len(tested.labels),
-        test_accuracy=tested.accuracy,
-        test_accuracy_interval=tested.accuracy_interval,
-        test_loss=tested.loss,
-        test_images_chose_the_model=data.shared("test", "validation") > 0,
-        test_by_class=scores.by_class(tested.confusion_matrix, data.classes),
-        **scores.largest_class(tested.labels, data.classes),
-    )
+    result = training.result(**testing.result(tested, data))
     largest = None
     if "validation" in data.rows:
         largest = scores.largest_class(data.labels("validation"), data.classes)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pizza_steak.text_width import padded, text_width
@@ -32,16 +32,11 @@ class FitResult:
         values = self.values
         if self.chief:
             return f"trained with {self.chief}, which saved the results to {self.run_dir}"
-        history = values["history"]
-        kept = kept_epoch(history)
-        metrics = [name for name in ("val_accuracy", "val_loss") if name in history]
-        said = ", ".join(f"{name} {history[name][kept]:.4f}" for name in metrics or ["accuracy"])
         run_dir = descriptions.short_path(self.run_dir)
         where = f"--run_dir={run_dir}"
         return "\n".join(
             [
-                f"{'best' if metrics else 'last'} epoch {kept + 1} of {len(history['loss'])}: "
-                + said,
+                _average_line(values) if "members" in values else _epoch_line(values["history"]),
                 f"test accuracy {scores.test_accuracy_text(values)}, "
                 f"loss {values['test_loss']:.4f}",
                 *_class_lines(values.get("test_by_class", {})),
@@ -56,6 +51,19 @@ class FitResult:
                 command_line("export", where),
             ]
         )
+
+
+def _epoch_line(history: Mapping[str, Sequence[float]]) -> str:
+    kept = kept_epoch(history)
+    metrics = [name for name in ("val_accuracy", "val_loss") if name in history]
+    said = ", ".join(f"{name} {history[name][kept]:.4f}" for name in metrics or ["accuracy"])
+    return f"{'best' if metrics else 'last'} epoch {kept + 1} of {len(history['loss'])}: {said}"
+
+
+def _average_line(values: Mapping[str, Any]) -> str:
+    count = len(values["members"])
+    said = f"average of {count} runs" if count > 1 else "average of a run"
+    return f"{said} for each image and its mirror image" if values["flips"] else said
 
 
 def _class_lines(by_class: Mapping[str, Mapping[str, Any]]) -> list[str]:
