@@ -60,13 +60,18 @@ def _expand(
             name = next(arguments, "") if match[1] is None else match[1].strip()
             if not name:
                 raise FlagfileError("expected a file")
-            path = _find(name, config)
+            path = find(name, config)
             if path.resolve() in within:
                 raise FlagfileError(f"{path}: includes itself")
             yield from _expand(_lines(path), config, (*within, path.resolve()))
 
 
-def _find(name: str, config: type) -> pathlib.Path:
+def find(name: str, config: type) -> pathlib.Path:
+    """Returns the path of a flagfile, as for `expand`.
+
+    Raises:
+      FlagfileError: It does not exist.
+    """
     path = pathlib.Path(name).expanduser()
     folders = [path.parent, _FOLDER] if path.name == name else [path.parent]
     for folder in folders:

@@ -26,6 +26,8 @@ SLOWEST = (
     "test_clusters",
     "test_training",
     "test_sweep",
+    "test_trials",
+    "test_average",
     "test_preprocessing",
     "test_data_service",
     "test_export",

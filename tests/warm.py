@@ -27,7 +27,7 @@ _MODULES = (
     "trainers.finished.evaluation",
     "trainers.throughput.measurement",
     "trainers.training.comparison",
-    "tuning.search.loop",
+    "tuning.trials.loop",
 )
 _PR_SET_CHILD_SUBREAPER = 36  # Of Linux's prctl.
 

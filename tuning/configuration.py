@@ -1,10 +1,13 @@
-"""The flags of a search; like `trainers.configuration`."""
+"""The flags of a sweep; like `trainers.configuration`."""
 
 import dataclasses
 import functools
-from typing import Any
+import types
+import typing
+from collections.abc import Callable, Container, Mapping
+from typing import Any, TypeVar
 
-from pizza_steak.flags import flag, same_flag
+from pizza_steak.flags import Numbers, flag, same_flag
 from trainers.configuration import (
     AugmentationConfig,
     DataConfig,
@@ -15,17 +18,123 @@ from trainers.configuration import (
 )
 from tuning.space import ranges
 
+# What a sweep searches if no flag says otherwise. Wider ranges cost trials: outside of these,
+# nothing has won on the photographs of pizza and steak.
+SEARCHED: Mapping[str, Any] = {
+    "dropout": "0:0.5",
+    "optimizer": "adamw",
+    "weight_decay": "1e-3:1e-1:log",
+    "learning_rate": "3e-4:1e-2:log",
+    "learning_rate_schedule": "cosine",
+    "label_smoothing": "0,0.05,0.1",
+}
+# The same, only for networks that are built here. The features of a trained network would have to
+# be computed in every epoch with augmentation.
+SEARCHED_WITHOUT_BACKBONE: Mapping[str, Any] = {
+    "filters": "16,32,48",
+    "filter_growth": "1.5,2",
+    "blocks": "2:4",
+    "convolutions": "1,2",
+    "padding": "same",
+    "batch_normalization": True,
+    "global_pooling": True,
+    "dense_layers": "0,1",
+    "dense_units": "32:256:log",
+    "horizontal_flip": "false,true",
+    "zoom_range": "0,0.1,0.2",
+    "width_shift_range": "0,0.1",
+    "height_shift_range": "0,0.1",
+    "rotation_range": "0,10",
+    "brightness_range": "none,0.8..1.2",
+    "mixup": "none,0.2",
+    "ema": "none,0.99",
+}
+_FALSE_OR_TRUE = ("false,true", "true,false")
+_Concern = TypeVar("_Concern", bound=type)
+
+
+def _kind(field: dataclasses.Field) -> Any:
+    found = set(typing.get_args(field.type) or (field.type,)) - {types.NoneType}
+    return found.pop() if len(found) == 1 else Numbers
+
+
+def _with_ranges(concern: type, names: Container[str]) -> Callable[[_Concern], _Concern]:
+    """Gives a concern the flags of another one, which take ranges in place of values."""
+
+    def add(cls: _Concern) -> _Concern:
+        for field in dataclasses.fields(concern):
+            if field.name not in names:
+                continue
+            known, kind = field.metadata, _kind(field)
+            minimum, maximum = known["limits"]
+            parse = functools.partial(
+                ranges.parse,
+                kind=kind,
+                minimum=minimum,
+                maximum=maximum,
+                choices=known["choices"],
+                # Without these flags, a network has its own sizes; "none" would be one of them.
+                optional=field.default is None
+                and concern in (OptimisationConfig, AugmentationConfig)
+                and (kind is not str or bool(known["choices"])),
+            )
+            usual = SEARCHED.get(field.name) or SEARCHED_WITHOUT_BACKBONE.get(field.name)
+            metadata = {
+                **known,
+                "help": known["help"] + (f" In a sweep by default {usual}." if usual else ""),
+                "choices": _FALSE_OR_TRUE if kind is bool else (),
+                "limits": (None, None),
+                "check": functools.partial(_check, parse, known["check"]),
+                "parse": parse,
+            }
+            default = (
+                field.default if isinstance(field.default, bool | None) else str(field.default)
+            )
+            if concern is not DataConfig:
+                default = None
+            cls.__annotations__[field.name] = bool | str | None if kind is bool else str | None
+            setattr(cls, field.name, dataclasses.field(default=default, metadata=metadata))
+        return cls
+
+    return add
+
+
+def _check(
+    parse: Callable[[Any], ranges.Range], check: Callable[[Any], Any] | None, text: Any
+) -> None:
+    if text is not None:
+        found = parse(text)
+        if check:
+            for value in found.values:
+                check(value)
+
+
+def _names(concern: type, *without: str) -> list[str]:
+    return [field.name for field in dataclasses.fields(concern) if field.name not in without]
+
 
 @dataclasses.dataclass(frozen=True)
+@_with_ranges(
+    DataConfig,
+    (
+        "image_size",
+        "aspect_ratio",
+        "color_mode",
+        "interpolation",
+        "antialias",
+        "exif",
+        "batch_size",
+    ),
+)
 class SearchDataConfig(DataConfig):
-    """Which images to use, and how to batch them."""
+    """Which images to use, and how to batch them; image formats and batch sizes may be ranges."""
 
     validation_split: str | None = same_flag(
         DataConfig,
         "validation_split",
-        help="Images that choose the best model, which is then trained on them too: a TFDS split "
-        "string or a fraction of train; by default the split validation, or "
-        "--validation_fraction of train if there is no such split.",
+        help="Images that score the trials: a TFDS split string or a fraction of train; by "
+        "default the split validation, or --validation_fraction of train if there is no such "
+        "split. The best model is then trained on them too.",
     )
     test_split: str | None = same_flag(
         DataConfig,
@@ -36,100 +145,16 @@ class SearchDataConfig(DataConfig):
     )
 
 
-def _searched(
-    default: str,
-    help: str,
-    kind: type,
-    *,
-    common: bool = False,
-    aliases: str = "",
-    **limits: Any,
-) -> Any:
-    check = functools.partial(ranges.parse, kind=kind, **limits)
-    field = flag(default, help, check=check, common=common, aliases=aliases)
-    return dataclasses.field(default=default, metadata={**field.metadata, "parse": check})
-
-
 @dataclasses.dataclass(frozen=True)
+@_with_ranges(NormalizationConfig, _names(NormalizationConfig))
+@_with_ranges(AugmentationConfig, _names(AugmentationConfig, "augment_on", "augmentation_cycle"))
+@_with_ranges(
+    OptimisationConfig,
+    _names(OptimisationConfig, "epochs", "early_stopping_patience", "class_weight", "seed"),
+)
+@_with_ranges(ModelConfig, _names(ModelConfig))
 class SpaceConfig:
-    """What to search: values separated by commas, or low:high, low:high:step or low:high:log."""
-
-    model: str = _searched(
-        "tinyvgg",
-        "Networks: names, runs, files or functions as for trainers.fit. Of networks that are not "
-        "built here, only the last layers are searched; their features are computed once with "
-        "--augmentation=none or an --augmentation_cycle.",
-        str,
-        common=True,
-        aliases="arch architecture backbone network",
-    )
-    filters: str = _searched(
-        "8:64:log", "Filters of each convolution in the first block.", int, minimum=1
-    )
-    filter_growth: str = _searched(
-        "1,2",
-        "Factor by which the number of filters grows from block to block.",
-        float,
-        minimum=0.0,
-    )
-    blocks: str = _searched("1:4", "Blocks of convolutions.", int, minimum=0)
-    convolutions: str = _searched("1:3", "Convolutions per block.", int, minimum=1)
-    kernel_size: str = _searched("3,5", "Height and width of convolution kernels.", int, minimum=1)
-    padding: str = _searched("same", "Padding of convolutions.", str, choices=("valid", "same"))
-    pool_size: str = _searched(
-        "2,3", "Height and width of max pooling windows; 1 for no pooling.", int, minimum=1
-    )
-    global_pooling: str = _searched(
-        "false,true", "Average each filter, instead of flattening the filters.", bool
-    )
-    dense_layers: str = _searched("0,1", "Dense layers before the output layer.", int, minimum=0)
-    dense_units: str = _searched(
-        "16:256:log", "Units of each of these dense layers.", int, minimum=1
-    )
-    batch_normalization: str = _searched("false,true", "Batch normalization.", bool)
-    dropout: str = _searched(
-        "0:0.5", "Fraction of values to drop.", float, minimum=0.0, maximum=1.0
-    )
-    optimizer: str = _searched(
-        "adam,adamw",
-        "Names of Keras optimizers.",
-        str,
-        aliases="opt optim optimiser",
-    )
-    weight_decay: str = _searched(
-        "1e-4:1e-1:log",
-        "Weight decay; of adamw only if other optimizers are searched too.",
-        float,
-        minimum=0.0,
-        aliases="l2 wd",
-    )
-    learning_rate: str = _searched(
-        "1e-4:1e-2:log",
-        "Learning rate.",
-        float,
-        minimum=0.0,
-        common=True,
-        aliases="lr lr0",
-    )
-    learning_rate_schedule: str = _searched(
-        "constant,cosine",
-        "Learning rate schedule over --max_epochs.",
-        str,
-        choices=("constant", "cosine"),
-        aliases="lr_scheduler schedule scheduler",
-    )
-    label_smoothing: str = _searched(
-        "0,0.05,0.1", "Label smoothing.", float, minimum=0.0, maximum=1.0
-    )
-    augmentation: str = _searched(
-        "none,flip,chapter",
-        "How to augment training images: not at all, by mirroring left to right, or as in "
-        "tinyvgg_augmented.flags.",
-        str,
-        choices=("none", "flip", "chapter"),
-        common=True,
-        aliases="augment",
-    )
+    """What to search: values after commas, or low:high, low:high:step or low:high:log."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +168,12 @@ class TrialConfig:
         common=True,
         aliases="epoch epochs",
     )
+    min_epochs: int = flag(
+        1,
+        "Least epochs of a trial with --tuner=hyperband, or before --prune. One epoch favors "
+        "networks without regularization.",
+        minimum=1,
+    )
     executions_per_trial: int = flag(
         1,
         "How often to train each trial, every time with another seed; the mean counts.",
@@ -154,7 +185,7 @@ class TrialConfig:
     augmentation_cycle: int | None = same_flag(AugmentationConfig, "augmentation_cycle")
     seed: int = flag(
         42,
-        "Seed of the search, the weights, the order of the images and the augmentation.",
+        "Seed of the sweep, the weights, the order of the images and the augmentation.",
         minimum=0,
         common=True,
         aliases="random_seed random_state",
@@ -163,15 +194,8 @@ class TrialConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SearchConfig:
-    """How to search, and where to write the results."""
+    """How to search."""
 
-    sweep_dir: str = flag(
-        "runs/sweep",
-        "Folder of the search; an existing search with the same flags is resumed.",
-        identity=False,
-        common=True,
-        aliases="out_dir output output_dir run_dir",
-    )
     tuner: str = flag(
         "random",
         "How Keras Tuner chooses the next trial. random: at random; bayesian: by a Gaussian "
@@ -182,9 +206,23 @@ class SearchConfig:
     )
     objective: str = flag(
         "val_accuracy",
-        "Metric that chooses the best trial: the highest accuracy or the lowest loss of its best "
-        "epoch.",
+        "Metric that scores a trial: the mean of its last three epochs. The highest accuracy or "
+        "the lowest loss is the best; label smoothing is not part of the loss.",
         ("val_accuracy", "val_loss"),
+    )
+    first_trials: tuple[str, ...] | None = flag(
+        None,
+        "Settings to try first: flagfiles such as tuned.flags, and tables trials.csv of other "
+        "sweeps, of which the best ten are tried.",
+        aliases="initial_points points_to_evaluate warm_start",
+    )
+    prune: str = flag(
+        "none",
+        "Which trials to stop early. median: those whose score after an epoch is below the median "
+        "of the finished trials after the same epoch (not with hyperband, which stops trials "
+        "itself).",
+        ("none", "median"),
+        aliases="pruner pruning",
     )
     max_trials: int | None = flag(
         None,
@@ -196,11 +234,17 @@ class SearchConfig:
     )
     time_budget: float | None = flag(
         None,
-        "Seconds of search after which no trial starts.",
+        "Seconds after which no trial starts; finalists and the final training come after it.",
         minimum=0.0,
         identity=False,
         common=True,
         aliases="hours timeout time",
+    )
+    trial_timeout: float | None = flag(
+        None,
+        "Seconds after which a training of a trial counts as failed; by default --time_budget.",
+        minimum=1.0,
+        identity=False,
     )
     workers: int = flag(
         1,
@@ -216,18 +260,66 @@ class SearchConfig:
         minimum=1,
         identity=False,
     )
-    final_epochs: int | None = flag(
-        None,
-        "Epochs of the final training of the best model; by default --max_epochs, or with early "
-        "stopping the best epoch of its trial.",
+
+
+@dataclasses.dataclass(frozen=True)
+class FinalConfig:
+    """How to choose among the best trials, and what to train and keep in the end."""
+
+    finalists: int = flag(
+        3,
+        "Number of the best trials that are trained again on other parts of the training images, "
+        "so that each of these images validates them once; the best on all parts is the best "
+        "model. 1: the best trial wins as it is.",
         minimum=1,
         identity=False,
+        common=True,
+    )
+    final_epochs: int | None = flag(
+        None,
+        "Epochs of the finalists and of the final training; by default --max_epochs, or with "
+        "early stopping as many as the best finalist took.",
+        minimum=1,
+        identity=False,
+    )
+    final_models: int = flag(
+        1,
+        "Number of models to train in the end, each with another seed; with several the result is "
+        "one model that averages their probabilities.",
+        minimum=1,
+        identity=False,
+        common=True,
+        aliases="ensemble",
+    )
+    average_flips: bool = flag(
+        False,
+        "Let the final model average its probabilities for an image and its mirror image.",
+        identity=False,
+        aliases="tta",
+    )
+    keep: int = flag(
+        0,
+        "Number of the best trials whose models are kept; the final model is always kept.",
+        minimum=0,
+        identity=False,
+        aliases="keep_best top_k",
+    )
+    sweep_dir: str = flag(
+        "runs/sweep",
+        "Folder of the sweep; a sweep there with the same flags is resumed.",
+        identity=False,
+        common=True,
+        aliases="out_dir output output_dir run_dir",
     )
     tensorboard: bool = flag(
         True, "Write settings and results for TensorBoard's HParams.", identity=False
     )
     overwrite: bool = flag(
-        False, "Replace the search in --sweep_dir.", identity=False, aliases="force"
+        False,
+        "Replace a finished sweep in --sweep_dir, or one with other flags; an unfinished one with "
+        "the same flags is resumed.",
+        identity=False,
+        aliases="force",
     )
 
 
@@ -236,11 +328,11 @@ class SweepConfig:
     """All flags of `tuning.sweep`."""
 
     data: SearchDataConfig = SearchDataConfig()
-    normalization: NormalizationConfig = NormalizationConfig()
     space: SpaceConfig = SpaceConfig()
     trial: TrialConfig = TrialConfig()
     devices: DevicesConfig = DevicesConfig()
     search: SearchConfig = SearchConfig()
+    final: FinalConfig = FinalConfig()
 
 
 @dataclasses.dataclass(frozen=True)

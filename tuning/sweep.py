@@ -9,9 +9,9 @@ from tuning.configuration import SweepConfig
 
 def main(config: SweepConfig) -> None:
     # Imports TensorFlow, for which --help must not wait.
-    from tuning.search import loop
+    from tuning.trials import loop
 
-    print(loop.search(config))
+    print(loop.sweep(config))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,10 @@ from pizza_steak import flagfile
 from pizza_steak.flags import define_flags, from_flags
 from tuning.configuration import SweepConfig
 
+_AUGMENTATION = (
+    *("rotation_range", "width_shift_range", "height_shift_range", "shear_range", "zoom_range"),
+    *("horizontal_flip", "brightness_range"),
+)
 _ALONE = flags.DEFINE_bool("alone", False, "Run Keras Tuner alone, once, in this process.")
 _TURNS = flags.DEFINE_integer("turns", 1, "How often each is run.")
 
@@ -51,16 +55,17 @@ def timed_sweep(argv) -> dict:
     given = [flag for flag in sys.argv[1:] if not flag.startswith("--turns")]
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "tuning.sweep", *given, f"--sweep_dir={folder}/sweep"]
-        subprocess.run([*command, "--final_epochs=1"], check=True, env=environment)
+        final = ["--finalists=1", "--final_epochs=1"]
+        subprocess.run([*command, *final], check=True, env=environment)
         oracle = json.loads(pathlib.Path(folder, "sweep/oracle/oracle.json").read_text())
-        runs = pathlib.Path(folder, "sweep/trials").glob("*/result.json")
-        cpu_seconds = sum(json.loads(run.read_text())["fit_cpu_seconds"] for run in runs)
+        outcomes = pathlib.Path(folder, "sweep/trials").glob("*.json")
+        cpu_seconds = sum(json.loads(file.read_text())["cpu_seconds"] for file in outcomes)
         seconds = max(oracle["ended_after"].values())
         return {"seconds": round(seconds, 1), "fit_cpu_seconds": round(cpu_seconds, 1)}
 
 
 def run_alone(config: SweepConfig) -> dict:
-    """As the chapter loads its pictures and Keras Tuner's guide searches."""
+    """Loads images as the chapter does, and searches as Keras Tuner's guide does."""
     os.environ["KERAS_BACKEND"] = "tensorflow"
     import keras_tuner
     import tensorflow as tf
@@ -68,8 +73,10 @@ def run_alone(config: SweepConfig) -> dict:
     from trainers import data as run_data
     from tuning.space.search_space import SearchSpace
 
-    space = SearchSpace(config, run_data.load(config.data))
-    size = (config.data.image_size, config.data.image_size)
+    space = SearchSpace(config)
+    hp = keras_tuner.HyperParameters()
+    space.declare_hyperparameters(hp)
+    data = run_data.with_batch_size(space.fit_config(hp.values).data)
     with tempfile.TemporaryDirectory() as folder:
         with zipfile.ZipFile(config.data.archive) as archive:
             archive.extractall(folder)
@@ -81,8 +88,8 @@ def run_alone(config: SweepConfig) -> dict:
             )
             return made.flow_from_directory(
                 train,
-                target_size=size,
-                batch_size=run_data.with_batch_size(config.data).batch_size,
+                target_size=run_data.format_of(data).shape[:2],
+                batch_size=data.batch_size,
                 class_mode="binary",
                 subset=subset,
                 seed=config.trial.seed,
@@ -93,18 +100,8 @@ def run_alone(config: SweepConfig) -> dict:
                 return space.build(hp)
 
             def fit(self, hp, model, **options):
-                augmentation = {
-                    "none": {},
-                    "flip": {"horizontal_flip": True},
-                    "chapter": {
-                        "rotation_range": 20,
-                        "shear_range": 0.2,
-                        "zoom_range": 0.2,
-                        "width_shift_range": 0.2,
-                        "height_shift_range": 0.2,
-                        "horizontal_flip": True,
-                    },
-                }[hp.get("augmentation")]
+                asked = vars(space.fit_config(hp.values).augmentation)
+                augmentation = {name: asked[name] for name in _AUGMENTATION}
                 return model.fit(
                     generator(augmentation, "training"),
                     validation_data=generator({}, "validation"),
@@ -118,7 +115,7 @@ def run_alone(config: SweepConfig) -> dict:
             Alone(),
             objective=config.search.objective,
             max_trials=config.search.max_trials,
-            seed=config.trial.seed + 1,  # As `search` has it.
+            seed=config.trial.seed + 1,  # As the sweep has it.
             directory=folder,
             project_name="alone",
         )

@@ -12,6 +12,7 @@ from tuning.pages import importance, page, parallel, plots
 from tuning.pages.table import Row
 from tuning.space.ranges import Range
 
+DASH = "\N{EN DASH}"
 HOSTILE = "<img src=x onerror=alert(1)>"
 RANGES = {
     "learning_rate": Range(low=1e-4, high=1e-1, log=True),
@@ -258,6 +259,127 @@ def test_figures_have_room_for_all_but_what_is_far_worse_than_most():
 def test_a_search_that_has_hardly_begun_has_a_page(count, failed):
     said = words(page.render(trials(count, failed=failed), RANGES, "val_loss", None))
     assert ("No trial is completed yet" in said) == (count == 0 or bool(failed))
+
+
+def cells(text: str, section: str) -> list[list[str]]:
+    """The rows of the first table of a section."""
+    table = text[text.index(f'id="{section}"') :].partition("</table>")[0]
+    return [
+        [words(cell) for cell in re.findall(r"<t[hd]\b.*?</t[hd]>", row, flags=re.DOTALL)]
+        for row in re.findall(r"<tr.*?</tr>", table, flags=re.DOTALL)
+    ]
+
+
+def column(text: str, name: str) -> dict[str, str]:
+    """A column of the table of trials, by trial."""
+    header, *found = cells(text, "trials")
+    return {row[0].split()[0]: row[header.index(name)] for row in found}
+
+
+def with_values(row: Row, **values) -> Row:
+    return Row(**vars(row) | values)
+
+
+def finals(finalist: str, status: str, *folds: int) -> list[Row]:
+    reason = "out of memory" if status == "failed" else ""
+    return [
+        Row(f"final {fold}", status, 0.7, 5, 9.5, 300.0, {}, reason, finalist=finalist, fold=fold)
+        for fold in folds
+    ]
+
+
+def test_the_finals_have_a_table_with_the_best_of_all_folds_first():
+    rows = trials(8)
+    scored = sorted(rows[:8], key=lambda row: row.objective)
+    best, second = scored[-2].trial, scored[-1].trial
+    more = [*finals(best, "completed", 1, 2), *finals(second, "completed", 1)]
+    finalists = [
+        page.Finalist(best, {0: 0.75, 1: 0.875, 2: 0.85}, 0.8125),
+        page.Finalist(second, {0: 0.9, 1: 0.5}, None),
+    ]
+    text = page.render(
+        [*rows, *more, *finals(second, "failed", 2)],
+        RANGES,
+        "val_accuracy",
+        page.Winner(best, "", RESULT),
+        finalists=finalists,
+    )
+    assert cells(text, "finals") == [
+        ["Trial", "All folds", "Fold 0", "Fold 1", "Fold 2"],
+        [best, "0.8125", "0.7500", "0.8750", "0.8500"],
+        [second, DASH, "0.9000", "0.5000", DASH],
+    ]
+    said = words(text)
+    assert f"{second} failed on fold 2: out of memory" in said
+    assert f"The best is trial {best} : validation accuracy {scored[-2].objective:.4f}" in said
+    assert "and 0.8125 on all folds of the training images" in said
+    # They are no trials: they are not counted, drawn or listed.
+    assert "Sweep of 9 trials" in said
+    assert "8 completed, 0 failed, 1 running" in said
+    assert set(trials_in_table(text)) == {row.trial for row in rows}
+    assert 'id="finals"' not in page.render(rows, RANGES, "val_accuracy", None)
+
+
+def test_the_best_before_its_final_training_is_the_one_that_is_named():
+    rows = trials(8)
+    second = sorted(rows[:8], key=lambda row: row.objective)[-2].trial
+    said = words(page.render(rows, RANGES, "val_accuracy", None, best=second))
+    assert f"The best is trial {second} :" in said
+
+
+def test_the_table_has_the_parameters_and_the_time_of_a_prediction():
+    rows = trials(3)
+    rows[0] = with_values(rows[0], parameters=1234567, latency=12.5)
+    rows[1] = with_values(rows[1], parameters=89)
+    text = page.render(rows, RANGES, "val_accuracy", None)
+    expected = {"0000": "1,234,567", "0001": "89", "0002": DASH, "running": DASH}
+    assert column(text, "Parameters") == expected
+    expected = {"0000": "12.500", "0001": DASH, "0002": DASH, "running": DASH}
+    assert column(text, "CPU ms an image") == expected
+
+
+def test_a_pruned_trial_is_counted_apart_and_has_its_result():
+    rows = trials(8, failed=(3,))
+    rows[7] = with_values(rows[7], status="pruned", epochs=2)
+    text = page.render(rows, RANGES, "val_accuracy", None)
+    assert "6 completed, 1 pruned, 1 failed, 1 running or interrupted" in words(text)
+    statuses = column(text, "Status")
+    assert statuses["0007"] == "pruned"
+    assert [*statuses.values()].count("completed") == 6
+    assert column(text, "Validation accuracy")["0007"] == f"{rows[7].objective:.4f}"
+    assert "<title>trial 0007" in text
+    assert "pruned" not in words(page.render(trials(8), RANGES, "val_accuracy", None))
+
+
+def test_a_page_refreshes_itself_while_trials_run_and_no_longer():
+    refresh, rows = '<meta http-equiv="refresh"', trials(8)
+    for unfinished in (rows, []):
+        text = page.render(unfinished, RANGES, "val_accuracy", None, running=True)
+        assert refresh in text
+        assert "written anew while trials run" in words(text)
+    for winner in (page.Winner("0001", "", RESULT), None):
+        text = page.render(rows, RANGES, "val_accuracy", winner)
+        assert refresh not in text
+        assert "while trials run" not in words(text)
+
+
+@pytest.mark.parametrize(
+    ("members", "flips", "said"),
+    [
+        (2, False, "The model averages 2 members; best.flags is the first member's."),
+        (1, True, "averages 1 member, each of an image and its mirror image; best.flags is"),
+    ],
+)
+def test_an_average_says_what_it_averages_in_place_of_its_epochs(members, flips, said):
+    averaged = {"members": [f"members/seed-{seed}" for seed in range(members)], "flips": flips}
+    result = {name: value for name, value in RESULT.items() if name != "history"} | averaged
+    rows = trials(8)
+    text = words(page.render(rows, RANGES, "val_accuracy", page.Winner("0001", "", result)))
+    assert said in text
+    assert "12,345 parameters, trained in 67.8 seconds" in text
+    single = words(page.render(rows, RANGES, "val_accuracy", page.Winner("0001", "", RESULT)))
+    assert "12,345 parameters, trained for 3 epochs in 67.8 seconds" in single
+    assert "averages" not in single
 
 
 def hostile_page() -> str:

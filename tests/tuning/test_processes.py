@@ -1,12 +1,17 @@
-"""Processes that call functions for a search, and survive what happens to them."""
+"""Processes that call functions for a sweep, and survive what happens to them."""
 
+import multiprocessing
 import os
 import pathlib
 import signal
+import sys
+import threading
+import time
 
 import pytest
 
-from tuning.search import processes
+from pizza_steak.errors import UserError
+from tuning.trials import processes
 
 
 def write_pid(path: str) -> None:
@@ -20,6 +25,15 @@ def end(number: int) -> None:
 
 def fail() -> None:
     raise ValueError("no number\nin the second line")
+
+
+def fail_and_write_stderr(path: str, error: Exception) -> None:
+    os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), sys.stderr.fileno())
+    raise error
+
+
+def hang() -> None:
+    time.sleep(60)
 
 
 @pytest.fixture
@@ -48,7 +62,7 @@ def test_one_process_serves_all_calls_until_one_of_them_ends_it(server, pids):
     with pytest.raises(processes.ProcessError, match=r"^killed, as systems do"):
         server.run(end, signal.SIGKILL)
     assert len({*pids()}) == 2
-    with pytest.raises(processes.ProcessError, match=r"^no number$"):
+    with pytest.raises(processes.ProcessError, match=r"^ValueError: no number$"):
         server.run(fail)
     *_, last = pids()
     assert len({*pids()}) == 3
@@ -61,3 +75,48 @@ def test_no_process_serves_for_ever_and_none_outlives_its_server(server, pids, m
     assert len({*pids(), *pids(), *pids()}) == 2
     server.stop()
     assert not any(pathlib.Path("/proc", pid).exists() for pid in pids()[:-1])
+
+
+@pytest.fixture(params=["a process for a call", "a server"])
+def call(request, server, monkeypatch):
+    """`call(function, *arguments, limit=None)`: calls a function in another process."""
+    monkeypatch.setattr(processes, "_POLL_SECONDS", 0.05)
+    return server.run if request.param == "a server" else processes.run
+
+
+@pytest.mark.slow
+def test_a_function_that_takes_too_long_is_ended_and_the_next_is_called(call, tmp_path):
+    start = time.monotonic()
+    with pytest.raises(processes.ProcessError, match=r"^took longer than 1 s$"):
+        call(hang, limit=processes.Limit(1))
+    assert time.monotonic() - start >= 1
+    assert not multiprocessing.active_children()
+    call(write_pid, str(tmp_path / "pid"), limit=processes.Limit(60))
+    assert (tmp_path / "pid").exists()
+
+
+@pytest.mark.slow
+def test_a_function_whose_result_nobody_wants_is_ended_and_the_next_is_called(call, tmp_path):
+    stop = threading.Event()
+    threading.Timer(0.3, stop.set).start()
+    with pytest.raises(processes.StoppedError):
+        call(hang, limit=processes.Limit(60, stop))
+    assert stop.is_set()
+    assert not multiprocessing.active_children()
+    call(write_pid, str(tmp_path / "pid"), limit=processes.Limit(stop=threading.Event()))
+    assert (tmp_path / "pid").exists()
+
+
+@pytest.mark.slow
+def test_a_bug_prints_its_traceback_and_is_named_and_a_mistake_of_the_user_is_one_line(
+    call, tmp_path
+):
+    stderr = tmp_path / "stderr"
+    with pytest.raises(processes.ProcessError, match=r"^ValueError: no number$"):
+        call(fail_and_write_stderr, str(stderr), ValueError("no number\nhere"))
+    lines = stderr.read_text().splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[-2:] == ["ValueError: no number", "here"]
+    with pytest.raises(processes.ProcessError, match=r"^images 3: expected more$"):
+        call(fail_and_write_stderr, str(stderr), UserError("images 3: expected more"))
+    assert stderr.read_text() == ""

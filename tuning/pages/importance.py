@@ -103,11 +103,11 @@ def measure(rows: Sequence[Row], ranges: Mapping[str, Range]) -> Importance | No
 
 
 def completed(rows: Sequence[Row]) -> list[Row]:
-    """Returns the completed trials with a finite result."""
+    """Returns the trials with a finite result, without finals."""
     return [
         row
         for row in rows
-        if row.status == "completed" and row.objective is not None and math.isfinite(row.objective)
+        if not row.finalist and row.objective is not None and math.isfinite(row.objective)
     ]
 
 

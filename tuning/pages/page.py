@@ -1,4 +1,4 @@
-"""The page of a search: one HTML file that works without scripts, network or other files."""
+"""The page of a sweep: one HTML file that works without scripts, network or other files."""
 
 import dataclasses
 import pathlib
@@ -30,8 +30,30 @@ class Winner:
     result: Mapping[str, Any] | None
 
 
+@dataclasses.dataclass(frozen=True)
+class Finalist:
+    """A trial that competes in the finals.
+
+    Attributes:
+      trial: The number of the trial.
+      scores: Its score on each fold, by fold.
+      pooled: The mean of the scores, weighted by the folds' images; None if one is missing.
+    """
+
+    trial: str
+    scores: Mapping[int, float]
+    pooled: float | None
+
+
 def render(
-    rows: Sequence[Row], ranges: Mapping[str, Range], objective: str, best: Winner | None
+    rows: Sequence[Row],
+    ranges: Mapping[str, Range],
+    objective: str,
+    winner: Winner | None,
+    finalists: Sequence[Finalist] = (),
+    best: str | None = None,
+    *,
+    running: bool = False,
 ) -> str:
     """Returns the page as HTML.
 
@@ -40,8 +62,13 @@ def render(
       ranges: The ranges by the settings' names, in the table's order; a setting with one value is
         not searched.
       objective: "val_accuracy" or "val_loss".
-      best: The winner; None before the final training.
+      winner: The winner; None before the final training.
+      finalists: The trials that compete in the finals, the best first.
+      best: The number of the best trial so far; by default that with the best score.
+      running: Whether trials run, and so the page will be written anew.
     """
+    finals = [row for row in rows if row.finalist]
+    rows = [row for row in rows if not row.finalist]
     name = _NAMES.get(objective, objective)
     higher_is_better = not objective.endswith("loss")
     searched = {name: values for name, values in ranges.items() if len(values.values) != 1}
@@ -53,7 +80,8 @@ def render(
     others = [row for row in rows if row.trial not in with_result]
     chosen, lines, figures, cut = None, None, {}, False
     if scored:
-        named = [row for row in scored if best and row.trial == best.trial]
+        best = winner.trial if winner else best
+        named = [row for row in scored if row.trial == best]
         chosen = [*scored, *named][-1]
         limits = plots.limits([row.score for row in scored], higher_is_better)
         cut = any(not min(limits) <= row.score <= max(limits) for row in scored)
@@ -64,7 +92,7 @@ def render(
         figures["Best so far"] = plots.best_so_far_svg(scored, failed, chosen, name, limits)
         if rates := searched.get("learning_rate"):
             figures["Learning rate"] = plots.learning_rate_svg(scored, rates, chosen, name, limits)
-    result = best.result if best else None
+    result = winner.result if winner else None
     return layout.render(
         pathlib.Path(__file__).with_name("page.html.jinja"),
         rows=[*best_first, *others],
@@ -72,7 +100,11 @@ def render(
         seconds=max((row.ended_after for row in rows if row.ended_after is not None), default=0),
         objective=name,
         higher_is_better=higher_is_better,
-        winner=best,
+        winner=winner,
+        running=running,
+        finals=finals,
+        finalists=finalists,
+        folds=sorted({fold for one in finalists for fold in one.scores}),
         test_accuracy=scores.test_accuracy_text(result) if result else None,
         cautions=scores.test_cautions(result, "the settings") if result else [],
         best=chosen,

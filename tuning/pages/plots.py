@@ -1,4 +1,4 @@
-"""The figures of a search's page."""
+"""The figures of a sweep's page."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -56,7 +56,7 @@ def best_so_far_svg(
 
     Args:
       rows: The trials with an objective.
-      failed: The seconds of search until each failed trial ended.
+      failed: The seconds of the sweep until each failed trial ended.
       best: The best trial.
       objective: The name of the objective.
       limits: The objective at the ends of the axis, the worse first.
@@ -89,7 +89,7 @@ def best_so_far_svg(
             label="failed",
             transform=axes.get_xaxis_transform(),  # y is a fraction of the axis.
         )
-    axes.set(xlabel=f"{unit} of search")
+    axes.set(xlabel=f"{unit} of the sweep")
     axes.set_xlim(left=0)
     figure.legend(loc="outside upper left", ncols=4, frameon=False, fontsize="small")
     return plots.svg(figure)

@@ -1,25 +1,35 @@
-"""Runs trials and workers in processes of their own, so that the search survives their death.
+"""Runs trials and workers in processes of their own, so that the sweep survives their death.
 
 A process that ends gives its memory back, and a process that is killed when memory runs out leaves
-the search alive. multiprocessing's forkserver forks all of them from a process that has imported
+the sweep alive. multiprocessing's forkserver forks all of them from a process that has imported
 TensorFlow but not used it, so none waits for the import.
 """
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
+import time
+import traceback
 from collections.abc import Callable, Mapping
 from multiprocessing import connection, forkserver
 from typing import Any
 
+from pizza_steak.errors import UserError
+
 # TensorFlow and Keras keep some memory of every model.
 _CALLS_OF_A_SERVER = 100
+_POLL_SECONDS = 0.5
 _CONTEXT = multiprocessing.get_context("forkserver")
 
 
 class ProcessError(Exception):
-    """A function failed in its process; the message says why in one line."""
+    """A function failed in its process, or took too long; the message says why in one line."""
+
+
+class StoppedError(Exception):
+    """A function was ended because its result is not wanted any more."""
 
 
 def prepare(*modules: str) -> None:
@@ -52,9 +62,15 @@ class Process:
         """Whether the process has not ended."""
         return self._process.is_alive()
 
-    def wait(self) -> str:
-        """Waits for the end, and returns why it failed in one line, or an empty text."""
+    def wait(self, limit: "Limit | None" = None) -> str:
+        """Waits for the end, and returns why it failed in one line, or an empty text.
+
+        Raises:
+          ProcessError, StoppedError: The limit was reached before.
+        """
         try:
+            if limit:
+                limit.wait_for(self._receiver)
             reason = self._receiver.recv()
         except EOFError:
             self._process.join()
@@ -62,21 +78,59 @@ class Process:
         self._process.join()
         return reason
 
+    def end(self) -> None:
+        """Gives the process a moment to end by itself, then kills it."""
+        self._process.join(_POLL_SECONDS)
+        self.kill()
+
     def kill(self) -> None:
         """Kills the process if it has not ended."""
         self._process.kill()
         self._process.join()
 
 
-def run(function: Callable, *arguments: Any, environment: Mapping[str, str] | None = None) -> None:
+class Limit:
+    """How long a function may take.
+
+    Args:
+      seconds: The longest time from now on; None for any.
+      stop: The function is ended when this event is set.
+    """
+
+    def __init__(self, seconds: float | None = None, stop: threading.Event | None = None):
+        self._seconds = seconds
+        self._start = time.monotonic()
+        self._stop = stop or threading.Event()
+
+    def wait_for(self, receiver: connection.Connection) -> None:
+        """Waits until there is something to receive.
+
+        Raises:
+          ProcessError: It took too long.
+          StoppedError: The event was set.
+        """
+        while not receiver.poll(_POLL_SECONDS):
+            if self._stop.is_set():
+                raise StoppedError
+            if self._seconds is not None and time.monotonic() - self._start > self._seconds:
+                raise ProcessError(f"took longer than {self._seconds:g} s")
+
+
+def run(
+    function: Callable,
+    *arguments: Any,
+    environment: Mapping[str, str] | None = None,
+    limit: Limit | None = None,
+) -> None:
     """Calls a function of a module in a process of its own, and waits for its end.
 
     Raises:
-      ProcessError: The function failed, or the process was killed.
+      ProcessError: The function failed, took too long, or the process was killed.
+      StoppedError: The limit says so.
     """
     process = Process(function, *arguments, environment=environment)
     try:
-        if reason := process.wait():
+        if reason := process.wait(limit):
             raise ProcessError(reason)
     finally:
         process.kill()  # This process may have been interrupted.
@@ -96,11 +150,12 @@ class Server:
         self._process: Process | None = None
         self._calls = 0
 
-    def run(self, function: Callable, *arguments: Any) -> None:
+    def run(self, function: Callable, *arguments: Any, limit: Limit | None = None) -> None:
         """Calls a function of a module, and waits for its end.
 
         Raises:
-          ProcessError: The function failed, or the process was killed.
+          ProcessError: The function failed, took too long, or the process was killed.
+          StoppedError: The limit says so.
         """
         if self._process is None or self._calls == _CALLS_OF_A_SERVER:
             self.stop()
@@ -110,21 +165,28 @@ class Server:
         self._calls += 1
         try:
             self._connection.send((function, arguments))
+            if limit:
+                limit.wait_for(self._connection)
             self._connection.recv()
         except (EOFError, OSError):  # It has ended.
             process, self._process = self._process, None
             raise ProcessError(process.wait()) from None
+        except BaseException:
+            self.stop()
+            raise
 
     def stop(self) -> None:
-        """Ends the process."""
+        """Ends the process, even within a call."""
         if self._process:
-            self._process.kill()
+            with contextlib.suppress(OSError):
+                self._connection.send(None)
+            self._process.end()
         self._process, self._calls = None, 0
 
 
 def _serve(requests: connection.Connection) -> None:
-    while True:
-        function, arguments = requests.recv()
+    while request := requests.recv():
+        function, arguments = request
         function(*arguments)
         requests.send(None)
 
@@ -151,8 +213,11 @@ def _call(
     try:
         function(*arguments)
     except Exception as error:
-        text = str(error).strip() or type(error).__name__
-        sender.send(text.splitlines()[0])
+        text = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if not isinstance(error, UserError):  # A bug, of which one line says too little.
+            traceback.print_exc()
+            text = f"{type(error).__name__}: {text}"
+        sender.send(text)
         raise SystemExit(1) from error
     sender.send("")
 

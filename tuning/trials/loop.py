@@ -1,16 +1,19 @@
-"""The search: runs trials until the flags' limits, then trains the best settings once more."""
+"""A sweep: runs trials until the flags' limits, then trains the best settings once more."""
 
+import errno
 import os
 
 from pizza_steak.errors import UserError
 from tuning.configuration import SweepConfig
-from tuning.search import distribution, oracles, running, winner
-from tuning.search.plan import Plan
-from tuning.search.progress import Progress
+from tuning.trials import distribution, running, winner
+from tuning.trials.plan import Plan
+from tuning.trials.progress import Progress
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
-def search(config: SweepConfig) -> str:
-    """Starts or resumes the search in `sweep_dir`, then trains and tests the best settings.
+def sweep(config: SweepConfig) -> str:
+    """Starts or resumes the sweep in `sweep_dir`, then trains and tests the best settings.
 
     Returns:
       The results, as text.
@@ -26,7 +29,7 @@ def search(config: SweepConfig) -> str:
     with plan.folder.lock():
         plan.folder.start()
         # Workers may outlive a chief, but not a process that started them.
-        oracle = oracles.make(config, plan.space, remote=bool(role))
+        oracle = plan.make_oracle(remote=bool(role))
         plan.folder.open_oracle(oracle)
         progress = Progress(plan, oracle)
         oracle.on_end = progress.report
@@ -38,7 +41,14 @@ def search(config: SweepConfig) -> str:
         except (KeyboardInterrupt, UserError) as error:
             progress.write()
             if isinstance(error, KeyboardInterrupt):
-                print(f"\n{progress.best_so_far}; run the same command to resume", flush=True)
+                print(f"\n{progress.best_so_far}; to resume: {plan.command}", flush=True)
             raise
+        except OSError as error:
+            if error.errno not in _DISK:
+                raise  # A bug.
+            raise UserError(
+                f"sweep_dir {plan.folder.path}: {error.strerror}; make room, then resume: "
+                f"{plan.command}"
+            ) from error
         progress.write(best)
         return progress.summary(best)
