@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ from tuning.configuration import SEARCHED, SEARCHED_WITHOUT_BACKBONE, SpaceConfi
 from tuning.space.ranges import Range
 
 
-def with_defaults(config: SweepConfig) -> SweepConfig:
+def _with_defaults(config: SweepConfig) -> SweepConfig:
     """Returns the flags with the ranges that are searched by default.
 
     Raises:
@@ -57,28 +58,37 @@ def with_defaults(config: SweepConfig) -> SweepConfig:
 class SearchSpace(keras_tuner.HyperModel):
     """The hyperparameters that a sweep tries; each point is a run of `trainers.fit`.
 
+    Attributes:
+      config: The flags of the sweep, with the ranges that are searched by default.
+      ranges: The range of each setting, by its name.
+
     Args:
       config: The flags of the sweep.
     """
 
     def __init__(self, config: SweepConfig):
         super().__init__()
-        self._config = with_defaults(config)
+        self.config = _with_defaults(config)
         self.ranges: dict[str, Range] = {
             field.name: field.metadata["parse"](text)
-            for concern in (self._config.space, self._config.data)
+            for concern in (self.config.space, self.config.data)
             for field in dataclasses.fields(concern)
             if "parse" in field.metadata
             and (text := getattr(concern, field.name)) is not None
             and text != _fits_default(field.name)
         }
 
+    @functools.cached_property
+    def hyperparameters(self) -> keras_tuner.HyperParameters:
+        """All hyperparameters, as Keras Tuner has them."""
+        hp = keras_tuner.HyperParameters()
+        self.declare_hyperparameters(hp)
+        return hp
+
     @property
     def searched(self) -> list[str]:
         """The names of the settings with more than one value, without those of no meaning."""
-        hp = keras_tuner.HyperParameters()
-        self.declare_hyperparameters(hp)
-        known = {one.name for one in hp.space}
+        known = {hp.name for hp in self.hyperparameters.space}
         return [
             name for name, found in self.ranges.items() if name in known and len(found.values) != 1
         ]
@@ -86,9 +96,7 @@ class SearchSpace(keras_tuner.HyperModel):
     @property
     def default(self) -> dict[str, Any]:
         """The hyperparameters of a point: the first value of each range."""
-        hp = keras_tuner.HyperParameters()
-        self.declare_hyperparameters(hp)
-        return dict(hp.values)
+        return dict(self.hyperparameters.values)
 
     def examples(self) -> Iterator[dict[str, Any]]:
         """Yields a point with each value of each range, and the first values of the others."""
@@ -210,7 +218,7 @@ class SearchSpace(keras_tuner.HyperModel):
           values: The active hyperparameters, by name.
           **run: Fields of `RunConfig`.
         """
-        config, trial = self._config, self._config.trial
+        config, trial = self.config, self.config.trial
         flags = {
             name: self.ranges[name].flag_value(value)
             for name, value in self.settings(values).items()
@@ -290,9 +298,8 @@ class SearchSpace(keras_tuner.HyperModel):
 
     def _active(self, value: Callable[[str], Any]) -> dict[str, Any]:
         """Returns the values of the hyperparameters that mean something beside each other."""
-        space, point = keras_tuner.HyperParameters(), keras_tuner.HyperParameters()
-        self.declare_hyperparameters(space)
-        for hp in space.space:
+        point = keras_tuner.HyperParameters()
+        for hp in self.hyperparameters.space:
             point.merge([hp])
             if point.is_active(hp):
                 found = value(hp.name)

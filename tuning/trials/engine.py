@@ -158,7 +158,7 @@ class Durable(keras_tuner.Oracle):
             tune_new_entries=False,
             max_consecutive_failed_trials=None,  # It raises before it saves the trial.
         )
-        self.max_trials = None  # It would count finals; `_enough` does not.
+        self.max_trials = None  # It would count finals; `_over` does not.
         self.most_trials = most_trials
         self._fits = fits
         self._first = first
@@ -597,14 +597,12 @@ def make(
       finals: How the best trials compete.
     """
     asked, trial = config.search, config.trial
-    hyperparameters = keras_tuner.HyperParameters()
-    space.declare_hyperparameters(hyperparameters)
     most = asked.max_trials
     if most is None and asked.tuner in ("random", "bayesian") and asked.time_budget is None:
         most = _DEFAULT_TRIALS  # These two never end by themselves.
     options = {
         "objective": asked.objective,
-        "hyperparameters": hyperparameters,
+        "hyperparameters": space.hyperparameters.copy(),
         "seed": trial.seed + 1,  # Keras Tuner takes 0 for no seed.
         "fits": space.fits,
         "time_budget": asked.time_budget,

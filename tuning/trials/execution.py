@@ -1,7 +1,6 @@
 """What a trial's process does: it trains a point of the search space, or resumes the training."""
 
 import dataclasses
-import functools
 import json
 import math
 import pathlib
@@ -257,19 +256,16 @@ class _Latency(keras.callbacks.Callback):
         return round(1000 * statistics.median(later) / self.images, 4) if later else None
 
 
-@functools.cache
-def _backbone_milliseconds(name: str) -> dict[str, float]:
-    return {}
+_milliseconds: dict[str | None, float] = {}
 
 
 def _whole_network(trained: Training) -> float:
     """Returns the CPU milliseconds an image of a network whose head alone is validated.
 
-    All trials of a process have the same layers before the head, so it is measured once.
+    A process measures it once for the same layers before the head, which take nearly all of it.
     """
-    model = trained.ready.network.model
-    known = _backbone_milliseconds(model.name)
-    if "milliseconds" not in known:
+    model, digest = trained.ready.network.model, trained.ready.network.digest
+    if digest not in _milliseconds:
         data = trained.ready.data
         rows = data.rows["validation"][: _LATENCY_BATCHES * 32]
         images = data.pictures.gather(tf.constant(rows))
@@ -278,8 +274,8 @@ def _whole_network(trained: Training) -> float:
         start = time.process_time()
         for first in range(0, len(rows), 32):
             predict(images[first : first + 32])
-        known["milliseconds"] = round(1000 * (time.process_time() - start) / len(rows), 4)
-    return known["milliseconds"]
+        _milliseconds[digest] = round(1000 * (time.process_time() - start) / len(rows), 4)
+    return _milliseconds[digest]
 
 
 def _log_hparams(settings: Mapping[str, Any], run: run_directory.Run) -> None:

@@ -1,7 +1,6 @@
 """The images of a sweep: of its trials, of its finals, and of the final training."""
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 
@@ -51,8 +50,8 @@ def check(asked: DataConfig, data: run_data.Data) -> None:
                 f"another --{one}_split"
             )
     final = run_data.open_splits(final_flags(asked, data)).rows
-    trials = run_data.open_splits(asked).rows
-    same_test = np.array_equal(np.sort(trials["test"]), np.sort(final["test"]))
+    readable = np.setdiff1d(final["test"], [*data.pictures.bad])
+    same_test = np.array_equal(np.sort(data.rows["test"]), readable)
     seen = np.isin(final["test"], final["train"]).any()
     if not same_test or seen or len(np.unique(final["train"])) < len(final["train"]):
         raise UserError(
@@ -89,5 +88,4 @@ def fold_flags(asked: DataConfig, fold: int, count: int) -> DataConfig:
       fold: The fold; 0 is the validation split.
       count: The number of folds, with the first.
     """
-    changes: dict[str, Any] = {"validation_fold": f"{fold}/{count - 1}"} if fold else {}
-    return dataclasses.replace(asked, **changes)
+    return dataclasses.replace(asked, validation_fold=f"{fold}/{count - 1}" if fold else None)

@@ -19,7 +19,7 @@ from trainers.models import networks, preprocessing
 from trainers.runs import identity
 from trainers.training import descriptions
 from tuning.configuration import SweepConfig
-from tuning.space.search_space import SearchSpace, with_defaults
+from tuning.space.search_space import SearchSpace
 from tuning.trials import engine, images
 from tuning.trials.execution import Execution, Pruning
 from tuning.trials.folder import Folder
@@ -53,8 +53,8 @@ class Plan:
           UserError: The user has to change something.
         """
         _check_flags(config)
-        config = with_defaults(_with_absolute_paths(config))
-        space = SearchSpace(config)
+        space = SearchSpace(_with_absolute_paths(config))
+        config = space.config
         _check_values(space)
         first = [
             point for path in config.search.first_trials or () for point in _points(space, path)
@@ -74,16 +74,8 @@ class Plan:
     def command(self) -> str:
         """The shell command that resumes the sweep."""
         other = identity.other_flags(self.config, ("overwrite", "sweep_dir"))
-        return shlex.join(
-            [
-                "python",
-                "-m",
-                "tuning.sweep",
-                f"--flagfile={self.folder.flags}",
-                *other,
-                f"--sweep_dir={self.folder.path}",
-            ]
-        )
+        where = (f"--flagfile={self.folder.flags}", *other, f"--sweep_dir={self.folder.path}")
+        return shlex.join(["python", "-m", "tuning.sweep", *where])
 
     @functools.cached_property
     def finals(self) -> engine.Finals:
@@ -106,11 +98,6 @@ class Plan:
             self.config, self.space, remote=remote, first=self.first, finals=self.finals
         )
 
-    def epochs_of(self, trial: Trial) -> int:
-        """Returns the most epochs of a trial, with those of the trial that it continues."""
-        values = trial.hyperparameters.values
-        return int(values.get("tuner/epochs", self.config.trial.max_epochs))
-
     def executions(self, trial: Trial, pruning: Pruning | None = None) -> list[Execution]:
         """Returns the trainings of a trial.
 
@@ -119,7 +106,7 @@ class Plan:
           pruning: When to stop it early.
         """
         values, asked = trial.hyperparameters.values, self.config
-        epochs = self.epochs_of(trial)
+        epochs = int(values.get("tuner/epochs", asked.trial.max_epochs))
         settings = self.space.settings(values)
         is_final = engine.is_final(trial)
         runs = self.folder.path / ("finals" if is_final else "trials")

@@ -152,8 +152,9 @@ class Progress:
             for trial in oracle.trials.values()
             if trial.status == TrialStatus.RUNNING
         }
+        folder = self.plan.folder.path
         for part, names in (("backup", going_on), ("model.keras", going_on | best)):
-            for path in self.plan.folder.path.glob(f"[tf]*ls/*/{part}"):  # Of trials and finals.
+            for path in [*folder.glob(f"trials/*/{part}"), *folder.glob(f"finals/*/{part}")]:
                 if path.parent.name.partition("-")[0] not in names:  # "-2" of a second execution.
                     atomic.remove(path)
 

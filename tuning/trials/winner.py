@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import statistics
+from collections.abc import Callable
 
 from keras_tuner.engine.trial import Trial
 
@@ -67,7 +68,7 @@ def _average(plan: Plan, members: list[pathlib.Path], run_dir: pathlib.Path) -> 
     _call(execution.average, asked)
 
 
-def _call(function, config) -> None:
+def _call(function: Callable, config: FitConfig | AveragingConfig) -> None:
     try:
         processes.run(function, config)
     except processes.ProcessError as error:
