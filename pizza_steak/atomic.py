@@ -1,16 +1,25 @@
-"""Writes files and folders atomically, by one process at a time."""
+"""Writes files and folders atomically, by one process at a time.
+
+What was written is on the disk before it gets its name: a power cut leaves it whole or not at all.
+"""
 
 import contextlib
+import errno
 import glob
 import os
 import pathlib
 import shutil
+import stat
 import uuid
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 
 import filelock
+from absl import logging
 
 from pizza_steak.errors import UserError
+
+# Seconds to wait for a lock before the user is told.
+_SILENT_SECONDS = 2.0
 
 
 @contextlib.contextmanager
@@ -23,9 +32,49 @@ def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
     temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
     try:
         yield temporary
+        sync(temporary)
         os.replace(temporary, path)
+        _sync_one(path.parent)
     finally:
         remove(temporary)
+
+
+def remove_temporary(path: pathlib.Path) -> None:
+    """Removes what killed processes left of the `atomic_path` of a path."""
+    for left in path.parent.glob(f".{'?' * 32}.{glob.escape(path.name)}"):
+        remove(left)
+
+
+def sync(path: pathlib.Path) -> None:
+    """Waits until a file, or a folder with its content, is on the disk."""
+    if not path.is_dir():
+        return _sync_one(path)
+    for directory, _, names in os.walk(path):
+        for name in names:
+            _sync_one(pathlib.Path(directory, name))
+        _sync_one(pathlib.Path(directory))
+
+
+def make_folder(path: pathlib.Path) -> None:
+    """Makes a folder with those around it, if they are missing, and waits for the disk."""
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in made:
+        _sync_one(folder.parent)
+
+
+def _sync_one(path: pathlib.Path) -> None:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    except OSError as error:
+        # Some network file systems cannot do it for folders.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not stat.S_ISDIR(
+            os.fstat(file).st_mode
+        ):
+            raise
+    finally:
+        os.close(file)
 
 
 def lock(path: pathlib.Path) -> filelock.BaseFileLock:
@@ -34,16 +83,30 @@ def lock(path: pathlib.Path) -> filelock.BaseFileLock:
     return filelock.FileLock(path.with_name(f".{path.name}.lock"))
 
 
-def make_once(path: pathlib.Path, make: Callable[[pathlib.Path], None]) -> None:
-    """Calls `make` with a temporary path to write to, unless `path` exists."""
-    if path.exists():
-        return
-    with lock(path):
-        for left in path.parent.glob(f".{'?' * 32}.{glob.escape(path.name)}"):
-            remove(left)  # Left by a killed process: a live one would hold the lock.
-        if not path.exists():  # Another process may have made it in the meantime.
-            with atomic_path(path) as temporary:
-                make(temporary)
+@contextlib.contextmanager
+def locked(path: pathlib.Path) -> Iterator[None]:
+    """Holds the `lock` of a path; warns if another process makes this one wait."""
+    held = lock(path)
+    try:
+        held.acquire(timeout=_SILENT_SECONDS)
+    except filelock.Timeout:
+        logging.warning("waiting for %s, which works on %s", holder(held), path)
+        held.acquire()
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def holder(held: filelock.BaseFileLock) -> str:
+    """Returns which process holds a lock, such as "process 123", as far as the system says it."""
+    with contextlib.suppress(OSError):
+        inode = os.stat(held.lock_file).st_ino
+        for line in pathlib.Path("/proc/locks").read_text().splitlines():  # See proc_locks(5).
+            match line.split():
+                case [_, "FLOCK", _, _, process, place, *_] if place.endswith(f":{inode}"):
+                    return f"process {process}"
+    return "another process"
 
 
 def holds_only(folder: pathlib.Path, parts: Collection[str]) -> bool:

@@ -154,6 +154,9 @@ class RemovalConfig:
     unused_for: str | None = flag(
         None, "Remove the datasets not used for this long: 30d or 12h.", check=seconds
     )
+    verify: bool = flag(
+        False, "Read everything that is prepared, and compare it with its checksums."
+    )
 
 
 @dataclasses.dataclass(frozen=True)

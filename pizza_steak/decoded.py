@@ -18,9 +18,9 @@ from absl import logging
 from tensorflow.python.framework import config
 
 from pizza_steak import cores, decoding, decoding_in_graph, progress_bar
-from pizza_steak.atomic import make_once
 from pizza_steak.decoding import Format
 from pizza_steak.errors import BadImageError, UserError
+from pizza_steak.kept import make_once
 from pizza_steak.records import Records, SplitRecords
 
 CACHES = ("disk", "memory", "none")

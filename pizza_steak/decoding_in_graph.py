@@ -12,8 +12,8 @@ import tensorflow as tf
 import tensorflow.experimental.numpy as tnp
 
 from pizza_steak import decoding
-from pizza_steak.atomic import make_once
 from pizza_steak.decoding import Format, Placement
+from pizza_steak.kept import make_once
 from pizza_steak.records import Records
 
 _RECORDS_READ_AT_ONCE = 64

@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Collection, Sequence
 
-from pizza_steak import contents
+from pizza_steak import contents, kept
 from pizza_steak.atomic import lock
 from pizza_steak.errors import UserError
 
@@ -45,7 +45,7 @@ def home(data_dir: str | os.PathLike[str] | None = None) -> pathlib.Path:
 def find(folder: pathlib.Path, stem: str, digits: str) -> str:
     """Returns the name `<stem>-<digits>`, or that of a prepared dataset with the same digits."""
     own = f"{stem}-{digits}"
-    others = (path.parents[1].name for path in folder.glob(f"*-{digits}/*/{_INFO}"))
+    others = (path.parents[1].name for path in folder.glob(f"*-{digits}/[!.]*/{_INFO}"))
     return min(others, key=lambda name: (name != own, name), default=own)
 
 
@@ -97,6 +97,22 @@ def report(
     return _table(removed, now, f"removed from {folder}")
 
 
+def verified(data_dir: str | None = None) -> str:
+    """Reads all files of the prepared datasets; returns how many there are.
+
+    Raises:
+      UserError: Some are damaged.
+    """
+    folder = home(data_dir)
+    found = kept.verify(folder)
+    if damaged := [str(path.relative_to(folder)) for path, intact in found.items() if not intact]:
+        raise UserError(
+            f"data_dir {folder}: damaged: {', '.join(damaged)}; the next run that needs them makes "
+            "them again"
+        )
+    return f"all {len(found):,} parts are intact in {folder}"
+
+
 def prepared(folder: pathlib.Path) -> list[Preparation]:
     """Returns the datasets prepared in a folder, the last used first."""
     found = filter(None, map(_read, folder.glob("[!.]*")))
@@ -105,7 +121,7 @@ def prepared(folder: pathlib.Path) -> list[Preparation]:
 
 def _read(folder: pathlib.Path) -> Preparation | None:
     """Returns the dataset in a folder, or None if it is none of this package."""
-    infos = [] if folder.is_symlink() else sorted(folder.glob(f"*/{_INFO}"))
+    infos = [] if folder.is_symlink() else sorted(folder.glob(f"[!.]*/{_INFO}"))
     try:
         info = json.loads(infos[-1].read_bytes())
         if info["name"] != _NAME:

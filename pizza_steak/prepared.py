@@ -1,7 +1,8 @@
-"""Lists the prepared datasets, and removes some.
+"""Lists the prepared datasets, removes some, and finds damaged ones.
 
 python -m pizza_steak.prepared
 python -m pizza_steak.prepared --unused_for=30d
+python -m pizza_steak.prepared --verify
 
 A prepared dataset is its records and its decoded images.
 """
@@ -19,6 +20,8 @@ def main(config: PreparedConfig) -> None:
             unused_for=seconds(removal.unused_for),
         )
     )
+    if removal.verify:
+        print(preparations.verified(removal.data_dir))
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ import functools
 import hashlib
 import os
 import pathlib
-import shutil
 import struct
 import sys
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,8 +24,9 @@ from absl import logging
 
 from pizza_steak import preparations, sample, splits
 from pizza_steak.archive import read_archive
-from pizza_steak.atomic import lock, make_once
+from pizza_steak.atomic import make_folder, remove
 from pizza_steak.errors import UserError
+from pizza_steak.kept import make_once
 from pizza_steak.pizza_steak_dataset_builder import ArchiveConfig, Builder
 
 # Bytes of a TFRecord's frame before its content.
@@ -283,18 +284,30 @@ def is_prepared(dataset: str, *, data_dir: str | os.PathLike[str] | None = None)
 def _prepared_builder(
     config: str | ArchiveConfig, data_dir: str | os.PathLike[str] | None
 ) -> tfds.core.DatasetBuilder:
-    builder = Builder(data_dir=data_dir, config=config)
-    # Another process may have prepared the records since: the builder does not know them then.
-    if builder.is_prepared() and builder.info.splits:
-        return builder
-    folder = pathlib.Path(builder.data_dir)
-    with lock(folder.parent), _no_empty_folders(folder):
-        for left in folder.parent.glob("incomplete.*"):  # Left by a process that was killed.
-            shutil.rmtree(left)
-        # A builder only knows the records that were there when it was made: make another.
-        builder = Builder(data_dir=data_dir, config=config)
-        builder.download_and_prepare()
-    return builder
+    name = config if isinstance(config, str) else config.name
+    home = preparations.home(data_dir)
+    folder = home / name / str(Builder.VERSION)
+
+    def make(temporary: pathlib.Path) -> None:
+        # TFDS renames what it has built without waiting for the disk, so it builds elsewhere.
+        builder = Builder(data_dir=temporary, config=config)
+        builder.download_and_prepare(download_dir=home.parent / "downloads")
+        built = folder.with_name(f".{uuid.uuid4().hex}.{folder.name}")
+        os.replace(builder.data_dir, built)
+        remove(temporary)
+        os.replace(built, temporary)
+
+    def is_sound(folder: pathlib.Path) -> bool:
+        try:
+            _scan(_files(Builder(data_dir=home.parent, config=config)))
+        except Exception:  # TFDS and TensorFlow each raise their own.
+            return False
+        return True
+
+    with _no_empty_folders(folder):
+        make_folder(folder.parent)
+        make_once(folder, make, is_sound)
+    return Builder(data_dir=home.parent, config=config)
 
 
 @contextlib.contextmanager
@@ -350,17 +363,23 @@ def _index(builder: tfds.core.DatasetBuilder) -> dict[str, np.ndarray]:
 
     def write(temporary: pathlib.Path) -> None:
         with temporary.open("wb") as file:
-            np.savez(file, **_scan(list(_files(builder))))
+            np.savez(file, **_scan(_files(builder)))
 
     make_once(path, write)
     with np.load(path) as columns:
         return dict(columns)
 
 
-def _scan(paths: Sequence[str]) -> dict[str, Any]:
+def _scan(files: Mapping[str, int]) -> dict[str, Any]:
+    """Reads record files, with the number of examples of each; returns the columns of `Records`.
+
+    Raises:
+      tf.errors.DataLossError: A file is damaged.
+    """
     columns = collections.defaultdict(list)
-    for shard, path in enumerate(paths):
-        for offset, record in _frames(path):
+    for shard, (path, count) in enumerate(files.items()):
+        found = 0
+        for found, (offset, record) in enumerate(_frames(path), 1):
             feature = tf.train.Example.FromString(record).features.feature
             (encoded,) = feature["image"].bytes_list.value
             columns["labels"].append(feature["label"].int64_list.value[0])
@@ -370,6 +389,8 @@ def _scan(paths: Sequence[str]) -> dict[str, Any]:
             columns["_starts"].append(offset - _FRAME_HEAD)
             columns["_offsets"].append(offset + record.index(encoded))
             columns["_lengths"].append(len(encoded))
+        if found != count:
+            raise tf.errors.DataLossError(None, None, f"{path}: {found} records of {count}")
     digests = np.array(columns.pop("digests"), np.uint64)
     return {"digests": digests} | {name: np.array(column) for name, column in columns.items()}
 
@@ -379,9 +400,11 @@ def _frames(path: str) -> Iterator[tuple[int, bytes]]:
 
     A record is its length (8 bytes), the checksum of that (4), the content, and its checksum (4):
     https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details
+
+    Raises:
+      tf.errors.DataLossError: A checksum is wrong, or the file was cut.
     """
-    with open(path, "rb") as file:
-        while frame := file.read(_FRAME_HEAD):
-            (length,) = struct.unpack_from("<Q", frame)
-            yield file.tell(), file.read(length)
-            file.seek(4, os.SEEK_CUR)
+    offset = _FRAME_HEAD
+    for record in tf.data.TFRecordDataset(path).as_numpy_iterator():
+        yield offset, record
+        offset += len(record) + 4 + _FRAME_HEAD

@@ -226,3 +226,16 @@ def test_flags_may_be_repeated_and_combined(data_dir):
     assert names(data_dir) == []
     assert cats in done.stdout
     assert food in done.stdout
+
+
+def test_verify_finds_a_bit_that_the_disk_flipped(data_dir):
+    assert "all " in preparations.verified(data_dir)
+    (array,) = data_dir.rglob("images.npy")
+    before, content = array.stat(), bytearray(array.read_bytes())
+    content[-1] ^= 1
+    array.write_bytes(content)
+    os.utime(array, ns=(before.st_atime_ns, before.st_mtime_ns))
+    found = run("--verify", f"--data_dir={data_dir}")
+    assert found.returncode == 1
+    part = array.parent.relative_to(data_dir / "pizza_steak")
+    assert f"damaged: {part}; the next run that needs them makes them again" in found.stderr

@@ -1,4 +1,5 @@
 import hashlib
+import shutil
 import threading
 
 import numpy as np
@@ -186,27 +187,36 @@ print(records.prepare(archive=sys.argv[1], data_dir=sys.argv[2]).fingerprint)
     assert fingerprints == [expected, expected]
 
 
-def test_records_that_are_prepared_while_they_are_looked_for_are_known(
-    archive, tmp_path, monkeypatch
-):
-    def builder_and_then_records(**options):
-        builder = Builder(**options)
-        monkeypatch.setattr(records, "Builder", Builder)
-        records.prepare(archive=archive, data_dir=tmp_path)
-        return builder
-
-    monkeypatch.setattr(records, "Builder", builder_and_then_records)
-    counts = records.prepare(archive=archive, data_dir=tmp_path).counts
-    assert counts == records.split_counts(archive=archive)
+def test_a_build_of_tfds_itself_is_left_alone_and_its_records_are_used(archive, tmp_path):
+    config = ArchiveConfig.of(read_archive(archive), tmp_path)
+    building = tmp_path / "pizza_steak" / config.name / "incomplete.ABC123_1.0.0"
+    building.mkdir(parents=True)
+    Builder(data_dir=tmp_path, config=config).download_and_prepare()
+    written = {path: path.stat().st_mtime_ns for path in building.parent.glob("1.0.0/*.tfrecord*")}
+    folder = records.prepare(archive=archive, data_dir=tmp_path).folder
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("*.tfrecord*")} == written
+    assert building.exists()
 
 
-def test_what_a_killed_process_left_of_records_is_removed(archive, tmp_path):
-    name = ArchiveConfig.of(read_archive(archive), tmp_path).name
-    left = tmp_path / "pizza_steak" / name / "incomplete.ABC123_1.0.0"
-    left.mkdir(parents=True)
-    (left / "half").write_text("half")
-    records.prepare(archive=archive, data_dir=tmp_path)
-    assert not left.exists()
+@pytest.mark.parametrize("sealed", [True, False], ids=["own", "of tfds build"])
+@pytest.mark.parametrize("name", ["*-train.tfrecord*", "dataset_info.json", "features.json"])
+@pytest.mark.parametrize("damage", ["a bit", "cut", "empty"])
+def test_damaged_records_are_written_again(archive, food, tmp_path, name, damage, sealed):
+    shutil.copytree(food.folder.parents[2], tmp_path, dirs_exist_ok=True)
+    folder = tmp_path / food.folder.relative_to(food.folder.parents[2])
+    if not sealed:
+        (folder.parent / ".1.0.0.checksums").unlink(missing_ok=True)
+    (file,) = list(folder.glob(name))[:1]
+    content = bytearray(file.read_bytes())
+    if damage == "a bit":
+        content[len(content) // 2] ^= 1
+    file.write_bytes(content[: {"a bit": None, "cut": len(content) // 2, "empty": 0}[damage]])
+    if damage == "a bit" and name == "features.json" and not sealed:
+        return  # Some bits of its text mean nothing.
+    again = records.prepare(archive=archive, data_dir=tmp_path)
+    rows = np.arange(len(again.labels))
+    assert again.fingerprint == food.fingerprint
+    assert again.encoded(rows) == food.encoded(rows)
 
 
 def test_records_that_are_there_are_opened_without_a_lock(archive, tmp_path):

@@ -16,8 +16,8 @@ import numpy as np
 import tensorflow as tf
 
 from pizza_steak import decoded, input_pipeline, progress_bar
-from pizza_steak.atomic import make_once
 from pizza_steak.errors import UserError
+from pizza_steak.kept import make_once
 from trainers import data as run_data
 from trainers.setup import Setup
 
