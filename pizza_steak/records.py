@@ -376,10 +376,10 @@ def _scan(files: Mapping[str, int]) -> dict[str, Any]:
     Raises:
       tf.errors.DataLossError: A file is damaged.
     """
-    columns = collections.defaultdict(list)
+    columns: dict[str, list] = collections.defaultdict(list)
     for shard, (path, count) in enumerate(files.items()):
-        found = 0
-        for found, (offset, record) in enumerate(_frames(path), 1):
+        before = len(columns["_shards"])
+        for offset, record in _frames(path):
             feature = tf.train.Example.FromString(record).features.feature
             (encoded,) = feature["image"].bytes_list.value
             columns["labels"].append(feature["label"].int64_list.value[0])
@@ -389,7 +389,7 @@ def _scan(files: Mapping[str, int]) -> dict[str, Any]:
             columns["_starts"].append(offset - _FRAME_HEAD)
             columns["_offsets"].append(offset + record.index(encoded))
             columns["_lengths"].append(len(encoded))
-        if found != count:
+        if (found := len(columns["_shards"]) - before) != count:
             raise tf.errors.DataLossError(None, None, f"{path}: {found} records of {count}")
     digests = np.array(columns.pop("digests"), np.uint64)
     return {"digests": digests} | {name: np.array(column) for name, column in columns.items()}

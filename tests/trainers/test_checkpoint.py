@@ -1,10 +1,8 @@
 """What a backup holds and which model it goes into."""
 
-import json
 import pathlib
 import re
 
-import h5py
 import keras
 import numpy as np
 import pytest
@@ -45,8 +43,8 @@ def values(variables: list[keras.Variable]) -> dict[str, np.ndarray]:
 
 
 def write(path: pathlib.Path, variables: list[keras.Variable], precision: str = "float32") -> bytes:
-    checkpoint.write(path / "backup/latest.h5", Progress(2), precision, variables, None)
-    return (path / "backup/latest.h5").read_bytes()
+    checkpoint.write(path / "backup", Progress(2), "", precision, variables, None)
+    return (path / "backup/latest.npz").read_bytes()
 
 
 def test_variables_are_matched_by_path_in_whatever_order(tmp_path):
@@ -78,7 +76,7 @@ def test_a_backup_of_another_model_is_refused_and_changes_nothing(tmp_path, opti
     before = numbered(others)
     with pytest.raises(UserError) as caught:
         checkpoint.restore(content, "float32", others)
-    expected = f"backup/latest.h5: is of another model: {told}resume .*"
+    expected = f"backup/latest.npz: is of another model: {told}resume .*"
     assert re.fullmatch(expected, str(caught.value), re.I)  # Keras 3.12 says SGD for sgd.
     np.testing.assert_equal(values(others), before)
 
@@ -128,13 +126,45 @@ def test_an_sgd_run_keeps_its_learning_rate_in_another_precision(
 def test_a_backup_of_an_older_version_is_refused_in_one_line(small_flags, tmp_path):
     flags = [*small_flags, f"--run_dir={tmp_path}/run"]
     fit_and_stop(*flags, epoch=1)
-    backup = tmp_path / "run/backup/latest.h5"
-    with h5py.File(backup, "w") as file:
-        file.attrs["progress"] = json.dumps({"epochs": 1, "step": 0, "stopped": False})
-        file["0"] = np.zeros(3)
+    backup = tmp_path / "run/backup"
+    for file in backup.iterdir():
+        file.unlink()
+    (backup / "latest.h5").write_bytes(b"")
     with pytest.raises(UserError) as caught:
         fit(*flags, "--resume")
     assert str(caught.value) == (
-        f"backup {backup}: written by an older version; finish the run with that version, or pass "
-        "--overwrite to start the run anew"
+        f"backup {backup}/latest.h5: written by an older version; finish the run with that "
+        "version, or pass --overwrite to start the run anew"
     )
+
+
+def test_every_bit_that_flips_is_harmless_or_noticed(tmp_path):
+    """Of a small backup, with one before: no value is taken that was not saved."""
+    variables = variables_of("one", optimizer="adam")
+    expected = numbered(variables)
+    content = write(tmp_path, variables)
+    for place in range(len(content)):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << place % 8
+        (tmp_path / "backup/latest.npz").write_bytes(damaged)
+        try:
+            saved = checkpoint.read(tmp_path / "backup")
+        except UserError as error:
+            assert re.fullmatch("backup .*/latest.npz: damaged .*", str(error))
+        else:
+            assert (saved.progress, saved.metrics_csv) == (Progress(2), "")
+            numbered(variables, first=100)
+            checkpoint.restore(saved.content, "float32", variables)
+            np.testing.assert_equal(values(variables), expected)
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK", bytes(10_000)])
+def test_a_damaged_backup_is_replaced_by_the_one_before(tmp_path, caplog, damage):
+    variables = variables_of("one")
+    for epoch in (1, 2):
+        numbered(variables, first=epoch)
+        checkpoint.write(tmp_path, Progress(epoch), f"{epoch}", "float32", variables, None)
+    (tmp_path / "latest.npz").write_bytes(damage)
+    for _ in range(2):
+        assert checkpoint.read(tmp_path).progress == Progress(1)
+    assert caplog.messages == [f"{tmp_path}/latest.npz: damaged; going on from the backup before"]

@@ -25,7 +25,8 @@ from small_runs import (
     start_command,
 )
 
-from trainers.runs.checkpoint import Progress, read_progress
+from trainers.runs import checkpoint
+from trainers.runs.checkpoint import Progress
 
 pytestmark = pytest.mark.slow
 
@@ -223,7 +224,7 @@ def test_three_that_were_preempted_and_two_that_go_on_have_the_numbers_of_one(st
     flags = ("--epochs=2", *IN_FLOAT64, "--resume=auto")
     preempted = start(3, *flags, "--data_on_device", changes={2: SIGTERM_AT_THE_START})
     assert [status for status, _ in preempted.ends()] == [PREEMPTED] * 3
-    assert read_progress(tmp_path / "run" / "backup" / "latest.h5") == Progress(step=1)
+    assert checkpoint.read(tmp_path / "run" / "backup").progress == Progress(step=1)
     # Two processes of two devices, one of which gets no image of the last batch.
     changes = {0: TWO_DEVICES, 1: TWO_DEVICES}
     together = start(2, *flags, "--data_on_device", changes=changes)

@@ -30,7 +30,8 @@ from small_runs import (
 from pizza_steak import input_pipeline, preparations
 from pizza_steak.errors import UserError
 from trainers import setup
-from trainers.runs.checkpoint import Progress, read_progress
+from trainers.runs import checkpoint
+from trainers.runs.checkpoint import Progress
 from trainers.training import kept_features
 
 AUGMENTED = ("--rotation_range=20", "--horizontal_flip")
@@ -284,7 +285,7 @@ def test_a_run_stopped_anywhere_goes_on(
     whole = whole_run(kind)
     flags = [*head_flags, *KINDS[kind], f"--run_dir={tmp_path}/run", "--checkpoint_every=1"]
     fit_and_stop(*flags, epoch=epoch, step=step, backed_up=backed_up)
-    assert read_progress(tmp_path / "run/backup/latest.h5") == saved
+    assert checkpoint.read(tmp_path / "run/backup").progress == saved
     resumed = fit(*flags, "--resume").values
     assert_same_run(tmp_path / "run", whole)
     expected = result_of(whole)

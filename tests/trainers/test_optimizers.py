@@ -39,9 +39,9 @@ def saved_arrays(run_dir) -> dict[str, np.ndarray]:
 
 def trained_weights(run_dir) -> list[np.ndarray]:
     """The weights of a backup, in the order of `get_weights`."""
-    with h5py.File(run_dir / "backup/latest.h5") as file:
+    with np.load(run_dir / "backup/latest.npz") as file:
         return [
-            file[f"variables/{variable.path}"][()]
+            file[f"variables/{variable.path}"]
             for variable in keras.models.load_model(run_dir / "model.keras").weights
         ]
 
@@ -89,8 +89,8 @@ def test_a_first_step_at_a_learning_rate_of_0_changes_no_weight(small_flags, tmp
     for step in (1, 2):
         run_dir = tmp_path / f"{step}"
         fit_and_stop(*flags, f"--run_dir={run_dir}", epoch=1, step=step)
-        with h5py.File(run_dir / "backup/latest.h5") as file:
-            weights.append(file["variables/probabilities/kernel"][()])
+        with np.load(run_dir / "backup/latest.npz") as file:
+            weights.append(file["variables/probabilities/kernel"])
     before = model_of(tmp_path / "untrained").get_layer("probabilities").get_weights()[0]
     np.testing.assert_array_equal(weights[0], before)
     assert (weights[1] != before).any()

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 import shutil
 import signal
@@ -33,8 +34,8 @@ from small_runs import (
 
 from pizza_steak.errors import UserError
 from trainers.hardware.preemption import PreemptedError
-from trainers.runs import run_directory, scores
-from trainers.runs.checkpoint import Progress, read_progress
+from trainers.runs import checkpoint, run_directory, scores
+from trainers.runs.checkpoint import Progress
 from trainers.training import callbacks
 from trainers.training.callbacks import Backup
 
@@ -237,13 +238,26 @@ def stopped_run(small_flags, tmp_path_factory):
 
 
 def half_written(backup: pathlib.Path):
-    whole = (backup / "latest.h5").read_bytes()
-    (backup / f".{'0' * 32}.latest.h5").write_bytes(whole[:1000])
+    whole = (backup / "latest.npz").read_bytes()
+    (backup / f".{'0' * 32}.latest.npz").write_bytes(whole[:1000])
 
 
 def model_half_written(backup: pathlib.Path):
     model = backup.parent / "model.keras"
     model.write_bytes(model.read_bytes()[:1000])
+
+
+def cut(backup: pathlib.Path):
+    os.truncate(backup / "latest.npz", 1000)
+
+
+def metrics_cut(backup: pathlib.Path):
+    metrics = backup.parent / "metrics.csv"
+    metrics.write_text(metrics.read_text().splitlines(keepends=True)[0])
+
+
+def metrics_removed(backup: pathlib.Path):
+    (backup.parent / "metrics.csv").unlink()
 
 
 @pytest.mark.parametrize(
@@ -254,6 +268,9 @@ def model_half_written(backup: pathlib.Path):
         pytest.param(2, True, half_written, id="while the third backup is written"),
         pytest.param(4, True, None, id="after the last backup"),
         pytest.param(4, True, shutil.rmtree, id="after the backup was removed"),
+        pytest.param(2, True, cut, id="after the last backup was damaged"),
+        pytest.param(2, True, metrics_cut, id="after the metrics were damaged"),
+        pytest.param(2, True, metrics_removed, id="after the metrics were removed"),
     ],
 )
 def test_a_run_stopped_anywhere_goes_on(
@@ -269,9 +286,9 @@ def test_a_run_stopped_anywhere_goes_on(
 
 
 def test_a_damaged_backup_is_named(stopped_run, small_flags, tmp_path):
-    run_dir = shutil.copytree(stopped_run(2, True), tmp_path / "run")
-    backup = run_dir / "backup" / "latest.h5"
-    backup.write_bytes(backup.read_bytes()[:1000])
+    run_dir = shutil.copytree(stopped_run(1, True), tmp_path / "run")
+    backup = run_dir / "backup" / "latest.npz"
+    cut(backup.parent)
     with pytest.raises(UserError, match=f"{backup}: damaged"):
         fit(*small_flags, f"--run_dir={run_dir}", "--tensorboard", "--resume")
 
@@ -338,7 +355,7 @@ def test_a_run_stopped_within_an_epoch_goes_on_from_its_last_backup(
 ):
     run_dir = tmp_path / "run"
     fit_and_stop(*random_flags, f"--run_dir={run_dir}", epoch=epoch, step=step)
-    assert read_progress(run_dir / "backup/latest.h5") == saved
+    assert checkpoint.read(run_dir / "backup").progress == saved
     assert_goes_on(run_dir, random_run, *random_flags)
 
 
@@ -374,7 +391,7 @@ def test_a_run_goes_on_after_the_step_that_sigterm_came_in(
     with monkeypatch.context() as patch, pytest.raises(PreemptedError, match=f"{run_dir} --resume"):
         patch.setattr(Backup, hook, terminated)
         fit(*random_flags, f"--run_dir={run_dir}")
-    assert read_progress(run_dir / "backup/latest.h5") == saved
+    assert checkpoint.read(run_dir / "backup").progress == saved
     assert_goes_on(run_dir, random_run, *random_flags)
 
 
@@ -384,7 +401,7 @@ def test_backups_are_made_every_so_many_seconds(small_flags, tmp_path, monkeypat
     clock = types.SimpleNamespace(**vars(time) | {"monotonic": lambda: next(seconds)})
     monkeypatch.setattr(callbacks, "time", clock)
     fit_and_stop(*flags, "--checkpoint_every=5s", epoch=1, step=18)
-    assert read_progress(tmp_path / "run/backup/latest.h5").step == 15
+    assert checkpoint.read(tmp_path / "run/backup").progress.step == 15
 
 
 def test_a_run_may_be_resumed_with_other_intervals_between_backups(finished, tmp_path, small_flags):

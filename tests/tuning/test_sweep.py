@@ -150,7 +150,7 @@ def wait_until(condition: Callable[[], object], *processes: subprocess.Popen):
 
 def backed_up(folder: pathlib.Path, trial: str = "*") -> list[pathlib.Path]:
     """The run directories of trials that are in training, with an epoch or more behind them."""
-    backups = (folder / "trials").glob(f"{trial}/backup/latest.h5")
+    backups = (folder / "trials").glob(f"{trial}/backup/latest.npz")
     return [path.parents[1] for path in backups if not (path.parents[1] / "result.json").exists()]
 
 

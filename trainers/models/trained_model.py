@@ -82,10 +82,6 @@ class TrainedModel(keras.Model):
         with self.averaged(True):
             network.save(*arguments, **options)
 
-    def save_weights(self, *arguments: Any, **options: Any) -> None:
-        with self.averaged(True):
-            super().save_weights(*arguments, **options)
-
     @contextlib.contextmanager
     def averaged(self, wanted: bool) -> Iterator[None]:
         """Within this block, the weights are their average if it is wanted, else those of training.

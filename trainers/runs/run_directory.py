@@ -16,7 +16,6 @@ saved_model/, model.tflite, model.onnx  the exports of trainers.export
 """
 
 import contextlib
-import csv
 import dataclasses
 import json
 import os
@@ -32,8 +31,8 @@ from pizza_steak import atomic
 from pizza_steak.atomic import atomic_path, remove
 from pizza_steak.errors import UserError
 from trainers.configuration import FitConfig
-from trainers.runs import identity
-from trainers.runs.checkpoint import Progress, Saved, read_progress
+from trainers.runs import checkpoint, identity
+from trainers.runs.checkpoint import Progress, Saved
 
 LATEST = "latest"
 # All that a run and its exports write, and all that --overwrite may remove.
@@ -94,36 +93,33 @@ class Run:
     @property
     def progress(self) -> Progress:
         """How far the run had come at its last backup."""
-        return read_progress(self.backup)
+        return self.saved().progress
 
     def saved(self) -> Saved:
         """Returns the state that the run is resumed from."""
-        content = self.backup.read_bytes() if self.backup.exists() else b""
-        return Saved(self.progress, tuple(self.logs), content)
+        return checkpoint.read(self.backup)
 
     @property
     def backup(self) -> pathlib.Path:
-        """The file that `checkpoint` writes and reads."""
-        return self.path / "backup" / "latest.h5"
+        """The folder of the backups that `checkpoint` writes and reads."""
+        return self.path / "backup"
 
     @property
     def best_head(self) -> pathlib.Path:
         """The weights of the best head, while it is trained on kept features."""
-        return self.path / "backup" / "head.weights.h5"
+        return self.backup / "head.npz"
+
+    @property
+    def metrics_csv(self) -> pathlib.Path:
+        """The file with Keras's logs of each epoch."""
+        return self.path / "metrics.csv"
 
     @property
     def logs(self) -> list[dict[str, float]]:
         """The rows of metrics.csv: Keras's logs of each epoch."""
-        metrics = self.path / "metrics.csv"
-        if not metrics.exists():
+        if not self.metrics_csv.exists():
             return []
-        with metrics.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        # CSVLogger writes the columns of validation even without validation.
-        return [
-            {name: float(row[name]) for name in row if name != "epoch" and row[name] != "NA"}
-            for row in rows
-        ]
+        return checkpoint.read_logs(self.metrics_csv.read_text())
 
     @property
     def history(self) -> dict[str, list[float]]:
@@ -140,7 +136,7 @@ class Run:
     @property
     def has_progress(self) -> bool:
         """Whether there is anything that the run can be resumed from, or a result."""
-        return self.backup.exists() or (self.path / "result.json").exists()
+        return checkpoint.exists(self.backup) or (self.path / "result.json").exists()
 
     def create(self, summary: str, environment: dict[str, Any]) -> None:
         """Makes the directory, and removes a run that is there.
@@ -149,9 +145,10 @@ class Run:
           UserError: The directory cannot be written.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            atomic.make_folder(self.path)
             self._remove_parts()
             (self.path / "summary.txt").write_text(summary + "\n")
+            atomic.sync(self.path)
             self._write_json("environment.json", environment)
             # Last, because a folder with this file is a run that can be resumed.
             with atomic_path(self.path / "run.flags") as temporary:
@@ -163,9 +160,10 @@ class Run:
 
     def finish(self, result: dict[str, Any], *, keep_backup: bool = False) -> None:
         """Writes the result, which makes the run a finished one, and removes the backup."""
+        atomic.sync(self.path)
         self._write_json("result.json", result)
         if not keep_backup:
-            remove(self.path / "backup")
+            remove(self.backup)
 
     def remove(self) -> None:
         """Removes the files of the run, and its directory if it holds nothing else."""
@@ -221,19 +219,15 @@ class Run:
 
     def best(self, metric: str) -> float | None:
         """Returns the least value of a metric so far; None before the first epoch."""
-        return min((row[metric] for row in self.logs), default=None)
+        return min((row[metric] for row in self.logs if metric in row), default=None)
 
     def go_back(self) -> None:
         """Removes what is newer than the backup: rows of later epochs, half-written files."""
-        for folder in (self.path, self.backup.parent):
+        for folder in (self.path, self.backup):
             for left in folder.glob(f".{'?' * 32}.*"):
                 remove(left)
-        metrics = self.path / "metrics.csv"
-        if not metrics.exists():
-            return
-        lines = metrics.read_bytes().splitlines(keepends=True)
-        with atomic_path(metrics) as temporary:
-            temporary.write_bytes(b"".join(lines[: self.progress.epochs + 1]))
+        with atomic_path(self.metrics_csv) as temporary:
+            temporary.write_text(self.saved().metrics_csv, newline="")
 
     def _write_json(self, name: str, values: dict[str, Any]) -> None:
         with atomic_path(self.path / name) as temporary:

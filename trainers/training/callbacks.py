@@ -3,9 +3,8 @@
 import dataclasses
 import functools
 import math
-import pathlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -17,6 +16,7 @@ from pizza_steak.errors import UserError
 from trainers.hardware import clusters, preemption
 from trainers.runs import checkpoint
 from trainers.runs.checkpoint import Progress, Saved
+from trainers.runs.run_directory import Run
 
 
 class StopOnNaN(keras.callbacks.Callback):
@@ -40,6 +40,28 @@ class StopOnNaN(keras.callbacks.Callback):
             )
 
 
+class KeepBest(keras.callbacks.Callback):
+    """Saves the model after each epoch with the least validation loss so far.
+
+    Without validation it saves the model after every epoch. Keras's ModelCheckpoint writes over the
+    file that is there, so a full disk would leave no model.
+
+    Args:
+      save: Saves a model.
+      least: The least validation loss of past epochs, or None.
+    """
+
+    def __init__(self, save: Callable[[keras.Model], None], least: float | None):
+        super().__init__()
+        self._save, self._least = save, least
+
+    def on_epoch_end(self, epoch, logs=None):
+        loss = logs.get("val_loss")
+        if loss is None or self._least is None or loss < self._least:
+            self._least = loss
+            self._save(self.model)
+
+
 class Backup(keras.callbacks.Callback):
     """Saves weights, optimizer, random states, metrics and progress, and resumes from any step.
 
@@ -52,8 +74,9 @@ class Backup(keras.callbacks.Callback):
     steps before it without training.
 
     Args:
-      path: The file; None in a process of a cluster that is not the chief, to write nothing.
+      run: The run; None in a process of a cluster that is not the chief, to write nothing.
       saved: The state that the run is resumed from.
+      logs: The logs of past epochs.
       patient: Callbacks that count epochs; they get the logs of past epochs when training begins.
       every_steps: The file is written after each epoch, and after this number of steps within one,
       every_seconds: or this number of seconds after it was last written.
@@ -67,8 +90,9 @@ class Backup(keras.callbacks.Callback):
 
     def __init__(
         self,
-        path: pathlib.Path | None,
+        run: Run | None,
         saved: Saved,
+        logs: Sequence[Mapping[str, float]],
         patient: Iterable[keras.callbacks.Callback] = (),
         *,
         every_steps: float = math.inf,
@@ -77,8 +101,9 @@ class Backup(keras.callbacks.Callback):
         cluster: clusters.Cluster | None = None,
     ):
         super().__init__()
-        self._path = path
+        self._run = run
         self._saved = saved
+        self._logs = logs
         self.start = saved.progress
         self._patient = tuple(patient)
         self._every_steps = every_steps
@@ -89,7 +114,7 @@ class Backup(keras.callbacks.Callback):
         self._validation = clusters.Agreement(cluster)
 
     def on_train_begin(self, logs=None):
-        for epoch, past in enumerate(self._saved.logs):
+        for epoch, past in enumerate(self._logs):
             for callback in self._patient:
                 callback.on_epoch_end(epoch, dict(past))
         self._saved_at = time.monotonic()
@@ -149,18 +174,21 @@ class Backup(keras.callbacks.Callback):
         precision = self.model.dtype_policy.name
         before, metrics = checkpoint.restore(self._saved.content, precision, self._variables())
         self._saved = dataclasses.replace(self._saved, content=b"")  # As large as the model.
-        if before != precision and self._path:
+        if before != precision and self._run:
             logging.warning("the run was saved in %s and is resumed in %s", before, precision)
         if metrics is not None:
             self._load_metrics(metrics)
 
     def _save(self, progress: Progress, metrics: np.ndarray | None = None) -> None:
         self._saved_at = time.monotonic()
-        if self._path:
-            precision = self.model.dtype_policy.name
+        if self._run:
+            precision, variables = self.model.dtype_policy.name, self._variables()
+            metrics_csv = self._run.metrics_csv.read_bytes().decode()
             # Validation may use an average of the weights.
             with self.model.averaged(False):
-                checkpoint.write(self._path, progress, precision, self._variables(), metrics)
+                checkpoint.write(
+                    self._run.backup, progress, metrics_csv, precision, variables, metrics
+                )
 
     def _metrics(self) -> np.ndarray:
         """Returns the metrics' variables of each replica, of shape (replicas, values).

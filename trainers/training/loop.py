@@ -1,6 +1,7 @@
 """A run from flags to a run directory: plan, training, test, figures."""
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from trainers.models import preprocessing
 from trainers.pages import plots
 from trainers.runs import scores
 from trainers.runs.run_directory import Run, plan
-from trainers.training import descriptions, own_callbacks, progress, results
+from trainers.training import callbacks, descriptions, own_callbacks, progress, results
 from trainers.training.training import Training
 
 
@@ -156,18 +157,10 @@ def _tested(training: Training) -> testing.Tested:
 
 
 def _logging_callbacks(training: Training, stage: setup.Stage) -> list[keras.callbacks.Callback]:
-    run, validated = training.run, "validation" in training.ready.data.rows
-    kept = training.uses_features(stage)
+    run = training.run
     made = [
-        keras.callbacks.CSVLogger(run.path / "metrics.csv", append=True),
-        keras.callbacks.ModelCheckpoint(
-            # To write the whole network takes longer than to train its head for an epoch.
-            run.best_head if kept else run.path / "model.keras",
-            monitor="val_loss",
-            save_best_only=validated,
-            save_weights_only=kept,
-            initial_value_threshold=run.best("val_loss") if validated else None,
-        ),
+        keras.callbacks.CSVLogger(run.metrics_csv, append=True),
+        callbacks.KeepBest(functools.partial(training.save, stage), run.best("val_loss")),
     ]
     if training.ready.config.run.tensorboard:
         made.append(keras.callbacks.TensorBoard(run.path / "tensorboard", write_graph=False))

@@ -10,13 +10,14 @@ import keras
 import tensorflow as tf
 
 from pizza_steak import input_pipeline
-from pizza_steak.atomic import atomic_path
+from pizza_steak.atomic import atomic_path, make_folder
 from pizza_steak.errors import UserError
 from pizza_steak.flags import as_argument
 from trainers import data as run_data
 from trainers import setup
 from trainers.configuration import DataConfig, FitConfig, OptimisationConfig, checkpoint_interval
 from trainers.hardware import devices, preemption
+from trainers.models.trained_model import TrainedModel
 from trainers.runs import checkpoint, identity
 from trainers.runs.checkpoint import Progress, Saved
 from trainers.runs.run_directory import Run
@@ -135,9 +136,22 @@ class Training:
         """Writes model.keras: the network with the best head that a stage trained on features."""
         head = self.ready.network.head
         if head and self.run.best_head.exists():
-            head.load_weights(self.run.best_head)
-            with atomic_path(self.run.path / "model.keras") as temporary:
-                self.ready.compiled(stage).save(temporary)
+            checkpoint.read_weights(self.run.best_head, head.variables)
+            self._save_network(self.ready.compiled(stage))
+
+    def save(self, stage: setup.Stage, model: TrainedModel) -> None:
+        """Saves the model of a stage: to model.keras, or to `Run.best_head` if it is the head."""
+        if self.uses_features(stage):
+            # To write the whole network takes longer than to train its head for an epoch.
+            make_folder(self.run.backup)
+            with model.averaged(True):
+                checkpoint.write_weights(self.run.best_head, model.variables)
+        else:
+            self._save_network(model)
+
+    def _save_network(self, model: TrainedModel) -> None:
+        with atomic_path(self.run.path / "model.keras") as temporary:
+            model.save(temporary)
 
     def _train_stage(
         self,
@@ -172,8 +186,9 @@ class Training:
             # that the last stage logs.
             logs_rate = [keras.callbacks.ReduceLROnPlateau(patience=sys.maxsize)]
         backup = callbacks.Backup(
-            self.run.backup if chosen.is_chief else None,
-            dataclasses.replace(saved, logs=saved.logs[stage.first :]),
+            self.run if chosen.is_chief else None,
+            saved,
+            saved.logs[stage.first :],
             patient,
             every_steps=every_steps,
             every_seconds=every_seconds,

@@ -222,13 +222,7 @@ class _SaveLast(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         if epoch + 1 != self._epochs and not self.model.stop_training:
             return
-        run = self._trained.run
-        if self._trained.uses_features(self._stage):  # The model is the head alone.
-            run.best_head.parent.mkdir(exist_ok=True)
-            self.model.save_weights(run.best_head)
-        else:
-            with atomic.atomic_path(run.path / "model.keras") as temporary:
-                self.model.save(temporary)
+        self._trained.save(self._stage, self.model)
 
 
 class _Latency(keras.callbacks.Callback):
