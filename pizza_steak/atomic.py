@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator
 import filelock
 from absl import logging
 
-from pizza_steak.errors import UserError
+from pizza_steak.errors import UserError, told
 
 # Seconds to wait for a lock before the user is told.
 _SILENT_SECONDS = 2.0
@@ -35,6 +35,10 @@ def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
         sync(temporary)
         os.replace(temporary, path)
         _sync_one(path.parent)
+    except OSError as error:
+        if error.errno and error.filename is None:  # As of a write to a full disk.
+            error.filename = os.fspath(path)
+        raise
     finally:
         remove(temporary)
 
@@ -110,10 +114,15 @@ def holder(held: filelock.BaseFileLock) -> str:
 
 
 def holds_only(folder: pathlib.Path, parts: Collection[str]) -> bool:
-    """Returns whether a folder holds only these parts or temporary ones; it may be missing."""
+    """Returns whether a folder holds only these parts, temporary ones and locks of them.
+
+    It may be missing.
+    """
     names = os.listdir(folder) if folder.exists() else []
     return all(
-        name in parts or (name.startswith(".") and name.endswith(tuple(parts))) for name in names
+        name in parts
+        or (name.startswith(".") and name.removesuffix(".lock").endswith(tuple(parts)))
+        for name in names
     )
 
 
@@ -138,4 +147,4 @@ def output_file(path: str | os.PathLike[str], flag: str | None = None) -> Iterat
             yield temporary
     except OSError as error:
         name, another = (flag, f"another --{flag}") if flag else ("file", "another")
-        raise UserError(f"{name} {path}: {error.strerror or error}; pass {another}") from error
+        raise UserError(f"{name} {path}: {told(error)}; pass {another}") from error

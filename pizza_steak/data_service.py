@@ -21,7 +21,7 @@ import tensorflow as tf
 from absl import logging
 
 from pizza_steak import cores
-from pizza_steak.errors import UserError
+from pizza_steak.errors import UserError, told
 from pizza_steak.records import Records
 
 # Seconds to wait for an answer, or for a batch.
@@ -88,7 +88,7 @@ def _dispatcher(port: int) -> tf.data.experimental.service.DispatchServer:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(("", port))
     except OSError as error:
-        raise UserError(f"port {port}: {error.strerror}; pass another --port") from error
+        raise UserError(f"port {port}: {told(error)}; pass another --port") from error
     return _service.DispatchServer(config)
 
 

@@ -19,7 +19,7 @@ from tensorflow.python.framework import config
 
 from pizza_steak import cores, decoding, decoding_in_graph, progress_bar
 from pizza_steak.decoding import Format
-from pizza_steak.errors import BadImageError, UserError
+from pizza_steak.errors import BadImageError, UserError, told
 from pizza_steak.kept import make_once
 from pizza_steak.records import Records, SplitRecords
 
@@ -238,7 +238,7 @@ def _cached(records: Records, format: Format, *, keep_array: bool) -> pathlib.Pa
         make_once(folder, write)
     except OSError as error:
         raise UserError(
-            f"decoded images {folder}: {error.strerror or error}; make room, pass another "
+            f"decoded images {folder}: {told(error)}; make room, pass another "
             "--data_dir, or --decoded_cache=memory or none"
         ) from error
     return folder

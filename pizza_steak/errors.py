@@ -1,8 +1,18 @@
 """Errors that the user can fix: shown as one line, without a traceback."""
 
 import contextlib
+import errno
+import os
 import re
+import shutil
 from collections.abc import Collection, Iterator, Sequence
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+# What a disk or the system does to a program that is right.
+_OF_THE_MACHINE = (
+    *_FULL,
+    *(errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.EACCES, errno.EPERM),
+)
 
 
 class UserError(Exception):
@@ -50,6 +60,32 @@ class BadImageError(UserError):
             f"{len(self.failures)} {noun} cannot be decoded: {named}; "
             "repair or remove them, or pass --on_bad_image=skip"
         )
+
+
+def told(error: OSError) -> str:
+    """Returns what an OSError says; of a full disk also how much is free."""
+    text = error.strerror or str(error)
+    if error.errno in _FULL and error.filename:
+        with contextlib.suppress(OSError):
+            folder = os.path.dirname(os.path.abspath(os.fsdecode(error.filename)))
+            text += f" ({shutil.disk_usage(folder).free / 1e6:,.1f} MB free)"
+    return text
+
+
+def fault_of_the_machine(error: BaseException | None) -> str | None:
+    """Returns a line about a full or failing disk, too many open files and the like, or None.
+
+    Other libraries raise errors of their own for them: they are known by the system's text.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+            return f"{error.filename}: {told(error)}" if error.filename else told(error)
+        text = str(error)
+        for number in _OF_THE_MACHINE:
+            if os.strerror(number) in text and not isinstance(error, UserError):
+                return next(line for line in text.splitlines() if os.strerror(number) in line)
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def first_line(error: Exception) -> str:

@@ -17,7 +17,7 @@ from PIL import Image
 from pizza_steak import augmentation, decoded, decoding, input_pipeline, normalization, records
 from pizza_steak.archive import Archive, Picture, read_archive
 from pizza_steak.configuration import TransformConfig
-from pizza_steak.errors import UserError, check_choice
+from pizza_steak.errors import UserError, check_choice, told
 
 # TensorFlow's names of methods, by Pillow's names.
 _INTERPOLATIONS = {"box": "area", "lanczos": "lanczos3"}
@@ -427,7 +427,7 @@ def _preview(
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
-        raise UserError(f"save_to_dir {folder}: {error.strerror}; expected a folder") from error
+        raise UserError(f"save_to_dir {folder}: {told(error)}; expected a folder") from error
     index_of = {row: index for index, row in enumerate(rows.tolist())}
     random = np.random.default_rng()
 

@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 
 from pizza_steak import contents, kept
 from pizza_steak.atomic import lock
-from pizza_steak.errors import UserError
+from pizza_steak.errors import UserError, told
 
 _NAME = "pizza_steak"
 _INFO = "dataset_info.json"
@@ -92,7 +92,7 @@ def report(
         contents.forget_missing(folder / contents.CACHE)
     except OSError as error:
         raise UserError(
-            f"remove {error.filename}: {error.strerror}; expected a data_dir that you may write to"
+            f"remove {error.filename}: {told(error)}; expected a data_dir that you may write to"
         ) from error
     return _table(removed, now, f"removed from {folder}")
 

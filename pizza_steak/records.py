@@ -25,7 +25,7 @@ from absl import logging
 from pizza_steak import preparations, sample, splits
 from pizza_steak.archive import read_archive
 from pizza_steak.atomic import make_folder, remove
-from pizza_steak.errors import UserError
+from pizza_steak.errors import UserError, told
 from pizza_steak.kept import make_once
 from pizza_steak.pizza_steak_dataset_builder import ArchiveConfig, Builder
 
@@ -182,9 +182,7 @@ def prepare(
         return Records(builder, **_index(builder))
     except OSError as error:
         where = error.filename or data_dir
-        raise UserError(
-            f"data_dir: {where}: {error.strerror or error}; pass another --data_dir"
-        ) from error
+        raise UserError(f"data_dir: {where}: {told(error)}; pass another --data_dir") from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -297,13 +297,27 @@ def test_the_seconds_of_a_search_do_not_count_those_between_a_kill_and_the_next_
     assert [*oracle.ended_after.values()] == [10, 15]
 
 
-@pytest.mark.parametrize("name", ["oracle.json", "trial_0000/trial.json"])
 @pytest.mark.parametrize("text", ["", "{}", '{"half of it'])
-def test_a_damaged_file_is_told_and_not_gone_on_with(tmp_path, name, text):
+def test_a_damaged_state_is_told_and_not_gone_on_with(tmp_path, text):
     search(opened(make(), tmp_path))
-    (tmp_path / "oracle" / name).write_text(text)
+    (tmp_path / "oracle/oracle.json").write_text(text)
     with pytest.raises((OSError, ValueError, LookupError)):
         opened(make(), tmp_path)
+
+
+@pytest.mark.parametrize("tuner", TUNERS)
+@pytest.mark.parametrize("text", [None, "", "{}", '{"half of it'])
+def test_a_damaged_trial_counts_as_failed_and_the_search_goes_on(tmp_path, caplog, tuner, text):
+    oracle = opened(make(tuner), tmp_path)
+    for _ in range(3):
+        end(oracle, oracle.create_trial("worker"))
+    file = tmp_path / "oracle/trial_0001/trial.json"
+    file.unlink() if text is None else file.write_text(text)
+    oracle = opened(make(tuner), tmp_path)
+    search(oracle)
+    assert caplog.messages == [f"{file} is damaged: the trial counts as failed"]
+    assert oracle.trials["0001"].status == FAILED
+    assert sum(trial.status == COMPLETED for trial in oracle.trials.values()) >= 2
 
 
 # What is tried.

@@ -1,5 +1,6 @@
 """Processes that call functions for a sweep, and survive what happens to them."""
 
+import errno
 import multiprocessing
 import os
 import pathlib
@@ -117,6 +118,9 @@ def test_a_bug_prints_its_traceback_and_is_named_and_a_mistake_of_the_user_is_on
     lines = stderr.read_text().splitlines()
     assert lines[0] == "Traceback (most recent call last):"
     assert lines[-2:] == ["ValueError: no number", "here"]
-    with pytest.raises(processes.ProcessError, match=r"^images 3: expected more$"):
-        call(fail_and_write_stderr, str(stderr), UserError("images 3: expected more"))
-    assert stderr.read_text() == ""
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    mistake = UserError("images 3: expected more")
+    for error, line in ((mistake, str(mistake)), (full, os.strerror(errno.ENOSPC))):
+        with pytest.raises(UserError, match=f"^{line}$"):
+            call(fail_and_write_stderr, str(stderr), error)
+        assert stderr.read_text() == ""

@@ -12,7 +12,7 @@ import tqdm
 from PIL import Image, ImageDraw, ImageFont
 
 from pizza_steak import atomic, decoding, fonts
-from pizza_steak.errors import UserError
+from pizza_steak.errors import UserError, told
 from trainers.finished.sources import Source
 
 # It names the images of a folder, so that the folder is known again.
@@ -150,4 +150,4 @@ def _read(source: Source) -> Image.Image:
 
 
 def _unwritable(folder: pathlib.Path, error: OSError) -> UserError:
-    return UserError(f"annotate {folder}: {error.strerror or error}; pass another --annotate")
+    return UserError(f"annotate {folder}: {told(error)}; pass another --annotate")

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 
 from pizza_steak import atomic
-from pizza_steak.errors import UserError
+from pizza_steak.errors import UserError, told
 from trainers import data as run_data
 from trainers.configuration import AveragingConfig, FitConfig
 from trainers.finished import loading, testing
@@ -96,9 +96,7 @@ def average(asked: AveragingConfig) -> tuple[pathlib.Path, dict[str, Any]]:
     except OSError as error:
         with contextlib.suppress(OSError):
             made.remove()
-        raise UserError(
-            f"run_dir {made.path}: {error.strerror or error}; pass another --run_dir"
-        ) from error
+        raise UserError(f"run_dir {made.path}: {told(error)}; pass another --run_dir") from error
     return made.path, result
 
 

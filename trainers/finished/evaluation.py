@@ -12,7 +12,7 @@ from sklearn import calibration, metrics
 from pizza_steak import decoding, figures, records, splits
 from pizza_steak.archive import read_archive
 from pizza_steak.atomic import output_file, remove
-from pizza_steak.errors import UserError
+from pizza_steak.errors import UserError, told
 from pizza_steak.text_width import padded, text_width
 from trainers import data as run_data
 from trainers.configuration import DataConfig, EvaluateConfig, EvaluationConfig
@@ -111,9 +111,7 @@ class Evaluation:
         try:
             out_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(
-                f"out_dir {out_dir}: {error.strerror or error}; pass another --out_dir"
-            ) from error
+            raise UserError(f"out_dir {out_dir}: {told(error)}; pass another --out_dir") from error
         if self.explained and asked.activation_maps:
             plots.activation_maps(
                 self.explained.images,

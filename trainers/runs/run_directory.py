@@ -24,12 +24,14 @@ import secrets
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import filelock
 
 from pizza_steak import atomic
 from pizza_steak.atomic import atomic_path, remove
-from pizza_steak.errors import UserError
+from pizza_steak.errors import UserError, told
 from trainers.configuration import FitConfig
 from trainers.runs import checkpoint, identity
 from trainers.runs.checkpoint import Progress, Saved
@@ -279,6 +281,34 @@ def plan(config: FitConfig) -> Run:
     return run
 
 
+@contextlib.contextmanager
+def only_process(path: pathlib.Path) -> Iterator[None]:
+    """Keeps other processes from training in a run directory, within this block.
+
+    Raises:
+      UserError: Another process trains there.
+    """
+    with contextlib.ExitStack() as held:
+        if not path.parent.exists():
+            held.callback(_remove_empty, path.parent)
+        with contextlib.suppress(OSError):  # Where nothing can be written, `create` says so.
+            lock = atomic.lock(path)
+            try:
+                held.enter_context(lock.acquire(timeout=0))
+            except filelock.Timeout:
+                raise UserError(
+                    f"run_dir {path}: {atomic.holder(lock)} trains there; wait for its end, or "
+                    "pass another --run_dir"
+                ) from None
+            held.callback(pathlib.Path(lock.lock_file).unlink, missing_ok=True)
+        yield
+
+
+def _remove_empty(folder: pathlib.Path) -> None:
+    with contextlib.suppress(OSError):  # It is not empty.
+        folder.rmdir()
+
+
 def command_line(command: str, *arguments: str) -> str:
     """Returns a command of this package with its arguments, quoted for a shell."""
     return shlex.join(["python", "-m", f"trainers.{command}", *arguments])
@@ -356,4 +386,4 @@ def _check_same_identity(run: Run, config: FitConfig) -> None:
 
 
 def _unwritable(path: pathlib.Path, error: OSError) -> UserError:
-    return UserError(f"run_dir {path}: {error.strerror or error}; pass another --run_dir")
+    return UserError(f"run_dir {path}: {told(error)}; pass another --run_dir")

@@ -24,7 +24,7 @@ from absl import logging
 
 from pizza_steak import cores
 from pizza_steak.atomic import output_file
-from pizza_steak.errors import UserError
+from pizza_steak.errors import UserError, told
 from trainers.configuration import AugmentationConfig, BenchmarkConfig, MeasuringConfig
 from trainers.hardware import devices
 from trainers.pages import plots
@@ -276,9 +276,7 @@ def _temporary_folder(data_dir: str | None) -> Iterator[pathlib.Path]:
             os.makedirs(parent, exist_ok=True)
         folder = tempfile.TemporaryDirectory(prefix="benchmark-", dir=parent)
     except OSError as error:
-        raise UserError(
-            f"data_dir: {data_dir}: {error.strerror}; pass another --data_dir"
-        ) from error
+        raise UserError(f"data_dir: {data_dir}: {told(error)}; pass another --data_dir") from error
     with folder as path:
         yield pathlib.Path(path)
 

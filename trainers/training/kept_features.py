@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from pizza_steak import decoded, input_pipeline, progress_bar
-from pizza_steak.errors import UserError
+from pizza_steak.errors import UserError, told
 from pizza_steak.kept import make_once
 from trainers import data as run_data
 from trainers.setup import Setup
@@ -163,7 +163,7 @@ def _on_disk(
         make_once(folder, write)
     except OSError as error:
         raise UserError(
-            f"features {folder}: {error.strerror or error}; make room, pass another --data_dir, or "
+            f"features {folder}: {told(error)}; make room, pass another --data_dir, or "
             "--decoded_cache=memory"
         ) from error
     return np.asarray(np.load(folder / "features.npy", mmap_mode="r"))

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from trainers.finished import loading, testing
 from trainers.hardware import clusters, devices, preemption
 from trainers.models import preprocessing
 from trainers.pages import plots
-from trainers.runs import scores
+from trainers.runs import run_directory, scores
 from trainers.runs.run_directory import Run, plan
 from trainers.training import callbacks, descriptions, own_callbacks, progress, results
 from trainers.training.training import Training
@@ -42,8 +43,8 @@ def fit(config: FitConfig, cluster: clusters.Cluster | None = None) -> results.F
     """
     config = setup.resolved(config)
     chosen = devices.choose(config.devices, cluster)
-    with chosen.ending_together():
-        run, result = chosen.from_chief(lambda: _plan(config))
+    with chosen.ending_together(), contextlib.ExitStack() as held:
+        run, result = chosen.from_chief(lambda: _plan(config, held))
         if result is None:
             functions = own_callbacks.load(config.run.callback) if chosen.is_chief else {}
             training = Training.prepare(config, run, chosen)
@@ -70,7 +71,10 @@ def fit(config: FitConfig, cluster: clusters.Cluster | None = None) -> results.F
     )
 
 
-def _plan(config: FitConfig) -> tuple[Run, dict[str, Any] | None]:
+def _plan(config: FitConfig, held: contextlib.ExitStack) -> tuple[Run, dict[str, Any] | None]:
+    if config.run.run_dir:  # Else its name is new.
+        path = pathlib.Path(config.run.run_dir).expanduser().absolute()
+        held.enter_context(run_directory.only_process(path))
     run = plan(config)
     result = run.result if run.finished else None
     if result and "members" in result:
@@ -92,9 +96,14 @@ def _ending_well(training: Training) -> Iterator[None]:
         run, chosen = training.run, training.ready.chosen
         if not chosen.is_chief:
             raise
+        if not run.path.exists():
+            raise UserError(
+                f"run_dir {run.path}: was removed while the run was training"
+            ) from error
         kept = run.resumed or run.has_progress
         if not kept:
-            run.remove()
+            with contextlib.suppress(OSError):  # It may fail for the same reason.
+                run.remove()
         if isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt(_how_to_go_on(training, kept)) from error
         raise

@@ -35,6 +35,7 @@ import grpc
 import keras_tuner
 import numpy as np
 import threadpoolctl
+from absl import logging
 from keras_tuner.engine.trial import Trial, TrialStatus
 from keras_tuner.src import protos
 from keras_tuner.src.distribute import oracle_chief, oracle_client
@@ -434,8 +435,10 @@ class Durable(keras_tuner.Oracle):
         for name in trials.keys() - set(known):
             # The trial is written before the state: the sweep was killed in between.
             remove(folder / name)
-        loaded = [Trial.load(trials[name]) for name in known]
-        self.trials = {trial.trial_id: trial for trial in loaded}
+        self.trials = {
+            trial_id: self._load(trial_id, folder / f"trial_{trial_id}" / "trial.json")
+            for trial_id in state["start_order"]
+        }
         self.set_state(state)
         ended = {name for name, t in self.trials.items() if t.status != TrialStatus.RUNNING}
         for trial_id in sorted(ended - set(self.end_order)):
@@ -453,6 +456,14 @@ class Durable(keras_tuner.Oracle):
         self._heard = dict.fromkeys(self.ongoing_trials, time.monotonic())
         if not self._remote:
             self._retry_queue += [trial.trial_id for trial in running.values()]
+
+    def _load(self, trial_id: str, path: pathlib.Path) -> Trial:
+        try:
+            return Trial.from_state(json.loads(path.read_text()))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            logging.warning("%s is damaged: the trial counts as failed", path)
+            message = "trial.json was damaged"
+            return Trial(self.hyperparameters, trial_id, TrialStatus.FAILED, message)
 
     def save(self):
         self._write(pathlib.Path(self._get_oracle_fname()), self.get_state())

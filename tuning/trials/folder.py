@@ -17,7 +17,7 @@ import pathlib
 import filelock
 
 from pizza_steak import atomic
-from pizza_steak.errors import UserError
+from pizza_steak.errors import UserError, told
 from trainers.runs import identity
 from tuning.configuration import SweepConfig
 from tuning.trials import engine
@@ -77,7 +77,7 @@ class Folder:
             ) from None
         except OSError as error:
             raise UserError(
-                f"sweep_dir {self.path}: {error.strerror or error}; pass another --sweep_dir"
+                f"sweep_dir {self.path}: {told(error)}; pass another --sweep_dir"
             ) from error
 
     def start(self) -> None:
@@ -93,7 +93,7 @@ class Folder:
             self._start()
         except OSError as error:
             raise UserError(
-                f"sweep_dir {self.path}: {error.strerror or error}; pass another --sweep_dir"
+                f"sweep_dir {self.path}: {told(error)}; pass another --sweep_dir"
             ) from error
 
     def _start(self) -> None:

@@ -1,15 +1,13 @@
 """A sweep: runs trials until the flags' limits, then trains the best settings once more."""
 
-import errno
+import contextlib
 import os
 
-from pizza_steak.errors import UserError
+from pizza_steak.errors import UserError, fault_of_the_machine
 from tuning.configuration import SweepConfig
 from tuning.trials import distribution, running, winner
 from tuning.trials.plan import Plan
 from tuning.trials.progress import Progress
-
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def sweep(config: SweepConfig) -> str:
@@ -38,16 +36,19 @@ def sweep(config: SweepConfig) -> str:
             running.run_trials(plan, oracle, distributed=bool(role))
             progress.check_failures()
             best = winner.train(progress)
-        except (KeyboardInterrupt, UserError) as error:
+        except KeyboardInterrupt:
             progress.write()
-            if isinstance(error, KeyboardInterrupt):
-                print(f"\n{progress.best_so_far}; to resume: {plan.command}", flush=True)
+            print(f"\n{progress.best_so_far}; to resume: {plan.command}", flush=True)
+            raise
+        except UserError:
+            with contextlib.suppress(OSError):  # It may be about a full disk.
+                progress.write()
             raise
         except OSError as error:
-            if error.errno not in _DISK:
+            if (fault := fault_of_the_machine(error)) is None:
                 raise  # A bug.
             raise UserError(
-                f"sweep_dir {plan.folder.path}: {error.strerror}; make room, then resume: "
+                f"sweep_dir {plan.folder.path}: {fault}; when that is mended, resume: "
                 f"{plan.command}"
             ) from error
         progress.write(best)

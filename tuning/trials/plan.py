@@ -11,7 +11,7 @@ from typing import Any
 from keras_tuner.engine.trial import Trial
 
 from pizza_steak import flagfile
-from pizza_steak.errors import UserError
+from pizza_steak.errors import UserError, told
 from trainers import data as run_data
 from trainers import setup
 from trainers.configuration import FitConfig
@@ -224,7 +224,7 @@ def _points(space: SearchSpace, path: str) -> list[dict[str, Any]]:
         return [space.point(identity.read(FitConfig, flagfile.find(path, FitConfig)))]
     except OSError as error:
         raise UserError(
-            f"first_trials {path}: {error.strerror or error}; expected the trials.csv of a sweep"
+            f"first_trials {path}: {told(error)}; expected the trials.csv of a sweep"
         ) from error
     except LookupError as error:
         raise UserError(

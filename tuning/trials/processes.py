@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from multiprocessing import connection, forkserver
 from typing import Any
 
-from pizza_steak.errors import UserError
+from pizza_steak.errors import UserError, fault_of_the_machine
 
 # TensorFlow and Keras keep some memory of every model.
 _CALLS_OF_A_SERVER = 100
@@ -66,6 +66,7 @@ class Process:
         """Waits for the end, and returns why it failed in one line, or an empty text.
 
         Raises:
+          UserError: The function raised it, or the machine has a fault.
           ProcessError, StoppedError: The limit was reached before.
         """
         try:
@@ -76,6 +77,8 @@ class Process:
             self._process.join()
             reason = _death(self._process.exitcode or 0)
         self._process.join()
+        if isinstance(reason, UserError):
+            raise reason
         return reason
 
     def end(self) -> None:
@@ -125,6 +128,7 @@ def run(
     """Calls a function of a module in a process of its own, and waits for its end.
 
     Raises:
+      UserError: The function raised it, or the machine has a fault.
       ProcessError: The function failed, took too long, or the process was killed.
       StoppedError: The limit says so.
     """
@@ -154,8 +158,7 @@ class Server:
         """Calls a function of a module, and waits for its end.
 
         Raises:
-          ProcessError: The function failed, took too long, or the process was killed.
-          StoppedError: The limit says so.
+          UserError, ProcessError, StoppedError: As `run` does.
         """
         if self._process is None or self._calls == _CALLS_OF_A_SERVER:
             self.stop()
@@ -213,11 +216,12 @@ def _call(
     try:
         function(*arguments)
     except Exception as error:
-        text = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if not isinstance(error, UserError):  # A bug, of which one line says too little.
+        if line := str(error) if isinstance(error, UserError) else fault_of_the_machine(error):
+            sender.send(UserError(line))
+        else:  # A bug, of which one line says too little.
             traceback.print_exc()
-            text = f"{type(error).__name__}: {text}"
-        sender.send(text)
+            text = (str(error).strip() or "no text").splitlines()[0]
+            sender.send(f"{type(error).__name__}: {text}")
         raise SystemExit(1) from error
     sender.send("")
 

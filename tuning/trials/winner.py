@@ -71,7 +71,7 @@ def _average(plan: Plan, members: list[pathlib.Path], run_dir: pathlib.Path) -> 
 def _call(function: Callable, config: FitConfig | AveragingConfig) -> None:
     try:
         processes.run(function, config)
-    except processes.ProcessError as error:
+    except (UserError, processes.ProcessError) as error:
         raise UserError(f"best.flags: {error}") from error
 
 
