@@ -80,10 +80,11 @@ def fault_of_the_machine(error: BaseException | None) -> str | None:
     while error is not None:
         if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
             return f"{error.filename}: {told(error)}" if error.filename else told(error)
-        text = str(error)
         for number in _OF_THE_MACHINE:
-            if os.strerror(number) in text and not isinstance(error, UserError):
-                return next(line for line in text.splitlines() if os.strerror(number) in line)
+            # TensorFlow says "<path>; No space left on device".
+            pattern = rf"(?:(\S+); )?({os.strerror(number)})"
+            if not isinstance(error, UserError) and (found := re.search(pattern, str(error))):
+                return ": ".join(filter(None, found.groups()))
         error = error.__cause__ or error.__context__
     return None
 

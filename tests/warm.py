@@ -56,9 +56,9 @@ class Popen(subprocess.Popen):
 
 
 def _read_at_import(args: Sequence[str], env: dict[str, str]) -> tuple[tuple[str, str], ...]:
-    """Returns the variables that TensorFlow reads from the environment while it is imported."""
+    """Returns the variables that are read from the environment until TensorFlow is imported."""
     defaults = {"TF_ENABLE_ONEDNN_OPTS": "1"} if args[1] == "-m" else {}  # As every command does.
-    names = ("TF_CPP_MIN_LOG_LEVEL", "TF_ENABLE_ONEDNN_OPTS")
+    names = ("LD_PRELOAD", "TF_CPP_MIN_LOG_LEVEL", "TF_ENABLE_ONEDNN_OPTS")
     return tuple((name, value) for name in names if (value := (defaults | env).get(name)))
 
 
