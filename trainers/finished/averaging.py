@@ -69,6 +69,7 @@ def average(asked: AveragingConfig) -> tuple[pathlib.Path, dict[str, Any]]:
     model = average_model(models, flips=asked.average_flips)
     data_config = run_data.with_batch_size(config.data)
     data = run_data.load(data_config)
+    runs[0].warn_of_other_images(data.records.fingerprint)
     tested = testing.test(model, data, "test", run_data.batch_size_of(data_config))
     results = [run.result for run in runs]
     result = {

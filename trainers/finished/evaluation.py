@@ -188,6 +188,8 @@ def evaluate(run: run_directory.Run, config: EvaluateConfig) -> Evaluation:
     _check_classes(run, data_config)
     purpose, split = _split(run, config, data_config)
     model, data = loading.load_model(run), run_data.load(data_config, split)
+    if _has_own_images(run, config):
+        run.warn_of_other_images(data.records.fingerprint)
     if purpose not in data.rows:
         raise UserError(f"--split={purpose}: {run.path} was trained without one")
     tested = testing.test(model, data, purpose, run_data.batch_size_of(data_config))
@@ -259,10 +261,15 @@ def _split(
 ) -> tuple[str, str | None]:
     """Returns which of the run's own splits is evaluated, or "test" and a TFDS split string."""
     split, archive = config.evaluation.split, config.data.archive
-    if archive is None or _place(archive) == _place(run.config.data.archive or ""):
+    if archive is None or _has_own_images(run, config):
         return (split or "test", None) if split in (None, *splits.PURPOSES) else ("test", split)
     there = records.split_counts(archive=archive, follow_links=data.follow_links)
     return "test", split or ("test" if "test" in there else "all")
+
+
+def _has_own_images(run: run_directory.Run, config: EvaluateConfig) -> bool:
+    archive = config.data.archive
+    return archive is None or _place(archive) == _place(run.config.data.archive or "")
 
 
 def _place(archive: str) -> pathlib.Path:

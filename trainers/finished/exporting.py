@@ -267,7 +267,9 @@ def export(run: run_directory.Run, config: ArtifactConfig) -> Export:
     classes = run.result["classes"]
     format = run_data.format_of(run.config.data)
     _check_fits(model, format, classes, run)
-    sample = _sample(run_data.load(run.config.data))
+    data = run_data.load(run.config.data)
+    run.warn_of_other_images(data.records.fingerprint)
+    sample = _sample(data)
     expected = loading.class_probabilities(model.predict(sample.images, verbose=0))
     with output_file(path) as temporary, stderr_dropped():  # Converters log a lot.
         export_format.write(_Classifier(model, classes, format), temporary)

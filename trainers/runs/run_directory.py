@@ -28,6 +28,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import filelock
+from absl import logging
 
 from pizza_steak import atomic
 from pizza_steak.atomic import atomic_path, remove
@@ -200,6 +201,14 @@ class Run:
             raise UserError(
                 f"run_dir {self.path}: the images of {before['dataset']} have changed since the "
                 "run was started; pass --overwrite to start it anew"
+            )
+
+    def warn_of_other_images(self, fingerprint: str) -> None:
+        """Warns if the run's own images, with this fingerprint now, have changed since."""
+        before = self._environment
+        if before["fingerprint"] != fingerprint:
+            logging.warning(
+                "the images of %s have changed since %s was trained", before["dataset"], self.path
             )
 
     def check_same_backbone(self, digest: str | None) -> None:

@@ -97,9 +97,9 @@ def _ending_well(training: Training) -> Iterator[None]:
         if not chosen.is_chief:
             raise
         if not run.path.exists():
-            raise UserError(
-                f"run_dir {run.path}: was removed while the run was training"
-            ) from error
+            raise UserError(f"run_dir {run.path}: was removed during the training") from error
+        if isinstance(error, OSError) and error.errno and error.filename is None:
+            error.filename = os.fspath(run.path)  # As of a write to a full disk.
         kept = run.resumed or run.has_progress
         if not kept:
             with contextlib.suppress(OSError):  # It may fail for the same reason.
