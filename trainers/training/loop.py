@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
