@@ -12,12 +12,12 @@ from pizza_steak import contents, preparations, sample
 from pizza_steak.archive import Archive, read_archive
 from pizza_steak.errors import ArchiveError, UserError
 
-# The archives of the chapter and of the course that it follows, with their sizes in bytes.
-# The chapter's download log has the first size, a public pointer to the file the second. The second
-# file's SHA-256 is in checksums.tsv; no checksum of the first was published, so its size must do.
+# The archives of the course that the chapter follows and of the chapter, with their sizes in bytes.
+# The first file's SHA-256 is in checksums.tsv, its size from a public pointer to it. Of the second
+# no checksum was published: its size, from the chapter's download log, must do, so it comes last.
 _URLS = {
-    "https://infoslack.pro/pizza_steak.zip": 109_497_985,
     "https://storage.googleapis.com/ztm_tf_course/food_vision/pizza_steak.zip": 109_540_975,
+    "https://infoslack.pro/pizza_steak.zip": 109_497_985,
 }
 _PUBLISHED_CLASSES = ("pizza", "steak")
 

@@ -159,3 +159,18 @@ def test_a_run_is_resumed_with_records_that_were_lost_and_made_again(shades, tmp
     shutil.rmtree(tmp_path / "data")
     status, _, text = run_command(*flags, "--resume")
     assert status == 0, text
+
+
+def test_too_few_addresses_are_told_before_tensorflow_is_imported(small_flags, tmp_path):
+    code = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (3 * 2**29,) * 2)
+from trainers import command, fit
+from trainers.configuration import FitConfig
+sys.argv = ["fit", *sys.argv[1:]]
+command.run(fit.main, FitConfig)
+"""
+    status, _, text = run_command(f"--run_dir={tmp_path}/run", code=code, fresh=True)
+    assert status == 1
+    assert text.startswith("error: address space: limited to 1.5 GiB (ulimit -v); expected 4 GiB")
+    assert not list(tmp_path.iterdir())

@@ -28,6 +28,8 @@ if TYPE_CHECKING:  # --help must not wait for TensorFlow.
 
 _PRECISIONS = ("auto", "float32", "mixed_float16", "mixed_bfloat16", "float64")
 _ASKED = "as asked"
+# With 3 GiB, small trainings fail in many ways, some of which end the process.
+_LEAST_ADDRESSES = 4 * 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +154,20 @@ def _mirrored(devices: tuple[str, ...]) -> "tf.distribute.Strategy":
 
 
 def prepare(config: DevicesConfig) -> None:
-    """Sets the environment variables of TensorFlow and Keras, then imports TensorFlow."""
+    """Sets the environment variables of TensorFlow and Keras, then imports TensorFlow.
+
+    Raises:
+      UserError: The process may not have the addresses that TensorFlow needs.
+    """
+    if os.name == "posix":
+        import resource
+
+        allowed, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if allowed != resource.RLIM_INFINITY and allowed < _LEAST_ADDRESSES:
+            raise UserError(
+                f"address space: limited to {allowed / 2**30:.1f} GiB (ulimit -v); expected "
+                f"{_LEAST_ADDRESSES / 2**30:.0f} GiB, because TensorFlow maps more than it uses"
+            )
     os.environ["KERAS_BACKEND"] = "tensorflow"
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1" if config.onednn == "on" else "0")
     with preemption.sigterm_kept():  # `clusters` handles SIGTERM, not the threads that start here.

@@ -150,6 +150,7 @@ class Run:
         try:
             atomic.make_folder(self.path)
             self._remove_parts()
+            self._remove_half_written()
             (self.path / "summary.txt").write_text(summary + "\n")
             atomic.sync(self.path)
             self._write_json("environment.json", environment)
@@ -173,6 +174,11 @@ class Run:
         self._remove_parts()
         if not any(self.path.iterdir()):
             self.path.rmdir()
+
+    def _remove_half_written(self) -> None:
+        for folder in (self.path, self.backup):
+            for left in folder.glob(f".{'?' * 32}.*"):
+                remove(left)
 
     def _remove_parts(self) -> None:
         for part in _PARTS:
@@ -234,9 +240,7 @@ class Run:
 
     def go_back(self) -> None:
         """Removes what is newer than the backup: rows of later epochs, half-written files."""
-        for folder in (self.path, self.backup):
-            for left in folder.glob(f".{'?' * 32}.*"):
-                remove(left)
+        self._remove_half_written()
         with atomic_path(self.metrics_csv) as temporary:
             temporary.write_text(self.saved().metrics_csv, newline="")
 
