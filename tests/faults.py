@@ -8,8 +8,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 
-from small_runs import run_command
+from small_runs import start_command
 
 SOURCE = pathlib.Path(__file__).with_name("faults.c")
 COMPILER = shutil.which("cc")
@@ -24,11 +25,13 @@ class Ended:
       status: Its exit status; negative if a signal ended it.
       operations: The number of operations on files below the folder, until the end.
       text: What it wrote to stderr.
+      peak: The most memory of the process, in KiB.
     """
 
     status: int
     operations: int
     text: str
+    peak: int
 
 
 @functools.cache
@@ -64,7 +67,7 @@ def run(
     with tempfile.NamedTemporaryFile() as counter:
         counter.write(_NOTHING_COUNTED)
         counter.flush()
-        status, _, text = run_command(
+        process = start_command(
             *arguments,
             package=package,
             command=command,
@@ -78,5 +81,11 @@ def run(
             },
             cwd=under,
         )
+        reader = threading.Thread(target=process.stdout.read)
+        reader.start()
+        text = process.stderr.read()
+        reader.join()
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
         operations = int.from_bytes(pathlib.Path(counter.name).read_bytes(), sys.byteorder)
-    return Ended(status, operations, text)
+    return Ended(process.returncode, operations, text, used.ru_maxrss)
