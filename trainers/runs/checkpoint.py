@@ -170,8 +170,13 @@ def read_weights(path: pathlib.Path, variables: "Iterable[keras.Variable]") -> N
 
 
 def _save(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
-    with path.open("wb") as file:  # Not the path: NumPy would append .npz to the name.
-        np.savez(file, **arrays)  # type: ignore[arg-type]
+    """Does what np.savez does, which copies each array."""
+    with zipfile.ZipFile(path, "w", strict_timestamps=False) as file:
+        for name, array in arrays.items():
+            with file.open(f"{name}.npy", "w", force_zip64=True) as member:
+                header = np.lib.format.header_data_from_array_1_0(array)
+                np.lib.format.write_array_header_1_0(member, header)
+                member.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 def _read(path: pathlib.Path) -> Saved:
