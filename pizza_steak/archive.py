@@ -305,7 +305,11 @@ def _check_classes(path: pathlib.Path, root: str, below: Mapping[str, list[_Fold
                         f"beside {others}; if it is a split, move {others} elsewhere; if "
                         f"{root}{top}/ is a class, rename {split}/"
                     )
-    held = {top: {f[-1] for f in folders if len(f) > level + 1} for top, folders in below.items()}
+    held = {
+        top: {folder[-1] for folder in folders}
+        for top, folders in below.items()
+        if all(len(folder) > level + 1 for folder in folders)  # A split has no images of its own.
+    }
     counts = collections.Counter(name for names in held.values() for name in names)
     common = {name for name, count in counts.items() if count > 1}
     alike = [top for top, names in held.items() if len(names & common) > 1]

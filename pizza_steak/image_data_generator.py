@@ -40,8 +40,6 @@ def flow_from_directory(
     interpolation: str = "nearest",
     keep_aspect_ratio: bool = False,
     *,
-    zip_encoding: str | None = None,
-    max_unpacked_gb: float | None = None,
     featurewise_center: bool = False,
     samplewise_center: bool = False,
     featurewise_std_normalization: bool = False,
@@ -69,6 +67,8 @@ def flow_from_directory(
     pad_to_aspect_ratio: bool = False,
     antialias: bool = False,
     exif: str = "ignore",
+    zip_encoding: str | None = None,
+    max_unpacked_gb: float | None = None,
     data_dir: str | os.PathLike[str] | None = None,
     decoded_cache: str = "disk",
     on_bad_image: str = "fail",
@@ -145,6 +145,9 @@ def flow_from_directory(
         image_dataset_from_directory.
       exif: "apply" turns images upright by their EXIF orientation; "ignore" leaves them as stored,
         as ImageDataGenerator does.
+      zip_encoding: Encoding of the names in a zip that does not say it, such as "cp932".
+      max_unpacked_gb: Most gigabytes that a zip may unpack to; by default 1, or 100 times its size
+        if that is more.
       data_dir: Folder of records and decoded images; by default `~/tensorflow_datasets`.
       decoded_cache: "disk", "memory" or "none"; see `decoded.decode`.
       on_bad_image: "fail", or "skip" to leave out images that cannot be decoded, with a warning.

@@ -60,9 +60,7 @@ def zip_with(path, name, content=b"a picture", *, compression=zipfile.ZIP_STORED
 
 def zip_of_bytes(path, files, *, utf_8=False, system=0):
     """Writes a zip whose names are bytes, as packers of other systems write them."""
-    placeholders = {
-        name: letter * len(name) for name, letter in zip(files, "ABCDEFGH", strict=False)
-    }
+    placeholders = {name: "ABCDEFGH"[number] * len(name) for number, name in enumerate(files)}
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as zip_file:
         for name, content in files.items():
@@ -708,6 +706,13 @@ def test_splits_never_become_classes(make_archive, as_zip, root, layout, problem
 def test_classes_with_the_same_folders_may_lie_in_train(make_archive):
     """As the error says."""
     layout = [f"train/{label}/{side}/1.jpg" for label in ("ill", "well") for side in "lr"]
+    assert read_archive(make_archive(layout)).classes == ("ill", "well")
+
+
+def test_folders_with_images_of_their_own_are_classes(make_archive):
+    layout = [
+        f"{label}/{name}" for label in ("ill", "well") for name in ("1.jpg", "l/1.jpg", "r/1.jpg")
+    ]
     assert read_archive(make_archive(layout)).classes == ("ill", "well")
 
 
