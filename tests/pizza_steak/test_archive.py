@@ -10,6 +10,8 @@ import unicodedata
 import zipfile
 import zlib
 
+import fuzzed_archives
+import hypothesis
 import pytest
 import tensorflow as tf
 
@@ -986,3 +988,28 @@ def test_refuses_one_part_of_several(make_archive):
     packed[-18] = 1
     path.write_bytes(packed)
     assert "one part of a zip in several" in refusal(path)
+
+
+@hypothesis.settings(
+    max_examples=300,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(hypothesis.HealthCheck),
+)
+@hypothesis.given(fuzzed_archives.INPUTS)
+def test_damaged_and_forged_zips_are_read_or_refused(tmp_path, drawn):
+    """`tests/measurements/fuzzed_archives.py` reads many more."""
+    path = tmp_path / "food.zip"
+    path.write_bytes(fuzzed_archives.edited(*drawn))
+    fuzzed_archives.read(path)
+    assert [found.name for found in tmp_path.iterdir()] == ["food.zip"]
+
+
+@pytest.mark.parametrize("packed", fuzzed_archives.SOUND)
+def test_the_zips_that_are_damaged_are_sound(tmp_path, packed):
+    path = tmp_path / "food.zip"
+    path.write_bytes(packed)
+    archive = read_archive(path, ReadingOptions(zip_encoding="cp932"))
+    assert len(contents(archive)) == 4
+    assert archive.left_out == {".DS_Store": 1, ".txt": 1, "__MACOSX": 1}
