@@ -18,8 +18,8 @@ import pathlib
 import re
 import unicodedata
 import zipfile
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 from pizza_steak import members
 from pizza_steak.errors import ArchiveError
@@ -39,6 +39,7 @@ _NESTED_SPLIT = re.compile(f"({_SPLIT.pattern})([ _-]?(set|data|images))?")
 # The name of a prepared dataset has 13 letters more, and that of a temporary folder of TFDS 30.
 _LONGEST_STEM = 80
 
+_Read = TypeVar("_Read")
 # The names of a folder with images and of the folders around it, the outermost first.
 _Folder = list[str]
 
@@ -108,16 +109,29 @@ class Archive:
         Raises:
           ArchiveError: The file cannot be read, or is not the one that was listed.
         """
+        return self._of_file(image, members.read_file)
+
+    def checksum_file(self, image: Picture) -> int:
+        """Returns the CRC-32 of one image of a folder.
+
+        Raises:
+          ArchiveError: As `read_file`.
+        """
+        return self._of_file(image, members.checksum_file)
+
+    def _of_file(
+        self, image: Picture, read: Callable[[pathlib.Path], tuple[_Read, tuple[int, ...]]]
+    ) -> _Read:
         try:
-            encoded, stamp = members.read_file(self.path / image.member)
+            found, stamp = read(self.path / image.member)
         except OSError as error:
             raise self._damaged(image, error) from error
-        if stamp != image.stamp or len(encoded) != stamp[0]:
+        if stamp != image.stamp:
             raise ArchiveError(
                 f"archive {self.path}: {image.member} changed while the archive was read; run "
                 "the command again when the folder is complete"
             )
-        return encoded
+        return found
 
     def _damaged(self, image: Picture, error: Exception) -> ArchiveError:
         return ArchiveError(
@@ -145,7 +159,7 @@ def read_archive(path: str | os.PathLike[str], options: ReadingOptions | None = 
         if previous and previous.name == member.name:
             fault = "appears twice, maybe with its accents written in another way; rename one"
         if fault:
-            raise ArchiveError(f"archive {path}: {member.member!r} {fault}")
+            raise ArchiveError(f"archive {path}: {members.shown(member.member)} {fault}")
 
     folders = list(dict.fromkeys(member.name.rpartition("/")[0] for member in images))
     layout = _layout(path, [folder.split("/") for folder in folders if folder])
@@ -364,7 +378,7 @@ def _check_spelling(path: pathlib.Path, splits: Mapping[str, list[Picture]]) -> 
         spellings[_as_seen(label)].append(f"{top}{label}")
     for named in spellings.values():
         if len(named) > 1:
-            found = _listed(map(repr, named))
+            found = _listed(map(members.shown, named))
             raise ArchiveError(
                 f"archive {path}: the class folders {found} differ only in capitals, blanks or "
                 "invisible letters; give them the same name"
@@ -397,7 +411,7 @@ def _lost_folders(
 def _irregular(names: Sequence[str]) -> list[str]:
     if not names:
         return []
-    return [f"left out {_listed(map(repr, names))}, because images must be regular files"]
+    return [f"left out {_listed(map(members.shown, names))}, because images must be regular files"]
 
 
 def _counted(counts: Mapping[str, int]) -> str:

@@ -19,7 +19,7 @@ import struct
 import unicodedata
 import zipfile
 import zlib
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from pizza_steak.errors import ArchiveError
 
@@ -54,8 +54,10 @@ _MOST_DIRECTORY_BYTES = 200 * _MOST_FILES
 _MOST_EXPANSION = 100
 _HARMLESS_BYTES = 10**9
 _MOST_FOLDERS = 100
+_MOST_LETTERS = 4096  # Linux has no longer paths.
 _PACKED_WITH = {9: "Deflate64", 12: "bzip2", 14: "LZMA", 93: "Zstandard", 95: "XZ"}
 
+NOT_REGULAR = "not a regular file"
 LINK_TO_FOLDER = (
     "is a link to a folder, which is not followed; put the folder itself there, or pass "
     "--follow_links"
@@ -68,6 +70,8 @@ _LINK_OUTSIDE = (
 _END = struct.Struct("<4s4H2LH")
 _END_64 = struct.Struct("<4sQ2H2L4Q")
 _LOCATOR_64 = struct.Struct("<4sLQL")
+
+_PART = 2**18  # Bytes; more photographs are smaller than larger.
 
 # What zipfile and its decompressor raise for damaged bytes.
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError, KeyError)
@@ -164,14 +168,34 @@ def read_file(path: str | os.PathLike[str]) -> tuple[bytes, tuple[int, ...]]:
     Raises:
       OSError: It cannot be read, is no regular file, or is larger than any image.
     """
-    with open(path, "rb", opener=_open_without_waiting) as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError("not a regular file")
-        if fault := _fault_of_size(status.st_size):
-            raise OSError(fault)
-        encoded = file.read(status.st_size + 1)
+    with _open_image(path) as file:
+        encoded = file.read(os.fstat(file.fileno()).st_size + 1)
         return encoded, _stamp(os.fstat(file.fileno()))
+
+
+def checksum_file(path: str | os.PathLike[str]) -> tuple[int, tuple[int, ...]]:
+    """Returns the CRC-32 of a file, of which only a part is in memory at once, and its stamp.
+
+    Raises:
+      OSError: As `read_file`.
+    """
+    checksum = 0
+    with _open_image(path) as file:
+        while part := file.read(_PART):
+            checksum = zlib.crc32(part, checksum)
+        return checksum, _stamp(os.fstat(file.fileno()))
+
+
+def _open_image(path: str | os.PathLike[str]) -> BinaryIO:
+    file = open(path, "rb", opener=_open_without_waiting)  # noqa: SIM115
+    status = os.fstat(file.fileno())
+    fault = _fault_of_size(status.st_size)
+    if not stat.S_ISREG(status.st_mode):
+        fault = NOT_REGULAR
+    if fault:
+        file.close()
+        raise OSError(fault)
+    return file
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
@@ -271,7 +295,7 @@ def _list_folder(root: pathlib.Path, follow_links: bool) -> Listing:
                     continue
                 if not stat.S_ISREG(status.st_mode):
                     listing.irregular.append(place)
-                    listing.left_out["not a regular file"] += 1
+                    listing.left_out[NOT_REGULAR] += 1
                     continue
                 fault = _fault_of_name(place) or _fault_of_size(status.st_size)
                 if outside:
@@ -305,7 +329,7 @@ def _list_zip(path: pathlib.Path, options: ReadingOptions) -> Listing:
                 name, fault = info.orig_filename, _fault_of_encoding(options.zip_encoding)
             if _OUTSIDE.search(name):
                 raise ArchiveError(
-                    f"archive {path}: refused, {name!r} points outside the archive; pack the "
+                    f"archive {path}: refused, {shown(name)} points outside the archive; pack the "
                     "folders again"
                 )
             if name.endswith("/"):
@@ -394,7 +418,7 @@ def _check_overlap(path: pathlib.Path, zip_file: zipfile.ZipFile) -> None:
         end = info.header_offset + 30 + len(info.orig_filename) + info.compress_size
         if end > (following.header_offset if following else zip_file.start_dir):
             raise ArchiveError(
-                f"archive {path}: refused, the bytes of {info.filename!r} overlap those of other "
+                f"archive {path}: refused, the bytes of {shown(info.filename)} overlap those of other "
                 "files; pack the folders again"
             )
 
@@ -465,6 +489,8 @@ def _fault_of_name(name: str) -> str:
         return "is empty; pack the folders again"
     if not name.isprintable() and _MISLEADING.search(name):
         return "has a control character in its name; rename it"
+    if len(name) > _MOST_LETTERS:
+        return f"has more than {_MOST_LETTERS:,} letters in its path; rename it"
     if name.count("/") > _MOST_FOLDERS:
         return f"lies in more than {_MOST_FOLDERS} folders; move it"
     try:
@@ -472,6 +498,11 @@ def _fault_of_name(name: str) -> str:
     except UnicodeEncodeError:
         return "is not valid Unicode; rename it"
     return ""
+
+
+def shown(name: str) -> str:
+    """Returns a name in quotes, its middle left out if it is long."""
+    return repr(name if len(name) <= 100 else f"{name[:50]}…{name[-49:]}")
 
 
 def _stamp(status: os.stat_result) -> tuple[int, ...]:

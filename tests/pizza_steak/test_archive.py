@@ -893,7 +893,12 @@ def test_the_depth_of_folders_is_bounded(make_archive, as_zip):
 
 def test_members_in_a_thousand_folders_are_refused_or_left_out(make_archive):
     deep = "/".join(["a"] * 1000)
-    assert "more than 100 folders" in refusal(make_archive([*FOOD, f"train/{deep}/1.jpg"]))
+    message = refusal(make_archive([*FOOD, f"train/{deep}/1.jpg"]))
+    assert "more than 100 folders" in message
+    assert len(message) < 400
+    message = refusal(make_archive([*FOOD, f"train/{'a' * 5000}/1.jpg"]))
+    assert "has more than 4,096 letters" in message
+    assert len(message) < 400
     assert read_archive(make_archive([*FOOD, f"train/{deep}/1.txt"])).left_out == {".txt": 1}
 
 

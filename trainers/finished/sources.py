@@ -13,8 +13,6 @@ from pizza_steak import members
 from pizza_steak.errors import UserError
 from pizza_steak.members import ReadingOptions
 
-_IRREGULAR = "not a regular file"
-
 
 @dataclasses.dataclass(frozen=True)
 class Source:
@@ -106,7 +104,7 @@ def _matching(pattern: pathlib.Path, follow_links: bool) -> list[str]:
 
 def _in_folder(folder: pathlib.Path, reading: ReadingOptions) -> list[Source]:
     listing = members.list_members(folder, reading)
-    irregular = (members.Member(name, name, (), _IRREGULAR) for name in listing.irregular)
+    irregular = (members.Member(name, name, (), members.NOT_REGULAR) for name in listing.irregular)
     found = sorted((*listing.members, *irregular), key=lambda member: member.member)
     return [
         Source(
