@@ -69,8 +69,8 @@ class TransformConfig:
 def check_encoding(text: str | None) -> None:
     """Raises a ValueError if the text is not the name of an encoding."""
     try:
-        b"".decode(text or "utf-8")
-    except LookupError as error:
+        b"a".decode(text or "utf-8")
+    except (LookupError, UnicodeError) as error:
         raise ValueError(f"{text!r}: expected an encoding such as cp932") from error
 
 

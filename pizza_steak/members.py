@@ -344,13 +344,13 @@ def _list_zip(path: pathlib.Path, options: ReadingOptions) -> Listing:
             stamp = () if fault else (info.file_size, info.CRC)
             listing.members.append(Member(_normal(name), info.filename, stamp, fault))
             unpacked += info.file_size
-    allowed = max(_HARMLESS_BYTES, _MOST_EXPANSION * path.stat().st_size)
+    allowed: float = max(_HARMLESS_BYTES, _MOST_EXPANSION * path.stat().st_size)
     if options.max_unpacked_gb is not None:
-        allowed = int(options.max_unpacked_gb * 10**9)
+        allowed = options.max_unpacked_gb * 10**9
     if unpacked > allowed:
         raise ArchiveError(
             f"archive {path}: refused, {path.stat().st_size:,} bytes claim to unpack to "
-            f"{unpacked:,}, more than the {allowed:,} allowed; if you trust the archive, pass "
+            f"{unpacked:,}, more than the {allowed:,.0f} allowed; if you trust the archive, pass "
             f"--max_unpacked_gb={-(-unpacked // 10**9)}"
         )
     return listing
@@ -418,8 +418,8 @@ def _check_overlap(path: pathlib.Path, zip_file: zipfile.ZipFile) -> None:
         end = info.header_offset + 30 + len(info.orig_filename) + info.compress_size
         if end > (following.header_offset if following else zip_file.start_dir):
             raise ArchiveError(
-                f"archive {path}: refused, the bytes of {shown(info.filename)} overlap those of other "
-                "files; pack the folders again"
+                f"archive {path}: refused, the bytes of {shown(info.filename)} overlap those of "
+                "other files; pack the folders again"
             )
 
 
