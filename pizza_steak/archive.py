@@ -182,7 +182,11 @@ def read_archive(path: str | os.PathLike[str], options: ReadingOptions | None = 
         classes=classes,
         splits={split: tuple(splits[split]) for split in sorted(splits)},
         left_out=dict(sorted(left_out.items())),
-        warnings=(*_lost_folders(layout, classes, listing.others), *_irregular(listing.irregular)),
+        warnings=(
+            *_alike(classes),
+            *_lost_folders(layout, classes, listing.others),
+            *_irregular(listing.irregular),
+        ),
     )
 
 
@@ -341,7 +345,6 @@ def _common_classes(
 ) -> tuple[str, ...]:
     """Returns the sorted classes, the same in every split, at least two."""
     by_split = {split: {p.label for p in images} for split, images in splits.items()}
-    _check_spelling(path, splits)
     classes = sorted(set().union(*by_split.values()))
     found = _counted(left_out)
     others = f" (left out: {found})" if found else ""
@@ -361,6 +364,8 @@ def _common_classes(
             # The folders' own names: Test/, not test/.
             there, here = (splits[name][0].filename.split("/")[0] for name in (where, split))
             missing = [name for name in missing if name in by_split[where]]
+            if alike := _alike(labels | set(missing)):
+                raise ArchiveError(f"archive {path}: {alike[0]}; give them the same name")
             raise ArchiveError(
                 f"archive {path}: classes in {there}/ but not in {here}/: {_listed(missing)}; add "
                 f"images to {_listed(f'{here}/{name}/' for name in missing)}, or remove "
@@ -369,26 +374,19 @@ def _common_classes(
     return tuple(classes)
 
 
-def _check_spelling(path: pathlib.Path, splits: Mapping[str, list[Picture]]) -> None:
-    """Refuses classes whose names people, or other file systems, take for the same."""
-    examples = {image.label: image.filename for images in splits.values() for image in images}
+def _alike(labels: Collection[str]) -> list[str]:
+    """Returns what is said of classes whose names people, or other file systems, confuse."""
     spellings: dict[str, list[str]] = collections.defaultdict(list)
-    for label, filename in examples.items():
-        top = "" if filename.startswith(f"{label}/") else f"{filename.split('/')[0]}/"
-        spellings[_as_seen(label)].append(f"{top}{label}")
-    for named in spellings.values():
-        if len(named) > 1:
-            found = _listed(map(members.shown, named))
-            raise ArchiveError(
-                f"archive {path}: the class folders {found} differ only in capitals, blanks or "
-                "invisible letters; give them the same name"
-            )
-
-
-def _as_seen(label: str) -> str:
-    letters = unicodedata.normalize("NFKC", label).casefold()
-    visible = "".join(letter for letter in letters if unicodedata.category(letter) != "Cf")
-    return " ".join(visible.split())
+    for label in labels:
+        letters = unicodedata.normalize("NFKC", label).lower()
+        visible = "".join(letter for letter in letters if unicodedata.category(letter) != "Cf")
+        spellings[" ".join(visible.split())].append(label)
+    return [
+        f"the class folders {_listed(map(members.shown, named))} differ only in capitals, blanks "
+        "or invisible letters"
+        for named in spellings.values()
+        if len(named) > 1
+    ]
 
 
 def _lost_folders(
@@ -403,7 +401,8 @@ def _lost_folders(
         if place and place.label not in classes:
             lost[place.label].update(kinds)
     return [
-        f"{label}/ is not a class, because it has no images ({_counted(kinds)})"
+        f"the folder {members.shown(label)} is not a class, because it has no images "
+        f"({_counted(kinds)})"
         for label, kinds in sorted(lost.items())
     ]
 

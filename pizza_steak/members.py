@@ -402,8 +402,8 @@ def _number_of_files(path: pathlib.Path) -> tuple[int, int]:
 
 def _too_many(path: pathlib.Path) -> ArchiveError:
     return ArchiveError(
-        f"archive {path}: refused, it lists more than {_MOST_FILES:,} files; if you trust the "
-        "archive, unpack it and pass the folder"
+        f"archive {path}: refused, its directory is larger than one of {_MOST_FILES:,} files; if "
+        "you trust the archive, unpack it and pass the folder"
     )
 
 
@@ -414,7 +414,7 @@ def _check_overlap(path: pathlib.Path, zip_file: zipfile.ZipFile) -> None:
     """
     order = sorted(zip_file.infolist(), key=lambda info: info.header_offset)
     for info, following in itertools.zip_longest(order, order[1:]):
-        # The name in the local header is as long as this one, else zipfile does not read it.
+        # The local header has this name too, else zipfile does not read the member.
         end = info.header_offset + 30 + len(info.orig_filename) + info.compress_size
         if end > (following.header_offset if following else zip_file.start_dir):
             raise ArchiveError(

@@ -96,7 +96,10 @@ def test_everything_is_counted(inspected, picture, jpeg, sound):
 
 def test_a_folder_that_loses_every_file_is_named(inspected, sound):
     _, text = inspected(sound | {"train/c/1.svg": b"", "test/c/2.svg": b""})
-    assert "caution     c/ is not a class, because it has no images (2 .svg)" in text.splitlines()
+    assert (
+        "caution     the folder 'c' is not a class, because it has no images (2 .svg)"
+        in text.splitlines()
+    )
 
 
 def test_a_zip_is_read_as_the_flags_say(tmp_path):

@@ -98,7 +98,10 @@ def test_a_folder_that_loses_every_file_is_a_warning(make_archive, tmp_path, cap
     with caplog.at_level("WARNING", logger="absl"):
         records.prepare(archive=path, data_dir=tmp_path)
     (told,) = caplog.messages
-    assert told == f"archive {path}: soup/ is not a class, because it has no images (1 .svg)"
+    assert (
+        told
+        == f"archive {path}: the folder 'soup' is not a class, because it has no images (1 .svg)"
+    )
 
 
 def test_any_slice_of_a_split_is_mixed(food):
