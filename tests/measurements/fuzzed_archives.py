@@ -3,7 +3,8 @@
 python tests/measurements/fuzzed_archives.py --inputs=100000
 
 Each is listed and read in every way. Ends with status 1 and the smallest such zip if anything but
-an ArchiveError comes out, a zip takes more than 10 s of a core, or the process needs more than 500 MB.
+an ArchiveError comes out, if a zip takes more than 10 s of a core, or if the process needs more
+than 500 MB.
 """
 
 import collections
