@@ -107,7 +107,6 @@ class SourceConfig:
         "Most gigabytes that a zip may unpack to; by default 1, or 100 times its size if that is "
         "more.",
         minimum=0.0,
-        identity=False,
     )
 
 
