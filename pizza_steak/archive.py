@@ -2,40 +2,28 @@
 
 Two layouts are allowed, with or without folders around them:
 
-    train/<class>/<image>     beside test/ and one of val/, valid/, validation/; or training/,
-                              testing/
+    train/<class>/<image>     beside test/ and one of val/, valid/, validation/; or other names
+                              with these words, such as training_set/ beside test_set/
     <class>/<image>           all images are in the split "train", to be cut later
 
 Folders that mix the two are refused: no class folder is left out.
 
-No archive is trusted. A member that points outside, is a link, is encrypted, appears twice or is
-larger than any photograph makes the whole archive refused, before anything is written.
+No archive is trusted: `members` says what makes it refused, before anything is written.
 """
 
 import collections
 import dataclasses
-import importlib.util
-import lzma
 import os
 import pathlib
-import posixpath
 import re
-import stat
+import unicodedata
 import zipfile
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
+from pizza_steak import members
 from pizza_steak.errors import ArchiveError
-
-_HEIF = frozenset({".heic", ".heif", ".hif"})
-# Suffixes of the image formats that Pillow reads. The decoder goes by the first bytes, not by the
-# suffix: a PNG named .jpg is read as a PNG.
-SUFFIXES = frozenset(
-    {
-        *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".gif", ".webp", ".avif"),
-        *(".tif", ".tiff", ".ppm", *(_HEIF if importlib.util.find_spec("pillow_heif") else ())),
-    }
-)
+from pizza_steak.members import ReadingOptions
 
 _SPLITS = {
     "train": "train",
@@ -46,22 +34,17 @@ _SPLITS = {
     "valid": "validation",
     "validation": "validation",
 }
-_SYSTEM_FILES = frozenset({".ds_store", "thumbs.db", "desktop.ini"})
-_MOST_BYTES = 256 * 2**20
-# What zipfile and its decompressors raise for damaged bytes.
-_DAMAGED = (
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    OSError,
-    ValueError,
-    RuntimeError,
-)
+_SPLIT = re.compile("|".join(sorted(_SPLITS, key=len, reverse=True)))
+_NESTED_SPLIT = re.compile(f"({_SPLIT.pattern})([ _-]?(set|data|images))?")
+# The name of a prepared dataset has 13 letters more, and that of a temporary folder of TFDS 30.
+_LONGEST_STEM = 80
+
+_Read = TypeVar("_Read")
+# The names of a folder with images and of the folders around it, the outermost first.
+_Folder = list[str]
 
 
-@dataclasses.dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """One example of an archive.
 
     Attributes:
@@ -87,18 +70,20 @@ class Archive:
       classes: The class names, sorted, as `flow_from_directory` sorts them.
       splits: The images by split ("train", "test", "validation"), sorted by class, then name.
       left_out: Number of files that are no examples, by kind (".DS_Store", "__MACOSX", ".txt").
+      warnings: What may surprise: a folder without images, a pipe named like an image.
     """
 
     path: pathlib.Path
     classes: tuple[str, ...]
     splits: Mapping[str, tuple[Picture, ...]] = dataclasses.field(repr=False)
     left_out: Mapping[str, int]
+    warnings: tuple[str, ...] = ()
 
     @property
     def stem(self) -> str:
         """The name of the file or folder, in letters, digits and underscores."""
         stem = self.path.stem if self.path.is_file() else self.path.name
-        return re.sub(r"[^A-Za-z0-9_]+", "_", stem).strip("_") or "archive"
+        return re.sub(r"[^A-Za-z0-9_]+", "_", stem)[:_LONGEST_STEM].strip("_") or "archive"
 
     def read(self, split: str) -> Iterator[tuple[Picture, bytes]]:
         """Yields each image of a split with its bytes, unchanged.
@@ -111,11 +96,11 @@ class Archive:
             for image in self.splits[split]:
                 yield image, self.read_file(image)
             return
-        with _open_zip(self.path) as zip_file:
+        with members.open_zip(self.path) as zip_file:
             for image in self.splits[split]:
                 try:
-                    yield image, zip_file.read(image.member)
-                except _DAMAGED as error:
+                    yield image, members.read_member(zip_file, image.member, image.stamp)
+                except zipfile.BadZipFile as error:
                     raise self._damaged(image, error) from error
 
     def read_file(self, image: Picture) -> bytes:
@@ -124,10 +109,21 @@ class Archive:
         Raises:
           ArchiveError: The file cannot be read, or is not the one that was listed.
         """
-        path = self.path / image.member
+        return self._of_file(image, members.read_file)
+
+    def checksum_file(self, image: Picture) -> int:
+        """Returns the CRC-32 of one image of a folder.
+
+        Raises:
+          ArchiveError: As `read_file`.
+        """
+        return self._of_file(image, members.checksum_file)
+
+    def _of_file(
+        self, image: Picture, read: Callable[[pathlib.Path], tuple[_Read, tuple[int, ...]]]
+    ) -> _Read:
         try:
-            encoded = path.read_bytes()
-            stamp = _stamp(path.stat())
+            found, stamp = read(self.path / image.member)
         except OSError as error:
             raise self._damaged(image, error) from error
         if stamp != image.stamp:
@@ -135,7 +131,7 @@ class Archive:
                 f"archive {self.path}: {image.member} changed while the archive was read; run "
                 "the command again when the folder is complete"
             )
-        return encoded
+        return found
 
     def _damaged(self, image: Picture, error: Exception) -> ArchiveError:
         return ArchiveError(
@@ -144,38 +140,39 @@ class Archive:
         )
 
 
-def read_archive(path: str | os.PathLike[str], *, follow_links: bool = False) -> Archive:
+def read_archive(path: str | os.PathLike[str], options: ReadingOptions | None = None) -> Archive:
     """Lists the archive at a path.
 
     Args:
       path: A zip file or a folder; `~` is the home folder.
-      follow_links: Whether to follow links to folders; else they are refused.
+      options: How to read it.
 
     Raises:
       ArchiveError: There is no archive, it has no class folders or only one class, its folders are
         ambiguous, its splits have different classes, or its content is hostile.
     """
     path = pathlib.Path(path).expanduser()
-    left_out: collections.Counter[str] = collections.Counter()
-    images = {}
-    for name, member, stamp in _members(path, follow_links):
-        kind = _kind_left_out(name)
-        if kind is None:
-            images[name] = member, stamp
-        else:
-            left_out[kind] += 1
+    listing = members.list_members(path, options or ReadingOptions())
+    images = sorted(listing.members, key=lambda member: member.name)
+    for previous, member in zip([None, *images], images, strict=False):
+        fault = member.fault
+        if previous and previous.name == member.name:
+            fault = "appears twice, maybe with its accents written in another way; rename one"
+        if fault:
+            raise ArchiveError(f"archive {path}: {members.shown(member.member)} {fault}")
 
-    images = dict(sorted(images.items()))
-    root, has_splits = _layout(path, images)
+    folders = list(dict.fromkeys(member.name.rpartition("/")[0] for member in images))
+    layout = _layout(path, [folder.split("/") for folder in folders if folder])
+    places = {folder: layout.place(folder) for folder in folders}
     splits = collections.defaultdict(list)
-    for name, (member, stamp) in images.items():
-        filename = name.removeprefix(root)
-        placed = _place(filename.split("/"), has_splits) if name.startswith(root) else None
-        if placed is None:
-            left_out["outside the class folders"] += 1
+    left_out = listing.left_out
+    for member in images:
+        folder, _, file = member.name.rpartition("/")
+        if place := places[folder]:
+            filename = f"{place.folder}/{file}"
+            splits[place.split].append(Picture(filename, place.label, member.member, member.stamp))
         else:
-            split, label = placed
-            splits[split].append(Picture(filename, label, member, stamp))
+            left_out["outside the class folders"] += 1
 
     classes = _common_classes(path, splits, left_out)
     for listed in splits.values():
@@ -185,235 +182,162 @@ def read_archive(path: str | os.PathLike[str], *, follow_links: bool = False) ->
         classes=classes,
         splits={split: tuple(splits[split]) for split in sorted(splits)},
         left_out=dict(sorted(left_out.items())),
+        warnings=(
+            *_alike(classes),
+            *_lost_folders(layout, classes, listing.others),
+            *_irregular(listing.irregular),
+        ),
     )
 
 
-def list_pictures(path: str | os.PathLike[str], *, follow_links: bool = False) -> dict[str, str]:
-    """Lists the images of a zip file or a folder, in class folders or not.
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """What a folder is for: a split, a class, and the folder in the filenames of its images."""
 
-    Args:
-      path: The zip file or the folder.
-      follow_links: Whether to follow links to folders; else they are refused.
+    split: str
+    label: str
+    folder: str
 
-    Returns:
-      The member of each image by its name, sorted: the member is the name in the zip, or the path
-      below the folder; the name is the normalised member.
 
-    Raises:
-      ArchiveError: There is no zip file and no folder at the path, or its content is hostile.
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+    """Which folders are splits and classes.
+
+    Attributes:
+      root: The folders around everything.
+      splits: The split of each folder in the root; None if these folders are classes.
+      doubled: Splits with one more folder of their name around the classes, as in train/train/.
     """
-    members = _members(pathlib.Path(path), follow_links)
-    return dict(sorted((name, member) for name, member, _ in members if not _kind_left_out(name)))
+
+    root: _Folder
+    splits: Mapping[str, str] | None
+    doubled: Collection[str] = ()
+
+    def place(self, folder: str) -> _Place | None:
+        """Returns what a folder is for, or None if it is in no class folder."""
+        parts = folder.split("/")
+        level = len(self.root)
+        if not folder or parts[:level] != self.root or len(parts) == level:
+            return None
+        if self.splits is None:
+            return _Place("train", parts[level], "/".join(parts[level:]))
+        top, *below = parts[level:]
+        if top in self.doubled:
+            below = below[1:]
+        if top not in self.splits or not below:
+            return None
+        return _Place(self.splits[top], below[0], "/".join([top, *below]))
 
 
-def _members(path: pathlib.Path, follow_links: bool) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """Yields the name, member and stamp of every file, as `Picture` has them."""
-    try:
-        kind = stat.S_IFMT(path.stat().st_mode)
-    except OSError as error:
-        raise ArchiveError(
-            f"archive {path}: {_told(error).lower()}; expected a zip file or a folder"
-        ) from error
-    if kind == stat.S_IFDIR:
-        return _folder_members(path, follow_links)
-    if kind == stat.S_IFREG:
-        return _zip_members(path)
-    raise ArchiveError(f"archive {path}: neither a zip file nor a folder")
-
-
-def _folder_members(
-    folder: pathlib.Path, follow_links: bool
-) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """Yields the name, member and stamp of every file, as `Picture` has them."""
-
-    def fail(error: OSError):
-        raise ArchiveError(f"archive {folder}: {error.filename} cannot be read ({_told(error)})")
-
-    for directory, folders, names in os.walk(folder, onerror=fail, followlinks=follow_links):
-        for name in (*folders, *names):
-            file = pathlib.Path(directory, name)
-            if fault := _fault_of_name(name):
-                raise ArchiveError(f"archive {folder}: the name {name!r} {fault}; rename it")
-            if name in folders:
-                if file.is_symlink() and not follow_links:
-                    raise ArchiveError(
-                        f"archive {folder}: {file.name} is a link to a folder, which is not "
-                        "followed; put the folder itself there, or pass --follow_links"
-                    )
-                if file.is_symlink() and pathlib.Path(directory).resolve().is_relative_to(
-                    file.resolve()
-                ):
-                    raise ArchiveError(
-                        f"archive {folder}: {file.name} is a link to a folder around it; remove it"
-                    )
-                continue
-            try:
-                status = file.stat()
-            except OSError as error:
-                fail(error)
-            name = file.relative_to(folder).as_posix()
-            yield name, name, _stamp(status)
-
-
-def _zip_members(path: pathlib.Path) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """Yields the name, member and stamp of every file, as `Picture` has them.
-
-    The name is the member's without what some packers write: a leading `./`, backslashes.
-    """
-    with _open_zip(path) as zip_file:
-        seen = set()
-        for info in zip_file.infolist():
-            name = info.filename.replace("\\", "/")
-            if name.endswith("/"):
-                continue
-            name = posixpath.normpath(name) if name else ""
-            fault = _fault(info) or ("appears twice" if name in seen else None)
-            if fault:
-                raise ArchiveError(
-                    f"archive {path}: refused, {info.filename!r} {fault}; pack the folders again"
-                )
-            seen.add(name)
-            yield name, info.filename, (info.file_size, info.CRC)
-
-
-def _open_zip(path: pathlib.Path) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
-        with path.open("rb") as file:
-            truncated = file.read(2) == b"PK"
-        what = "a truncated or damaged zip" if truncated else "not a zip file"
-        raise ArchiveError(
-            f"archive {path}: {what}; expected a zip of class folders, or the folder itself"
-        ) from error
-    except OSError as error:
-        raise ArchiveError(f"archive {path}: cannot be read ({_told(error)})") from error
-
-
-def _fault(info: zipfile.ZipInfo) -> str | None:
-    """Returns what is wrong with a member of a zip, or None."""
-    if re.match(r"[/\\]|[A-Za-z]:", info.filename) or ".." in re.split(r"[/\\]", info.filename):
-        return "points outside the archive"
-    if stat.S_ISLNK(info.external_attr >> 16):
-        return "is a symbolic link"
-    if info.flag_bits & 0x1:
-        return "is encrypted"
-    if info.file_size > _MOST_BYTES:
-        return f"claims {info.file_size:,} bytes, more than the {_MOST_BYTES:,} allowed"
-    return _fault_of_name(info.filename)
-
-
-def _fault_of_name(name: str) -> str | None:
-    if not name:
-        return "is empty"
-    if re.search(r"[\x00-\x1f\x7f]", name):
-        return "has a control character"
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return "is not valid Unicode"
-    return None
-
-
-def _stamp(status: os.stat_result) -> tuple[int, ...]:
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
-def _told(error: OSError) -> str:
-    return error.strerror or str(error)
-
-
-def _kind_left_out(member: str) -> str | None:
-    """Returns why a file is no example, or None if it is one."""
-    path = pathlib.PurePosixPath(member)
-    if "__MACOSX" in path.parts:
-        return "__MACOSX"
-    if path.name.lower() in _SYSTEM_FILES or path.name.startswith("._"):
-        return path.name if path.name.lower() in _SYSTEM_FILES else "._*"
-    if any(part.startswith(".") for part in path.parts):
-        return "hidden"
-    suffix = path.suffix.lower()
-    if suffix in SUFFIXES:
-        return None
-    if suffix in _HEIF:
-        return f"{suffix} (pip install pillow-heif reads them)"
-    return suffix or "without suffix"
-
-
-def _layout(path: pathlib.Path, names: Iterable[str]) -> tuple[str, bool]:
-    """Returns the folders around everything, each followed by a slash, and whether splits follow.
+def _layout(path: pathlib.Path, folders: Collection[_Folder]) -> _Layout:
+    """Returns the layout of the folders with images.
 
     Raises:
       ArchiveError: Some folders are splits and others would be classes.
     """
-    root = ""
-    paths = [name.split("/") for name in names]
+    root: _Folder = []
     while True:
-        below = collections.defaultdict(list)
-        for folder, *rest in paths:
-            if rest:
-                below[folder].append(rest)
-        if any(map(_in_split, paths)):
-            _check_splits(path, root, below)
-            return root, True
-        wraps = len(below) == 1 and any(len(rest) > 1 for rests in below.values() for rest in rests)
-        if not wraps:
+        level = len(root)
+        below: dict[str, list[_Folder]] = collections.defaultdict(list)
+        for folder in folders:
+            if len(folder) > level:
+                below[folder[level]].append(folder)
+        splits = _splits_among(below)
+        around = "".join(f"{name}/" for name in root)
+        classes = {
+            name: {folder[level + 1] for folder in found if len(folder) > level + 1}
+            for name, found in below.items()
+        }
+        if any(classes[name] for name in splits):
+            _check_splits(path, around, splits, classes)
+            doubled = {
+                name
+                for name in splits
+                if classes[name] == {name} and any(len(f) > level + 2 for f in below[name])
+            }
+            return _Layout(root, splits, doubled)
+        if len(below) != 1 or not any(classes.values()):
             break
-        ((folder, paths),) = below.items()
-        root += f"{folder}/"
-    _check_classes(path, root, below)
-    return root, all(folder.lower() in _SPLITS for folder in below)
+        ((name, folders),) = below.items()
+        root = [*root, name]
+    _check_classes(path, around, below)
+    return _Layout(root, splits if below.keys() <= splits.keys() else None)
 
 
-def _check_splits(path: pathlib.Path, root: str, below: Mapping[str, list[list[str]]]) -> None:
-    """Refuses folders if only some of them hold the class folders of a split."""
-    classes = {
-        folder: {rest[0] for rest in rests if _in_split([folder, *rest])}
-        for folder, rests in below.items()
+def _splits_among(names: Iterable[str]) -> dict[str, str]:
+    """Returns the splits of folders beside each other, by their names.
+
+    train/ is a split, and seg_train/ is one beside seg_test/.
+    """
+    alike: dict[tuple[str, str], dict[str, str]] = collections.defaultdict(dict)
+    for name in names:
+        if found := _SPLIT.search(name.lower()):
+            start, end = found.span()
+            alike[name[:start].lower(), name[end:].lower()][name] = _SPLITS[found[0]]
+    return {
+        name: split
+        for around, splits in alike.items()
+        if around == ("", "") or len(set(splits.values())) > 1
+        for name, split in splits.items()
     }
-    split = min(folder for folder in classes if classes[folder])
-    others = [folder for folder in classes if not classes[folder]]
+
+
+def _check_splits(
+    path: pathlib.Path,
+    root: str,
+    splits: Mapping[str, str],
+    below: Mapping[str, Collection[str]],
+) -> None:
+    """Refuses folders if only some of them hold the class folders of a split."""
+    split = min(folder for folder in splits if below[folder])
+    others = [folder for folder in below if folder not in splits or not below[folder]]
     if not others:
         return
     named = _listed(f"{root}{folder}/" for folder in others)
-    if all(folder.lower() in _SPLITS for folder in others):
+    if splits.keys() >= set(others):
         raise ArchiveError(
-            f"archive {path}: class folders in {root}{split}/ ({_listed(classes[split])}) but none "
+            f"archive {path}: class folders in {root}{split}/ ({_listed(below[split])}) but none "
             f"in {named}; sort the images there into class folders, or move {named} elsewhere"
         )
     would_be = "a class of its own" if len(others) == 1 else "classes of their own"
     raise ArchiveError(
-        f"archive {path}: {root}{split}/ holds class folders ({_listed(classes[split])}), beside "
+        f"archive {path}: {root}{split}/ holds class folders ({_listed(below[split])}), beside "
         f"{named}, which would be {would_be}; if {root}{split}/ is a split, move {named} elsewhere "
         "or into it; if it is a class, rename it"
     )
 
 
-def _check_classes(path: pathlib.Path, root: str, below: Mapping[str, list[list[str]]]) -> None:
-    """Refuses class folders if one of them holds a split."""
-    for folder, rests in below.items():
-        for rest in rests:
-            for depth in range(len(rest)):
-                if _in_split(rest[depth:]):
-                    split = root + "/".join([folder, *rest[: depth + 1]])
-                    others = _listed(f"{root}{other}/" for other in below if other != folder)
+def _check_classes(path: pathlib.Path, root: str, below: Mapping[str, list[_Folder]]) -> None:
+    """Refuses class folders if one of them holds a split, or if they hold the same folders."""
+    level = root.count("/")
+    names = {name for folders in below.values() for folder in folders for name in folder}
+    nested = {name for name in names if _NESTED_SPLIT.fullmatch(name.lower())}
+    for top, folders in below.items():
+        for folder in folders if nested else ():
+            for depth in range(level + 1, len(folder) - 1):
+                if folder[depth] in nested:
+                    split = "/".join(folder[: depth + 1])
+                    others = _listed(f"{root}{other}/" for other in below if other != top)
                     raise ArchiveError(
-                        f"archive {path}: {split}/ holds class folders ({rest[depth + 1]}), beside "
-                        f"{others}; if it is a split, move {others} elsewhere; if {root}{folder}/ "
-                        f"is a class, rename {split}/"
+                        f"archive {path}: {split}/ holds class folders ({folder[depth + 1]}), "
+                        f"beside {others}; if it is a split, move {others} elsewhere; if "
+                        f"{root}{top}/ is a class, rename {split}/"
                     )
-
-
-def _in_split(parts: Sequence[str]) -> bool:
-    """Returns whether the parts of a path lead to an image in a class folder of a split."""
-    return len(parts) > 2 and parts[0].lower() in _SPLITS
-
-
-def _place(parts: Sequence[str], has_splits: bool) -> tuple[str, str] | None:
-    """Returns the (split, class) of a path's parts, or None if it is in no class folder."""
-    if not has_splits:
-        return ("train", parts[0]) if len(parts) > 1 else None
-    return (_SPLITS[parts[0].lower()], parts[1]) if _in_split(parts) else None
+    held = {
+        top: {folder[-1] for folder in folders}
+        for top, folders in below.items()
+        if all(len(folder) > level + 1 for folder in folders)  # A split has no images of its own.
+    }
+    counts = collections.Counter(name for names in held.values() for name in names)
+    common = {name for name, count in counts.items() if count > 1}
+    alike = [top for top, names in held.items() if len(names & common) > 1]
+    if len(alike) > 1:
+        outer = _listed(f"{root}{top}/" for top in alike)
+        raise ArchiveError(
+            f"archive {path}: {outer} hold folders of the same names ({_listed(common)}); if "
+            f"these are the classes, rename {outer} to train/, test/ or val/; if {outer} are the "
+            "classes, move them into a folder train/"
+        )
 
 
 def _common_classes(
@@ -422,7 +346,7 @@ def _common_classes(
     """Returns the sorted classes, the same in every split, at least two."""
     by_split = {split: {p.label for p in images} for split, images in splits.items()}
     classes = sorted(set().union(*by_split.values()))
-    found = ", ".join(f"{count} {kind}" for kind, count in left_out.items())
+    found = _counted(left_out)
     others = f" (left out: {found})" if found else ""
     if not classes:
         raise ArchiveError(
@@ -440,12 +364,57 @@ def _common_classes(
             # The folders' own names: Test/, not test/.
             there, here = (splits[name][0].filename.split("/")[0] for name in (where, split))
             missing = [name for name in missing if name in by_split[where]]
+            if alike := _alike(labels | set(missing)):
+                raise ArchiveError(f"archive {path}: {alike[0]}; give them the same name")
             raise ArchiveError(
                 f"archive {path}: classes in {there}/ but not in {here}/: {_listed(missing)}; add "
                 f"images to {_listed(f'{here}/{name}/' for name in missing)}, or remove "
                 f"{_listed(f'{there}/{name}/' for name in missing)}"
             )
     return tuple(classes)
+
+
+def _alike(labels: Collection[str]) -> list[str]:
+    """Returns what is said of classes whose names people, or other file systems, confuse."""
+    spellings: dict[str, list[str]] = collections.defaultdict(list)
+    for label in labels:
+        letters = unicodedata.normalize("NFKC", label).lower()
+        visible = "".join(letter for letter in letters if unicodedata.category(letter) != "Cf")
+        spellings[" ".join(visible.split())].append(label)
+    return [
+        f"the class folders {_listed(map(members.shown, named))} differ only in capitals, blanks "
+        "or invisible letters"
+        for named in spellings.values()
+        if len(named) > 1
+    ]
+
+
+def _lost_folders(
+    layout: _Layout,
+    classes: Collection[str],
+    others: Mapping[str, collections.Counter[str]],
+) -> list[str]:
+    """Returns a warning for each folder that would be a class if it had images."""
+    lost: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    for folder, kinds in others.items():
+        place = layout.place(unicodedata.normalize("NFC", folder))
+        if place and place.label not in classes:
+            lost[place.label].update(kinds)
+    return [
+        f"the folder {members.shown(label)} is not a class, because it has no images "
+        f"({_counted(kinds)})"
+        for label, kinds in sorted(lost.items())
+    ]
+
+
+def _irregular(names: Sequence[str]) -> list[str]:
+    if not names:
+        return []
+    return [f"left out {_listed(map(members.shown, names))}, because images must be regular files"]
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in counts.items())
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -66,6 +66,14 @@ class TransformConfig:
     )
 
 
+def check_encoding(text: str | None) -> None:
+    """Raises a ValueError if the text is not the name of an encoding."""
+    try:
+        b"a".decode(text or "utf-8")
+    except (LookupError, UnicodeError) as error:
+        raise ValueError(f"{text!r}: expected an encoding such as cp932") from error
+
+
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:
     """Which images to inspect."""
@@ -86,7 +94,20 @@ class SourceConfig:
     data_dir: str | None = flag(
         None, "Folder of the dataset's records; by default ~/tensorflow_datasets."
     )
-    follow_links: bool = flag(False, "Follow links to folders in an archive.")
+    follow_links: bool = flag(
+        False, "Follow links to folders, and to files elsewhere, in an --archive that is a folder."
+    )
+    zip_encoding: str | None = flag(
+        None,
+        "Encoding of the names in a zip that does not say it, such as cp932 for Japanese Windows.",
+        check=check_encoding,
+    )
+    max_unpacked_gb: float | None = flag(
+        None,
+        "Most gigabytes that a zip may unpack to; by default 1, or 100 times its size if that is "
+        "more.",
+        minimum=0.0,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,6 @@ import json
 import os
 import pathlib
 import time
-import zlib
 from collections.abc import Sequence
 
 from pizza_steak.archive import Archive, Picture
@@ -68,7 +67,7 @@ def _checksums(archive: Archive, images: Sequence[Picture], cache: pathlib.Path)
     now = time.time_ns()
 
     def read(image: Picture) -> list[int]:
-        return [*image.stamp, zlib.crc32(archive.read_file(image))]
+        return [*image.stamp, archive.checksum_file(image)]
 
     changed = [p for p in images if remembered.get(p.member, [])[:-1] != [*p.stamp]]
     with concurrent.futures.ThreadPoolExecutor() as pool:  # Reading and crc32 release the GIL.

@@ -11,6 +11,7 @@ import tensorflow as tf
 from matplotlib.figure import Figure
 
 from pizza_steak import decoded, decoding, figures, input_pipeline, records, splits
+from pizza_steak.archive import ReadingOptions
 from pizza_steak.errors import UserError, check_choice, naming_arguments
 
 
@@ -94,6 +95,8 @@ def load(
     exif: str = "apply",
     on_bad_image: str = "fail",
     follow_links: bool = False,
+    zip_encoding: str | None = None,
+    max_unpacked_gb: float | None = None,
     data_dir: str | os.PathLike[str] | None = None,
     decoded_cache: str = "disk",
 ) -> Datasets:
@@ -145,7 +148,10 @@ def load(
       antialias: Whether to antialias when downscaling.
       exif: "apply" turns images upright by their EXIF orientation; "ignore" leaves them as stored.
       on_bad_image: "fail", or "skip" to leave out images that cannot be decoded, with a warning.
-      follow_links: Whether to follow links to folders in an archive that is a folder.
+      follow_links: Whether to follow links to folders, and to files elsewhere, in a folder.
+      zip_encoding: Encoding of the names in a zip that does not say it, such as "cp932".
+      max_unpacked_gb: Most gigabytes that a zip may unpack to; by default 1, or 100 times its size
+        if that is more.
       data_dir: Folder of records and decoded images; by default `~/tensorflow_datasets`.
       decoded_cache: "disk", "memory" or "none"; see `decoded.decode`.
 
@@ -176,7 +182,7 @@ def load(
             archive=archive,
             classes=classes,
             data_dir=data_dir,
-            follow_links=follow_links,
+            reading=ReadingOptions(follow_links, zip_encoding, max_unpacked_gb),
         )
         pictures = decoded.decode(
             found.records, format, cache=decoded_cache, on_bad_image=on_bad_image

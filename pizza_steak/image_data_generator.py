@@ -15,9 +15,9 @@ import tensorflow as tf
 from PIL import Image
 
 from pizza_steak import augmentation, decoded, decoding, input_pipeline, normalization, records
-from pizza_steak.archive import Archive, Picture, read_archive
+from pizza_steak.archive import Archive, Picture, ReadingOptions, read_archive
 from pizza_steak.configuration import TransformConfig
-from pizza_steak.errors import UserError, check_choice, told
+from pizza_steak.errors import UserError, check_choice, naming_arguments, told
 
 # TensorFlow's names of methods, by Pillow's names.
 _INTERPOLATIONS = {"box": "area", "lanczos": "lanczos3"}
@@ -67,6 +67,8 @@ def flow_from_directory(
     pad_to_aspect_ratio: bool = False,
     antialias: bool = False,
     exif: str = "ignore",
+    zip_encoding: str | None = None,
+    max_unpacked_gb: float | None = None,
     data_dir: str | os.PathLike[str] | None = None,
     decoded_cache: str = "disk",
     on_bad_image: str = "fail",
@@ -102,7 +104,8 @@ def flow_from_directory(
       save_to_dir: Folder to write every resulting image to, as a preview.
       save_prefix: Prefix of the names of these files.
       save_format: Suffix of these files, such as "png" or "jpeg".
-      follow_links: Whether to follow links to folders; else they are refused.
+      follow_links: Whether to follow links to folders, and to files elsewhere; else they are
+        refused.
       subset: "training" or "validation", the part of each class defined by `validation_split`.
       interpolation: How to resize images: "nearest" gives Pillow's pixels; "bilinear", "bicubic",
         "box" (also "area"), "lanczos" (also "lanczos3"), "lanczos5", "gaussian" and "mitchellcubic"
@@ -142,6 +145,9 @@ def flow_from_directory(
         image_dataset_from_directory.
       exif: "apply" turns images upright by their EXIF orientation; "ignore" leaves them as stored,
         as ImageDataGenerator does.
+      zip_encoding: Encoding of the names in a zip that does not say it, such as "cp932".
+      max_unpacked_gb: Most gigabytes that a zip may unpack to; by default 1, or 100 times its size
+        if that is more.
       data_dir: Folder of records and decoded images; by default `~/tensorflow_datasets`.
       decoded_cache: "disk", "memory" or "none"; see `decoded.decode`.
       on_bad_image: "fail", or "skip" to leave out images that cannot be decoded, with a warning.
@@ -202,7 +208,9 @@ def flow_from_directory(
             "flips, which are for subset='training'"
         )
 
-    listing = _list_files(directory, classes, follow_links, data_dir)
+    reading = ReadingOptions(follow_links, zip_encoding, max_unpacked_gb)
+    with naming_arguments():
+        listing = _list_files(directory, classes, reading, data_dir)
     num_classes = len(listing.class_indices)
     labels = None
     if class_mode not in ("input", None):
@@ -309,12 +317,12 @@ class _Listing:
 def _list_files(
     directory: str | os.PathLike[str],
     classes: Sequence[str] | None,
-    follow_links: bool,
+    reading: ReadingOptions,
     data_dir: str | os.PathLike[str] | None,
 ) -> _Listing:
-    archive, top = _located(directory, follow_links)
+    archive, top = _located(directory, reading)
     class_indices = _class_indices(classes, archive.classes)
-    prepared = records.prepare(archive=archive.path, data_dir=data_dir, follow_links=follow_links)
+    prepared = records.prepare(archive=archive.path, data_dir=data_dir, reading=reading)
     names = prepared.filenames.tolist()
     members = {image.filename: image.member for image in _pictures(archive)}
     rows_by_class: list[list[int]] = [[] for _ in class_indices]
@@ -337,20 +345,25 @@ def _list_files(
     )
 
 
-def _located(directory: str | os.PathLike[str], follow_links: bool) -> tuple[Archive, str]:
+def _located(directory: str | os.PathLike[str], reading: ReadingOptions) -> tuple[Archive, str]:
     """Returns the archive that contains a directory, and the prefix of its files' names there."""
     path = pathlib.Path(directory).expanduser()
     root = next((parent for parent in path.parents if parent.is_file()), path)
-    archive = read_archive(root, follow_links=follow_links)
+    archive = read_archive(root, reading)
     pictures = list(_pictures(archive))
     tops = {
         image.filename.split("/")[0] + "/"
         for image in pictures
         if not image.filename.startswith(f"{image.label}/")
     } or {""}
-    # A folder around everything is part of the path in a folder, but not in a zip.
-    around = pictures[0].member.removesuffix(pictures[0].filename) if root.is_dir() else ""
-    places = {root / around / top: top for top in tops}
+    if root.is_dir():  # Folders around everything are part of the path, but not in a zip.
+        places = {}
+        for top in tops:
+            image = next(image for image in pictures if image.filename.startswith(top))
+            depth = image.filename.removeprefix(top).count("/")
+            places[root / pathlib.PurePath(image.member).parents[depth]] = top
+    else:
+        places = {root / top: top for top in tops}
     if root.is_file() and len(places) == 1:
         places[root] = next(iter(tops))
     if path not in places:

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import UnidentifiedImageError
 
 from pizza_steak import decoding, figures
-from pizza_steak.archive import Archive, read_archive
+from pizza_steak.archive import Archive, ReadingOptions, read_archive
 from pizza_steak.atomic import output_file
 from pizza_steak.configuration import InspectConfig, TransformConfig
 from pizza_steak.errors import UserError
@@ -240,16 +240,21 @@ def report(config: InspectConfig) -> str:
             "augmented: expected both a file and flags of the augmentation, such as "
             "--augmented=augmented.png --rotation_range=20"
         )
+    cautions: list[str] = []
     if source.archive:
-        listed = read_archive(source.archive, follow_links=source.follow_links)
+        listed = read_archive(
+            source.archive,
+            ReadingOptions(source.follow_links, source.zip_encoding, source.max_unpacked_gb),
+        )
         found = inspect(str(listed.path), listed.left_out, _examples(listed), findings.seed)
+        cautions = [f"caution     {text}" for text in listed.warnings]
     else:
         assert source.dataset  # The flags require an archive or a dataset.
         found = _inspect_dataset(source.dataset, source.data_dir, findings.seed)
     if findings.json:
         with output_file(findings.json) as temporary:
             temporary.write_text(json.dumps(found.to_json(), indent=2) + "\n")
-    lines = [found.summary()]
+    lines = [found.summary(), *cautions]
     if findings.grid:
         draw_grid(found.sample, findings.grid)
         lines.append(f"figure saved to {findings.grid}")

@@ -23,7 +23,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from pizza_steak import preparations, sample, splits
-from pizza_steak.archive import read_archive
+from pizza_steak.archive import ReadingOptions, read_archive
 from pizza_steak.atomic import make_folder, remove
 from pizza_steak.errors import UserError, told
 from pizza_steak.kept import make_once
@@ -154,7 +154,7 @@ def prepare(
     *,
     archive: str | os.PathLike[str] | None = None,
     data_dir: str | os.PathLike[str] | None = None,
-    follow_links: bool = False,
+    reading: ReadingOptions | None = None,
 ) -> Records:
     """Builds the records if they are missing, and opens them.
 
@@ -164,17 +164,20 @@ def prepare(
       dataset: `pizza_steak/photos` (downloaded) or `pizza_steak/sample` (rendered).
       archive: A zip or folder of class folders to use in place of `dataset`.
       data_dir: Folder of TFDS's datasets; by default `~/tensorflow_datasets`.
-      follow_links: Whether to follow links to folders in an archive that is a folder.
+      reading: How to read the archive.
 
     Raises:
       UserError: The dataset is unknown, cannot be downloaded, or `data_dir` cannot be written.
       ArchiveError: The archive is refused; nothing was written.
     """
-    config: str | ArchiveConfig = (
-        ArchiveConfig.of(read_archive(archive, follow_links=follow_links), data_dir)
-        if archive
-        else _config_named(dataset)
-    )
+    config: str | ArchiveConfig
+    if archive:
+        listed = read_archive(archive, reading)
+        for warning in listed.warnings:
+            logging.warning("archive %s: %s", listed.path, warning)
+        config = ArchiveConfig.of(listed, data_dir)
+    else:
+        config = _config_named(dataset)
     try:
         with _quiet_tfds():
             builder = _prepared_builder(config, data_dir)
@@ -209,7 +212,7 @@ def prepare_splits(
     archive: str | os.PathLike[str] | None = None,
     classes: Sequence[str] | None = None,
     data_dir: str | os.PathLike[str] | None = None,
-    follow_links: bool = False,
+    reading: ReadingOptions | None = None,
 ) -> SplitRecords:
     """Builds the records if they are missing, and splits them.
 
@@ -219,7 +222,7 @@ def prepare_splits(
       archive: As for `prepare`.
       classes: Classes to use, in the order of their labels; by default all, sorted by name.
       data_dir: As for `prepare`.
-      follow_links: As for `prepare`.
+      reading: As for `prepare`.
 
     Raises:
       UserError: The archive, the dataset, a class or a split is wrong; a wrong split is found
@@ -233,8 +236,8 @@ def prepare_splits(
         rows = splits.rows(request, counts, "--split", name)
         return splits.Plan({"test": request}, {"test": rows}, {}, np.arange(0))
 
-    plan(split_counts(dataset, archive=archive, follow_links=follow_links))
-    prepared = prepare(dataset, archive=archive, data_dir=data_dir, follow_links=follow_links)
+    plan(split_counts(dataset, archive=archive, reading=reading))
+    prepared = prepare(dataset, archive=archive, data_dir=data_dir, reading=reading)
     planned = plan(prepared.counts)  # pizza_steak/photos may come from the user's own zip.
     rows = planned.rows(prepared.labels, prepared.digests)
     used = _choose_classes(classes, prepared.classes)
@@ -257,7 +260,7 @@ def split_counts(
     dataset: str = "pizza_steak/photos",
     *,
     archive: str | os.PathLike[str] | None = None,
-    follow_links: bool = False,
+    reading: ReadingOptions | None = None,
 ) -> dict[str, int]:
     """Returns the number of images of each split, by name, without preparing anything.
 
@@ -268,7 +271,7 @@ def split_counts(
       ArchiveError: The archive is refused.
     """
     if archive:
-        listed = read_archive(archive, follow_links=follow_links).splits
+        listed = read_archive(archive, reading).splits
         return {split: len(images) for split, images in listed.items()}
     per_class = sample.PICTURES if _config_named(dataset) == "sample" else _PUBLISHED
     return {split: len(sample.CLASSES) * count for split, count in per_class.items()}

@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from pizza_steak.configuration import TransformConfig, parse_fold
+from pizza_steak.configuration import SourceConfig, TransformConfig, parse_fold
 from pizza_steak.flags import Numbers, flag, same_flag
 from trainers import user_code
 
@@ -87,7 +87,9 @@ class DataConfig:
         "Classes to use, in the order of their labels; by default all, sorted by name.",
         aliases="class_names labels",
     )
-    follow_links: bool = flag(False, "Follow links to folders in an --archive that is a folder.")
+    follow_links: bool = same_flag(SourceConfig, "follow_links")
+    zip_encoding: str | None = same_flag(SourceConfig, "zip_encoding")
+    max_unpacked_gb: float | None = same_flag(SourceConfig, "max_unpacked_gb")
     image_size: Numbers | None = flag(
         None,
         "Height and width of the images, in pixels; by default what --model wants, or 224. They "
@@ -813,7 +815,9 @@ class EvaluationDataConfig:
 
     archive: str | None = flag(None, "Zip file or folder of class folders, with the run's classes.")
     data_dir: str | None = flag(None, "Folder for records and decoded images.")
-    follow_links: bool | None = flag(None, "Follow links to folders in --archive.")
+    follow_links: bool | None = same_flag(SourceConfig, "follow_links", default=None)
+    zip_encoding: str | None = same_flag(SourceConfig, "zip_encoding")
+    max_unpacked_gb: float | None = same_flag(SourceConfig, "max_unpacked_gb")
     decoded_cache: str | None = flag(
         None, "Where to keep decoded images.", ("disk", "memory", "none")
     )
@@ -848,6 +852,9 @@ class PredictionConfig:
         None, "New folder for the images with their classes and probabilities below them."
     )
     batch_size: int = flag(32, "Images per batch.", minimum=1)
+    follow_links: bool = flag(False, "Follow links to folders, and to files outside a folder.")
+    zip_encoding: str | None = same_flag(SourceConfig, "zip_encoding")
+    max_unpacked_gb: float | None = same_flag(SourceConfig, "max_unpacked_gb")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,7 @@ from pizza_steak import (
     records,
     splits,
 )
+from pizza_steak.archive import ReadingOptions
 from pizza_steak.errors import UserError
 from trainers.configuration import DataConfig
 
@@ -158,6 +159,11 @@ def load(config: DataConfig, split: str | None = None) -> Data:
     return Data(found.records, pictures, format.shape, found.classes, found.texts, rows, service)
 
 
+def reading_options(config: DataConfig) -> ReadingOptions:
+    """Returns how to read the archive that the flags name."""
+    return ReadingOptions(config.follow_links, config.zip_encoding, config.max_unpacked_gb)
+
+
 def open_splits(config: DataConfig, split: str | None = None) -> records.SplitRecords:
     """Prepares and splits the images that the flags name, but decodes nothing.
 
@@ -177,7 +183,7 @@ def open_splits(config: DataConfig, split: str | None = None) -> records.SplitRe
         archive=config.archive,
         classes=config.classes,
         data_dir=config.data_dir,
-        follow_links=config.follow_links,
+        reading=reading_options(config),
     )
 
 

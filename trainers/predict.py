@@ -11,6 +11,7 @@ standard error. The exit status is 1 if anything is missing or unreadable.
 
 import sys
 
+from pizza_steak.archive import ReadingOptions
 from trainers import command
 from trainers.configuration import PredictConfig
 from trainers.hardware import devices
@@ -26,7 +27,8 @@ def main(config: PredictConfig, images: list[str]) -> None:
 
     asked = config.prediction
     prediction.check_outputs(asked)
-    predictions = prediction.predict(run, images, asked.batch_size)
+    reading = ReadingOptions(asked.follow_links, asked.zip_encoding, asked.max_unpacked_gb)
+    predictions = prediction.predict(run, images, asked.batch_size, reading)
     # A pipe gets the predictions and nothing else.
     print(predictions.write(asked), end="", flush=True)
     if asked.annotate:

@@ -2,6 +2,8 @@ import os
 import pathlib
 import shutil
 import time
+import tracemalloc
+import unicodedata
 import zipfile
 
 import pytest
@@ -24,11 +26,11 @@ def reads(monkeypatch):
     """The members that were read, in no order."""
     read = []
 
-    def read_file(self, picture, original=Archive.read_file):
+    def checksum_file(self, picture, original=Archive.checksum_file):
         read.append(picture.member)
         return original(self, picture)
 
-    monkeypatch.setattr(Archive, "read_file", read_file)
+    monkeypatch.setattr(Archive, "checksum_file", checksum_file)
     return read
 
 
@@ -136,6 +138,37 @@ def test_it_needs_no_cache(make_archive, tmp_path):
     zipped = read_archive(make_archive(FOOD))
     assert contents.fingerprint(folder, tmp_path / "file") == contents.fingerprint(zipped, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_files_are_never_whole_in_memory(make_archive, fingerprint):
+    folder = make_archive(FOOD, as_zip=False)
+    for name in FOOD:
+        os.truncate(folder / name, 64 * 2**20)
+    tracemalloc.start()
+    try:
+        fingerprint(folder)
+        assert tracemalloc.get_traced_memory()[1] < 16 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_file_that_becomes_a_pipe_is_named(make_archive, tmp_path):
+    folder = make_archive(FOOD, as_zip=False)
+    archive = read_archive(folder)
+    (folder / FOOD[0]).unlink()
+    os.mkfifo(folder / FOOD[0])
+    with pytest.raises(ArchiveError, match=f"{FOOD[0]} cannot be read .not a regular file"):
+        contents.fingerprint(archive, tmp_path)
+
+
+def test_accents_are_compared_in_one_form(make_archive, fingerprint):
+    composed, decomposed = (unicodedata.normalize(form, "jalapeño") for form in ("NFC", "NFD"))
+    layouts = [
+        {name.replace("pizza", label): name.encode() for name in FOOD}
+        for label in (composed, decomposed)
+    ]
+    archives = [make_archive(files, as_zip=as_zip) for files in layouts for as_zip in (True, False)]
+    assert len(set(map(fingerprint, archives))) == 1
 
 
 def test_a_file_that_is_gone_is_named(make_archive, tmp_path):

@@ -5,6 +5,7 @@ import io
 import itertools
 import os
 import re
+import unicodedata
 import zipfile
 
 import keras
@@ -441,6 +442,21 @@ def test_a_directory_is_the_folder_that_holds_the_class_folders(make_archive, fl
     found = flow(folder / inside, (8, 8))
     assert found.filenames == ["a/1.jpg", "b/1.jpg"]
     assert all(map(os.path.exists, found.filepaths))
+
+
+def test_a_directory_may_be_a_split_with_another_name(make_archive, flow):
+    layout = [f"{top}/{top}/{c}/1.jpg" for top in ("seg_train", "seg_test") for c in ("á", "b")]
+    decomposed = [unicodedata.normalize("NFD", name) for name in layout]  # As on macOS.
+    folder = make_archive(decomposed, as_zip=False)
+    for top in ("seg_train", "seg_test"):
+        found = flow(folder / top / top, (8, 8))
+        assert found.filenames == ["b/1.jpg", "á/1.jpg"]
+        assert found.class_indices == {"b": 0, "á": 1}
+        assert all(map(os.path.exists, found.filepaths))
+    with pytest.raises(UserError, match=rf"{folder}/seg_test/seg_test or .*/seg_train/seg_train$"):
+        flow(folder)
+    found = flow(make_archive(decomposed) / "seg_test", (8, 8))
+    assert found.filenames == ["b/1.jpg", "á/1.jpg"]
 
 
 def test_a_folder_with_train_and_test_is_not_one_of_classes(make_archive, flow):

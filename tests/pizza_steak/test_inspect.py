@@ -10,9 +10,10 @@ import zipfile
 
 import numpy as np
 import pytest
-from absl.flags import FlagValues
+from absl.flags import FlagValues, IllegalFlagValueError
 from images import encode, turned
 from PIL import Image
+from small_runs import parse_flags
 
 from pizza_steak import flags, inspection
 from pizza_steak.archive import read_archive
@@ -91,6 +92,28 @@ def test_everything_is_counted(inspected, picture, jpeg, sound):
         assert row.split() in rows(text)
     assert "LEAKAGE" not in text
     assert "CONTRADICTION" not in text
+
+
+def test_a_folder_that_loses_every_file_is_named(inspected, sound):
+    _, text = inspected(sound | {"train/c/1.svg": b"", "test/c/2.svg": b""})
+    assert (
+        "caution     the folder 'c' is not a class, because it has no images (2 .svg)"
+        in text.splitlines()
+    )
+
+
+def test_a_zip_is_read_as_the_flags_say(tmp_path):
+    path = tmp_path / "food.zip"
+    with zipfile.ZipFile(path, "w") as zip_file:
+        for name in ("AAAAAA/1.jpg", "b/2.jpg"):
+            zip_file.writestr(name, b"")
+    path.write_bytes(path.read_bytes().replace(b"AAAAAA", "ソース".encode("cp932")))
+    with pytest.raises(UserError, match="--zip_encoding=cp932"):
+        report(archive=path)
+    assert "ソース" in report(archive=path, zip_encoding="cp932")
+    for flag in ("zip_encoding=klingon", "zip_encoding=rot13", "max_unpacked_gb=-1"):
+        with pytest.raises(IllegalFlagValueError, match=r"an encoding such|non-negative"):
+            parse_flags(f"--archive={path}", f"--{flag}", config=InspectConfig)
 
 
 def test_the_balance_is_that_of_the_largest_class_to_the_smallest(inspected, sound):

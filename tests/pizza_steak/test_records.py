@@ -89,6 +89,22 @@ def test_the_splits_are_disjoint_and_all_rows(food):
     assert sorted(rows) == list(range(len(LAYOUT)))
 
 
+def test_an_archive_may_have_a_long_name(make_archive, tmp_path):
+    path = make_archive(LAYOUT, name="x" * 251)
+    assert len(records.prepare(archive=path, data_dir=tmp_path).labels) == len(LAYOUT)
+
+
+def test_a_folder_that_loses_every_file_is_a_warning(make_archive, tmp_path, caplog):
+    path = make_archive([*LAYOUT, "train/soup/1.svg"])
+    with caplog.at_level("WARNING", logger="absl"):
+        records.prepare(archive=path, data_dir=tmp_path)
+    (told,) = caplog.messages
+    assert (
+        told
+        == f"archive {path}: the folder 'soup' is not a class, because it has no images (1 .svg)"
+    )
+
+
 def test_any_slice_of_a_split_is_mixed(food):
     assert set(food.labels[food.rows("train[:30%]")]) == {0, 1, 2}
 

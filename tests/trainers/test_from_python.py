@@ -61,6 +61,12 @@ def test_predict_takes_one_path_or_several_and_gives_class_names(run, tmp_path, 
         assert row["probability"] == max(row["probabilities"].values())
         assert [*row["probabilities"]] == ["dark", "light"]
     assert run.predict(paths[0]) == rows[:1]
+    (tmp_path / "link").mkdir()
+    (tmp_path / "link" / "1.jpg").symlink_to(paths[0])
+    (row,) = run.predict(tmp_path / "link")
+    assert "is a link to a file outside the folder" in row["error"]
+    (row,) = run.predict(tmp_path / "link", follow_links=True)
+    assert row["class"] == rows[0]["class"]
 
 
 def test_open_run_gives_the_same_run(run):

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import os
+import stat
 import zipfile
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from PIL import Image
 from small_runs import fit, run_command, snapshot
 
+from pizza_steak.archive import ReadingOptions
 from pizza_steak.errors import UserError
 from trainers import data as run_data
 from trainers.configuration import PredictionConfig
@@ -146,6 +149,124 @@ def test_a_missing_path_costs_only_itself(run, folder, tmp_path):
     np.testing.assert_array_equal(predictions.probabilities[[1, 4]], alone.probabilities)
     assert predictions.write(PredictionConfig()) == alone.write(PredictionConfig())
     assert predictions.errors().count("\n") == 3
+
+
+def faults(path, below=None, **reading):
+    """The fault of each image, "" where there is none, by its path below a folder or zip."""
+    found = sources.find([str(path)], ReadingOptions(**reading))
+    return {source.path.removeprefix(f"{below or path}/"): source.fault for source in found}
+
+
+def test_what_cannot_be_read_in_a_folder_costs_only_itself(make_archive, tmp_path):
+    folder = make_archive(["a/1.jpg", "2.jpg", "piz\x1bza.jpg"], as_zip=False)
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "zero.png").symlink_to("/dev/zero")
+    (folder / "gone.jpg").symlink_to("nowhere")
+    (folder / "notes.txt").symlink_to("nowhere")
+    (folder / "self").symlink_to(".")
+    (tmp_path / "private.jpg").write_bytes(b"private")
+    (folder / "private.jpg").symlink_to(tmp_path / "private.jpg")
+    (folder / "2 again.jpg").symlink_to("2.jpg")
+    with (folder / "sparse.bmp").open("wb") as file:
+        file.truncate(8 * 2**30)
+    found = faults(folder)
+    sound = {"a/1.jpg", "2.jpg", "2 again.jpg"}
+    assert {path for path, fault in found.items() if not fault} == sound
+    told = {
+        "gone.jpg": "cannot be read (No such file or directory)",
+        "pipe.jpg": "not a regular file",
+        "piz\x1bza.jpg": "has a control character",
+        "private.jpg": "is a link to a file outside the folder",
+        "self": "is a link to a folder",
+        "sparse.bmp": "has 8,589,934,592 bytes, more than the 268,435,456 allowed",
+        "zero.png": "not a regular file",
+    }
+    assert found.keys() == sound | told.keys()
+    for path, text in told.items():
+        assert text in found[path]
+
+
+def test_what_cannot_be_read_in_a_zip_costs_only_itself(tmp_path):
+    path = tmp_path / "food.zip"
+    with zipfile.ZipFile(path, "w") as zip_file:
+        zip_file.writestr("a/1.jpg", b"")
+        zip_file.writestr("a/2.jpg", b"", zipfile.ZIP_LZMA)
+        for name, changed in (
+            ("a/3.jpg", {"flag_bits": 1}),
+            ("a/4.jpg", {"file_size": 2**29}),
+            ("a/5.jpg", {"external_attr": stat.S_IFIFO << 16}),
+        ):
+            zip_file.writestr(name, b"")
+            for attribute, value in changed.items():
+                setattr(zip_file.infolist()[-1], attribute, value)
+    found = faults(path)
+    assert [name for name, fault in found.items() if not fault] == ["a/1.jpg"]
+    for name, text in (("2", "LZMA"), ("3", "encrypted"), ("4", "has 536,"), ("5", "regular")):
+        assert text in found[f"a/{name}.jpg"]
+
+
+def test_links_to_folders_are_followed_only_when_asked(make_archive, tmp_path):
+    folder = make_archive(["a/1.jpg"], as_zip=False)
+    other = make_archive(["x/2.jpg"], as_zip=False)
+    (folder / "b").symlink_to(other)
+    for path in (folder, folder / "*", folder / "**", folder / "**" / "*"):
+        found = faults(path, below=folder)
+        assert found.keys() == {"a/1.jpg", "b"}
+        assert not found["a/1.jpg"]
+        assert "--follow_links" in found["b"]
+        found = faults(path, below=folder, follow_links=True)
+        assert found == {"a/1.jpg": "", "b/x/2.jpg": ""}
+    assert faults(folder / "b") == {"x/2.jpg": ""}  # Who names the link asks for it.
+
+
+def test_a_pattern_ends_where_links_go_round(make_archive):
+    folder = make_archive(["a/1.jpg"], as_zip=False)
+    for name in ("x", "y"):
+        (folder / "a" / name).symlink_to(".")
+    assert [path for path, fault in faults(folder / "**" / "*.jpg").items() if not fault] == [
+        f"{folder}/a/1.jpg"
+    ]
+
+
+def test_a_pattern_finds_an_image_once(make_archive):
+    folder = make_archive(["a/b/1.jpg", ".hidden/2.jpg", "a/.3.jpg"], as_zip=False)
+    for pattern in ("**", "**/*", "**/*.jpg", "a/**", "*/b"):
+        assert [s.path for s in sources.find([f"{folder}/{pattern}"])] == [f"{folder}/a/b/1.jpg"]
+
+
+def test_a_pipe_that_is_named_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    os.mkfifo(tmp_path / "pipe.zip")
+    for name in ("pipe.jpg", "pipe.zip"):
+        (source,) = sources.find([str(tmp_path / name)])
+        with pytest.raises(OSError, match="not a regular file"):
+            source.read()
+
+
+def test_a_zip_with_names_in_another_encoding(tmp_path):
+    path = tmp_path / "food.zip"
+    with zipfile.ZipFile(path, "w") as zip_file:
+        zip_file.writestr("AAAAAA/1.jpg", b"1")
+        zip_file.writestr("b/2.jpg", b"2")
+    path.write_bytes(path.read_bytes().replace(b"AAAAAA", "ソース".encode("cp932")))
+    assert sorted(map(bool, faults(path).values())) == [False, True]
+    assert faults(path, zip_encoding="cp932") == {"b/2.jpg": "", "ソース/1.jpg": ""}
+    (source,) = sources.find([f"{path}/ソース"], ReadingOptions(zip_encoding="cp932"))
+    assert source.read() == b"1"
+
+
+def test_a_bomb_costs_only_itself(tmp_path, folder):
+    path = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(path, "w") as zip_file:
+        for number in range(5):
+            zip_file.writestr(f"{number}.jpg", b"")
+            zip_file.infolist()[-1].file_size = 2**28
+    good = f"{folder}/test/a/0.jpg"
+    found = sources.find([str(path), good])
+    assert [source.path for source in found] == [str(path), good]
+    assert "--max_unpacked_gb=2" in found[0].fault
+    assert not found[1].fault
+    assert len(sources.find([str(path)], ReadingOptions(max_unpacked_gb=2))) == 5
 
 
 @pytest.mark.parametrize(

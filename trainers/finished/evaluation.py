@@ -263,7 +263,7 @@ def _split(
     split, archive = config.evaluation.split, config.data.archive
     if archive is None or _has_own_images(run, config):
         return (split or "test", None) if split in (None, *splits.PURPOSES) else ("test", split)
-    there = records.split_counts(archive=archive, follow_links=data.follow_links)
+    there = records.split_counts(archive=archive, reading=run_data.reading_options(data))
     return "test", split or ("test" if "test" in there else "all")
 
 
@@ -307,7 +307,7 @@ def _seen(run: run_directory.Run, config: EvaluateConfig, digests: np.ndarray) -
 def _check_classes(run: run_directory.Run, data: DataConfig) -> None:
     if not data.archive:
         return
-    there = read_archive(data.archive, follow_links=data.follow_links).classes
+    there = read_archive(data.archive, run_data.reading_options(data)).classes
     expected = run.result["classes"]
     missing = [name for name in expected if name not in there]
     # The archive may have classes that the run left out.

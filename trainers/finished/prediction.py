@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from pizza_steak import cores, decoded, decoding, progress_bar
+from pizza_steak.archive import ReadingOptions
 from pizza_steak.atomic import output_file
 from pizza_steak.errors import UserError
 from pizza_steak.text_width import padded, text_width
@@ -150,18 +151,24 @@ def check_outputs(asked: PredictionConfig) -> None:
         annotation.check_folder(asked.annotate)
 
 
-def predict(run: run_directory.Run, paths: Sequence[str], batch_size: int = 32) -> Predictions:
+def predict(
+    run: run_directory.Run,
+    paths: Sequence[str],
+    batch_size: int = 32,
+    reading: ReadingOptions | None = None,
+) -> Predictions:
     """Predicts the classes of images, decoded as for the training of the run.
 
     Args:
       run: A finished run.
       paths: One or more paths, as in `sources.find`.
       batch_size: Images per batch.
+      reading: How to read folders and zips.
 
     Raises:
       UserError: The model cannot be loaded.
     """
-    sources, classes = find(paths), run.result["classes"]
+    sources, classes = find(paths, reading), run.result["classes"]
     probabilities = np.zeros((len(sources), len(classes)), np.float32)
     faults = {row: source.fault for row, source in enumerate(sources) if source.fault}
     there = np.array([row for row, source in enumerate(sources) if not source.fault], np.int64)

@@ -7,11 +7,11 @@ import glob
 import os
 import pathlib
 import re
-import zipfile
 from collections.abc import Callable, Sequence
 
-from pizza_steak.archive import list_pictures
+from pizza_steak import members
 from pizza_steak.errors import UserError
+from pizza_steak.members import ReadingOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Source:
     fault: str = ""
 
 
-def find(images: Sequence[str]) -> list[Source]:
+def find(images: Sequence[str], reading: ReadingOptions | None = None) -> list[Source]:
     """Returns the images at some paths, in the order of the paths.
 
     A path without an image costs only itself: it is a source with a fault.
@@ -37,18 +37,23 @@ def find(images: Sequence[str]) -> list[Source]:
     A path names an image, a folder (all images below it), or a shell pattern, in which `**` stands
     for any folders. A zip counts as a folder: what follows its path is an image, a folder or a
     pattern within it, such as `food.zip/test/pizza/1*.jpg`; there, `*` also stands for any folders.
+
+    Args:
+      images: The paths.
+      reading: How to read folders and zips.
     """
-    return [source for image in images for source in _found_or_fault(image)]
+    reading = reading or ReadingOptions()
+    return [source for image in images for source in _found_or_fault(image, reading)]
 
 
-def _found_or_fault(image: str) -> list[Source]:
+def _found_or_fault(image: str, reading: ReadingOptions) -> list[Source]:
     try:
-        return _find(image)
+        return _find(image, reading)
     except UserError as error:
         return [Source(_as_text(image), bytes, str(error))]
 
 
-def _find(image: str) -> list[Source]:
+def _find(image: str, reading: ReadingOptions) -> list[Source]:
     """Returns the images at a path.
 
     Raises:
@@ -59,32 +64,75 @@ def _find(image: str) -> list[Source]:
     path = pathlib.Path(image).expanduser()
     zips = (p for p in (path, *path.parents) if p.suffix.lower() == ".zip" and os.path.isfile(p))
     if os.path.isdir(path):
-        found = _in_folder(path)
+        found = _in_folder(path, reading)
     elif zip_path := next(zips, None):
-        found = _in_zip(zip_path, path.relative_to(zip_path).as_posix())
+        found = _in_zip(zip_path, path.relative_to(zip_path).as_posix(), reading)
     elif os.path.lexists(path):
-        found = [Source(_as_text(path), path.read_bytes)]
+        found = [Source(_as_text(path), functools.partial(_read_file, path))]
     else:
-        there = sorted(glob.glob(str(path), recursive=True))
-        found = [source for match in there for source in _found_or_fault(match)]
+        matches = {
+            source: None
+            for match in _matching(path, reading.follow_links)
+            for source in _of_match(match, reading)
+        }
+        found = list(matches)
     if not found:
         raise UserError("no image there; expected a file, folder, zip or pattern")
     return found
 
 
-def _in_folder(folder: pathlib.Path) -> list[Source]:
-    files = [folder / name for name in list_pictures(folder, follow_links=True)]
-    return [Source(_as_text(file), file.read_bytes) for file in files]
+def _of_match(match: str, reading: ReadingOptions) -> list[Source]:
+    if os.path.islink(match) and os.path.isdir(match) and not reading.follow_links:
+        return [Source(_as_text(match), bytes, members.LINK_TO_FOLDER)]
+    return _found_or_fault(match, reading)
 
 
-def _in_zip(path: pathlib.Path, within: str) -> list[Source]:
-    members = list_pictures(path)  # Refuses hostile zips, and files that are not zips.
-    zip_file = zipfile.ZipFile(path)
+def _matching(pattern: pathlib.Path, follow_links: bool) -> list[str]:
+    """Returns the paths that match a pattern, sorted; `**` does not follow links to folders."""
+    if follow_links or "**" not in pattern.parts:
+        return sorted(glob.glob(str(pattern), recursive=True))
+    first = pattern.parts.index("**")
+    within = pathlib.PurePath(*pattern.parts[first:])
+    tops = map(pathlib.Path, glob.glob(str(pathlib.Path(*pattern.parts[:first]))))
+    return sorted(
+        str(path)
+        for top in tops
+        for path in top.glob(str(within))
+        if not any(part.startswith(".") for part in path.relative_to(top).parts)
+    )
+
+
+def _in_folder(folder: pathlib.Path, reading: ReadingOptions) -> list[Source]:
+    listing = members.list_members(folder, reading)
+    irregular = (members.Member(name, name, (), members.NOT_REGULAR) for name in listing.irregular)
+    found = sorted((*listing.members, *irregular), key=lambda member: member.member)
     return [
-        Source(_as_text(path / name), functools.partial(zip_file.read, member))
-        for name, member in members.items()
-        if within == "." or _matches(pathlib.PurePosixPath(name), within)
+        Source(
+            _as_text(folder / member.member),
+            functools.partial(_read_file, folder / member.member),
+            member.fault,
+        )
+        for member in found
     ]
+
+
+def _in_zip(path: pathlib.Path, within: str, reading: ReadingOptions) -> list[Source]:
+    listing = members.list_members(path, reading)
+    zip_file = members.open_zip(path)
+    return [
+        Source(
+            _as_text(path / member.name),
+            functools.partial(members.read_member, zip_file, member.member, member.stamp),
+            member.fault,
+        )
+        for member in sorted(listing.members, key=lambda member: member.name)
+        if within == "." or _matches(pathlib.PurePosixPath(member.name), within)
+    ]
+
+
+def _read_file(path: pathlib.Path) -> bytes:
+    encoded, _ = members.read_file(path)
+    return encoded
 
 
 def _matches(name: pathlib.PurePosixPath, pattern: str) -> bool:

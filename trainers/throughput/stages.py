@@ -129,9 +129,8 @@ def prepare(config: BenchmarkConfig, folder: pathlib.Path, *, peers: bool) -> Se
 def _fresh_records(config: DataConfig, data_dir: str | os.PathLike[str]) -> records.Records:
     """Prepares records in a `data_dir` of their own, without decoded images."""
     if config.archive:
-        return records.prepare(
-            archive=config.archive, data_dir=data_dir, follow_links=config.follow_links
-        )
+        reading = run_data.reading_options(config)
+        return records.prepare(archive=config.archive, data_dir=data_dir, reading=reading)
     kept = records.prepare(config.dataset, data_dir=config.data_dir).folder
     shutil.copytree(
         kept,

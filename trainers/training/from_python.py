@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags as absl_flags
 
 from pizza_steak import flagfile, help
+from pizza_steak.archive import ReadingOptions
 from pizza_steak.errors import UserError, naming_arguments
 from pizza_steak.flags import as_argument, define_flags, fields, from_flags
 from trainers.configuration import DevicesConfig, FitConfig
@@ -59,12 +60,22 @@ class TrainedRun:
 
         return loading.load_model(run_directory.open_run(str(self.run_dir)))
 
-    def predict(self, images: Paths) -> list[dict[str, Any]]:
+    def predict(
+        self,
+        images: Paths,
+        *,
+        follow_links: bool = False,
+        zip_encoding: str | None = None,
+        max_unpacked_gb: float | None = None,
+    ) -> list[dict[str, Any]]:
         """Predicts the classes of images, decoded as for the training.
 
         Args:
           images: A path or several: image files, folders, zips and patterns, as for
             `python -m trainers.predict`.
+          follow_links: As for `pizza_steak.load`, of folders among the images.
+          zip_encoding: As for `pizza_steak.load`.
+          max_unpacked_gb: As for `pizza_steak.load`, of each zip.
 
         Returns:
           A dict for each image: "path"; "class", the name of the most probable class;
@@ -76,8 +87,12 @@ class TrainedRun:
 
         paths = [images] if isinstance(images, str | os.PathLike) else images
         run = run_directory.open_run(str(self.run_dir))
+        reading = ReadingOptions(follow_links, zip_encoding, max_unpacked_gb)
         with naming_arguments():
-            return list(prediction.predict(run, [os.fspath(path) for path in paths]).rows())
+            predictions = prediction.predict(
+                run, [os.fspath(path) for path in paths], reading=reading
+            )
+            return list(predictions.rows())
 
     def __repr__(self) -> str:
         from trainers.training import results
