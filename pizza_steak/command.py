@@ -13,7 +13,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from pizza_steak import flagfile
-from pizza_steak.errors import UserError
+from pizza_steak.errors import UserError, quoted
 from pizza_steak.flags import define_flags, fields, from_flags
 from pizza_steak.help import help_of, suggestions
 
@@ -46,6 +46,10 @@ def run(main: Callable[..., None], config: type, arguments: str | None = None) -
             sys.exit(128 + signal.SIGINT)
         except UserError as error:
             sys.exit(f"error: {error}")
+        except Exception as error:
+            if user_error := quoted(error):
+                sys.exit(f"error: {user_error}")
+            raise
 
     app.run(call, flags_parser=functools.partial(_parse, config=config, arguments=arguments))
 

@@ -87,6 +87,12 @@ class SourceConfig:
         None, "Folder of the dataset's records; by default ~/tensorflow_datasets."
     )
     follow_links: bool = flag(False, "Follow links to folders in an archive.")
+    max_pixels: int = flag(
+        89_478_485,
+        "Pixels of the largest image; larger ones count as unreadable, and are not decoded.",
+        minimum=1,
+        maximum=178_956_970,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

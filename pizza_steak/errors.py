@@ -52,6 +52,15 @@ class BadImageError(UserError):
         )
 
 
+def quoted(error: Exception) -> UserError | None:
+    """Returns the `UserError` in the text of an error of TensorFlow's, or None.
+
+    TensorFlow quotes what a function raises that it calls by `tf.numpy_function`.
+    """
+    found = re.search(r"^pizza_steak\.errors\.\w+: (.+)$", str(error), re.MULTILINE)
+    return UserError(found[1]) if found else None
+
+
 def first_line(error: Exception) -> str:
     """Returns the first line or sentence of another library's error, to quote it in one line."""
     return re.split(r"\. |\n", str(error))[0]

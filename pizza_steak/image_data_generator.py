@@ -67,6 +67,7 @@ def flow_from_directory(
     pad_to_aspect_ratio: bool = False,
     antialias: bool = False,
     exif: str = "ignore",
+    max_pixels: int = decoding.MAX_PIXELS,
     data_dir: str | os.PathLike[str] | None = None,
     decoded_cache: str = "disk",
     on_bad_image: str = "fail",
@@ -142,6 +143,7 @@ def flow_from_directory(
         image_dataset_from_directory.
       exif: "apply" turns images upright by their EXIF orientation; "ignore" leaves them as stored,
         as ImageDataGenerator does.
+      max_pixels: Pixels of the largest image, at most 178,956,970; larger ones are not decoded.
       data_dir: Folder of records and decoded images; by default `~/tensorflow_datasets`.
       decoded_cache: "disk", "memory" or "none"; see `decoded.decode`.
       on_bad_image: "fail", or "skip" to leave out images that cannot be decoded, with a warning.
@@ -176,6 +178,7 @@ def flow_from_directory(
         color_mode,
         antialias,
         exif,
+        max_pixels,
     )
     image_shape = image_format.shape
     if data_format == "channels_first":

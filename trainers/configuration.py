@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from pizza_steak.configuration import TransformConfig, parse_fold
+from pizza_steak.configuration import SourceConfig, TransformConfig, parse_fold
 from pizza_steak.flags import Numbers, flag, same_flag
 from trainers import user_code
 
@@ -119,6 +119,7 @@ class DataConfig:
         "Whether to apply or to ignore the EXIF orientation of images.",
         ("apply", "ignore"),
     )
+    max_pixels: int = same_flag(SourceConfig, "max_pixels")
     batch_size: int | None = flag(
         None,
         "Batch size, summed over all devices; by default 32.",

@@ -251,7 +251,7 @@ def test_a_graph_gives_the_same_pixels(format, files):
         input_signature=[tf.TensorSpec((), tf.string)],
     )
     for number, encoded in enumerate(files):
-        assert not decoding_in_graph.needs_pillow(encoded)
+        assert not decoding_in_graph.needs_pillow(encoded, format)
         expected = decode_image(encoded, format)
         np.testing.assert_array_equal(decode(encoded).numpy(), expected, err_msg=str(number))
 
@@ -267,7 +267,7 @@ def test_a_graph_gives_the_same_pixels(format, files):
     ids=["CMYK", "bits", "BMP", "GIF", "WebP", "TIFF", "turned PNG", "turned by XMP"],
 )
 def test_what_a_graph_cannot_decode_exactly_is_known(encoded):
-    assert decoding_in_graph.needs_pillow(encoded)
+    assert decoding_in_graph.needs_pillow(encoded, Format((64, 64)))
 
 
 @pytest.mark.parametrize("file_format", ["BMP", "GIF", "WEBP"])

@@ -267,7 +267,7 @@ def export(run: run_directory.Run, config: ArtifactConfig) -> Export:
     classes = run.result["classes"]
     format = run_data.format_of(run.config.data)
     _check_fits(model, format, classes, run)
-    sample = _sample(run_data.load(run.config.data))
+    sample = _sample(run_data.load(run.config.data), format)
     expected = loading.class_probabilities(model.predict(sample.images, verbose=0))
     with output_file(path) as temporary, stderr_dropped():  # Converters log a lot.
         export_format.write(_Classifier(model, classes, format), temporary)
@@ -302,7 +302,7 @@ def _check_fits(
         )
 
 
-def _sample(data: run_data.Data) -> _Sample:
+def _sample(data: run_data.Data, format: decoding.Format) -> _Sample:
     """Returns images spread evenly over the test split."""
     rows = data.rows["test"]
     count = min(len(rows), _CHECKED_IMAGES)
@@ -310,7 +310,7 @@ def _sample(data: run_data.Data) -> _Sample:
     files = enumerate(data.records.encoded(rows))
     return _Sample(
         data.pictures.gather(tf.constant(rows)).numpy(),
-        {place: file for place, file in files if not decoding_in_graph.needs_pillow(file)},
+        {place: file for place, file in files if not decoding_in_graph.needs_pillow(file, format)},
     )
 
 
