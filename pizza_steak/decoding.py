@@ -18,7 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, TiffImagePlugin
 
 from pizza_steak.errors import UserError
 
@@ -48,6 +48,8 @@ MAX_PIXELS = 89_478_485
 MOST_PIXELS = 2 * MAX_PIXELS
 # Progressive JPEGs have about 10 scans. Each is a pass over all pixels, and takes 100 bytes.
 MAX_SCANS = 100
+# What else Pillow takes long over: parts of a TIFF, comments in a PPM of text.
+_MAX_TIFF_PARTS, _MAX_COMMENTS = 2**18, 100_000
 # Images of more pixels are decoded one at a time, because one may take 20 bytes per pixel.
 _LARGE = 2**25
 _one_large_image = threading.Lock()
@@ -112,7 +114,7 @@ class Format:
     max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
-        if self.max_pixels not in range(1, MOST_PIXELS + 1):
+        if not isinstance(self.max_pixels, int) or not 1 <= self.max_pixels <= MOST_PIXELS:
             raise UserError(
                 f"max_pixels {self.max_pixels!r}: expected a whole number from 1 to {MOST_PIXELS}"
             )
@@ -330,10 +332,19 @@ def open_image(encoded: bytes, max_pixels: int = MOST_PIXELS) -> Image.Image:
     """Opens an image of one of `KINDS`, without decoding its pixels.
 
     Raises:
-      OSError: The format is unknown; the image has too many pixels or scans; or a PNG has no end,
-        which Pillow would accept.
+      OSError: The format is unknown; the image has too many pixels, scans or other parts; or a PNG
+        has no end, which Pillow would accept.
     """
-    image = Image.open(io.BytesIO(encoded), formats=KINDS)
+    if encoded[:2] in (b"II", b"MM") and (parts := _tiff_parts(encoded)) > _MAX_TIFF_PARTS:
+        raise OSError(f"{parts:,} strips or tiles, expected at most {_MAX_TIFF_PARTS:,}")
+    if encoded[:2] in (b"P1", b"P2", b"P3") and encoded.count(b"#") > _MAX_COMMENTS:
+        raise OSError(f"more than {_MAX_COMMENTS:,} comments")
+    try:
+        image = Image.open(io.BytesIO(encoded), formats=KINDS)
+    except Image.DecompressionBombError as error:
+        raise OSError(
+            f"more than {MOST_PIXELS:,} pixels, expected at most {max_pixels:,}; shrink it"
+        ) from error
     _check_work(encoded, *image.size, max_pixels)
     if image.format == "PNG" and b"IEND" not in encoded:
         raise OSError("image file is truncated")
@@ -356,6 +367,22 @@ def _check_work(encoded: bytes, width: int, height: int, max_pixels: int) -> Non
     most = np.count_nonzero((values[:-1] == 0xFF) & (values[1:] == 0xDA))
     if most > MAX_SCANS and (scans := _scans(encoded)) > MAX_SCANS:
         raise OSError(f"{scans:,} scans, expected at most {MAX_SCANS}; save it as a new JPEG")
+
+
+def _tiff_parts(encoded: bytes) -> int:
+    """Returns the number of strips and tiles of a TIFF's first image, 0 if it is none."""
+    file = io.BytesIO(encoded)
+    try:
+        head = file.read(16 if 43 in encoded[2:4] else 8)  # BigTIFF has a longer one.
+        directory = TiffImagePlugin.ImageFileDirectory_v2(head)
+        file.seek(directory.next)
+        directory.load(file)
+        offsets = (TiffImagePlugin.STRIPOFFSETS, TiffImagePlugin.TILEOFFSETS)
+        return sum(np.size(directory.get(tag, ())) for tag in offsets)
+    except MemoryError:
+        raise
+    except Exception:  # `Image.open` says why.
+        return 0
 
 
 def _scans(encoded: bytes) -> int:
@@ -393,9 +420,15 @@ def upright_image(encoded: bytes, longest: int) -> Image.Image:
 
 
 def orientation(image: Image.Image) -> int:
-    """Returns the EXIF orientation to apply, 1 (upright) to 8."""
-    if image.format == "TIFF":
-        image.load()  # Pillow applies the orientation itself.
+    """Returns the EXIF orientation to apply, 1 (upright) to 8.
+
+    Raises:
+      Exception: A PNG or TIFF cannot be decoded.
+    """
+    # Pillow turns a TIFF when it loads it. It looks for EXIF data at a PNG's end, and loads it
+    # before: that must not fail here unseen, because Pillow then gives what it has of the image.
+    if image.format in ("PNG", "TIFF"):
+        image.load()
     try:
         found: Any = image.getexif().get(ExifTags.Base.Orientation)
     except MemoryError:
@@ -482,6 +515,8 @@ def _is_upright(encoded: bytes) -> bool:
 
 def _converted(image: Image.Image, color_mode: str) -> Image.Image:
     image.load()
+    if image.mode == "P" and image.palette is None:  # `convert` has no answer but to some modes.
+        raise OSError("the palette is missing")
     if image.mode.startswith("I;16"):  # `convert` would clip it at 255.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     mode = "RGBA" if color_mode == "rgba" else "RGB"

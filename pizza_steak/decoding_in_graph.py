@@ -5,8 +5,10 @@ Exported models and tf.data services use it. The pixels are bit-identical to tho
 """
 
 import concurrent.futures
+import functools
 import os
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -63,7 +65,12 @@ def decode_image(encoded: tf.Tensor, format: Format) -> tf.Tensor:
     return tf.ensure_shape(image, format.shape)
 
 
-_decode_image = tf.function(decode_image)
+@functools.cache
+def _decoder(format: Format) -> Callable[[tf.Tensor], tf.Tensor]:
+    return tf.function(
+        lambda encoded: decode_image(encoded, format),
+        input_signature=[tf.TensorSpec((), tf.string)],
+    )
 
 
 def needs_pillow(encoded: bytes, format: Format) -> bool:
@@ -76,7 +83,7 @@ def needs_pillow(encoded: bytes, format: Format) -> bool:
     _, (fault,) = found = decoding.decode_images(1, lambda place: encoded, format)
     try:
         with tf.device("CPU"):
-            pixels = _decode_image(tf.constant(encoded), format).numpy()
+            pixels = _decoder(format)(encoded).numpy()
     except tf.errors.InvalidArgumentError:
         return not fault
     return bool(fault) or not np.array_equal(pixels, found[0][0])

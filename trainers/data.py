@@ -187,8 +187,8 @@ def _check_not_for_pillow(
     if found := np.intersect1d(decoding_in_graph.for_pillow(prepared, format), rows).tolist():
         raise UserError(
             f"data_service: cannot decode {len(found):,} images, the first is "
-            f"{prepared.filenames[found[0]]}; it decodes JPEG and PNG, but not CMYK, nor PNG with "
-            "less than 8 bits of grey, nor damaged files: convert these images, or pass no "
+            f"{prepared.filenames[found[0]]}; it decodes JPEG and PNG, but not all in CMYK, with "
+            "alpha and less than 8 bits, or damaged: convert these images, or pass no "
             "--data_service"
         )
 
