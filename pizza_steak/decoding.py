@@ -266,11 +266,17 @@ def decode_image(encoded: bytes, format: Format) -> np.ndarray:
         Pillow's decoders raises its own kind.
     """
     pixels = _decode_jpeg(encoded, format)
-    return _decode_by_pillow(encoded, format) if pixels is None else pixels
+    if pixels is not None:
+        return pixels
+    with open_image(encoded) as image:
+        return decode_opened(image, format)
 
 
 def decode_images(
-    count: int, read: Callable[[int], bytes], format: Format
+    count: int,
+    read: Callable[[int], bytes],
+    format: Format,
+    decode: Callable[[bytes, Format], np.ndarray] = decode_image,
 ) -> tuple[np.ndarray, list[str]]:
     """Decodes a batch of images.
 
@@ -278,6 +284,7 @@ def decode_images(
       count: Number of images.
       read: Returns the bytes of an image, by its index in the batch.
       format: The format of the result.
+      decode: Decodes one of them.
 
     Returns:
       uint8 array of shape (count, height, width, channels), zeros for images that cannot be read or
@@ -293,7 +300,7 @@ def decode_images(
             encoded = b""
             try:
                 encoded = read(place)
-                images[place] = decode_image(encoded, format)
+                images[place] = decode(encoded, format)
             except (MemoryError, UserError):
                 raise
             except Exception as error:  # From the file, the zip or one of Pillow's decoders.
@@ -319,21 +326,22 @@ def _check_memory(encoded: bytes, format: Format) -> None:
     """
     pixels = 0
     try:
-        with open_image(encoded, format.max_pixels) as image:
+        with open_image(encoded) as image:
             pixels = image.width * image.height
     except MemoryError:
         raise
     except Exception:
-        pass  # The header is broken, or says too much.
-    np.empty(_SPARE_BYTES + _BYTES_PER_PIXEL * pixels, np.uint8)
+        pass  # The header is broken.
+    needed = _BYTES_PER_PIXEL * pixels if pixels <= format.max_pixels else 0
+    np.empty(_SPARE_BYTES + needed, np.uint8)
 
 
-def open_image(encoded: bytes, max_pixels: int = MOST_PIXELS) -> Image.Image:
+def open_image(encoded: bytes) -> Image.Image:
     """Opens an image of one of `KINDS`, without decoding its pixels.
 
     Raises:
-      OSError: The format is unknown; the image has too many pixels, scans or other parts; or a PNG
-        has no end, which Pillow would accept.
+      OSError: The format is unknown; the image has more than `MOST_PIXELS`, or too many scans or
+        other parts; or a PNG has no end, which Pillow would accept.
     """
     if encoded[:2] in (b"II", b"MM") and (parts := _tiff_parts(encoded)) > _MAX_TIFF_PARTS:
         raise OSError(f"{parts:,} strips or tiles, expected at most {_MAX_TIFF_PARTS:,}")
@@ -342,26 +350,32 @@ def open_image(encoded: bytes, max_pixels: int = MOST_PIXELS) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(encoded), formats=KINDS)
     except Image.DecompressionBombError as error:
-        raise OSError(
-            f"more than {MOST_PIXELS:,} pixels, expected at most {max_pixels:,}; shrink it"
-        ) from error
-    _check_work(encoded, *image.size, max_pixels)
+        raise OSError(f"more than {MOST_PIXELS:,} pixels; shrink it") from error
+    _check_scans(encoded)
     if image.format == "PNG" and b"IEND" not in encoded:
         raise OSError("image file is truncated")
     return image
 
 
-def _check_work(encoded: bytes, width: int, height: int, max_pixels: int) -> None:
-    """Checks what the header of an image says, before the image is decoded.
+def _check_pixels(width: int, height: int, format: Format) -> None:
+    """Checks the size in the header of an image, before the image is decoded.
 
     Raises:
-      OSError: It has too many pixels or scans.
+      OSError: It has too many pixels.
     """
-    if width * height > max_pixels:
+    if width * height > format.max_pixels:
         raise OSError(
             f"{width:,} x {height:,} are {width * height:,} pixels, expected at most "
-            f"{max_pixels:,}; shrink it, or pass a larger --max_pixels"
+            f"{format.max_pixels:,}; shrink it, or pass a larger --max_pixels"
         )
+
+
+def _check_scans(encoded: bytes) -> None:
+    """Checks the number of scans of an image, before it is decoded.
+
+    Raises:
+      OSError: It is a JPEG with too many.
+    """
     # Counting all is fast, but some may be behind the end of the JPEG, or in its thumbnail.
     values = np.frombuffer(encoded, np.uint8)
     most = np.count_nonzero((values[:-1] == 0xFF) & (values[1:] == 0xDA))
@@ -438,16 +452,17 @@ def orientation(image: Image.Image) -> int:
     return found if found in range(1, 9) else 1
 
 
-def _decode_by_pillow(encoded: bytes, format: Format) -> np.ndarray:
-    opened = open_image(encoded, format.max_pixels)
-    with opened, _alone_if_large(opened.width * opened.height):
-        turn = orientation(opened) if format.exif == "apply" else 1
-        image = _turned_image(_converted(opened, format.color_mode), turn)
-        return _fitted(image, place(image.height, image.width, format), 1, format)
+def decode_opened(image: Image.Image, format: Format) -> np.ndarray:
+    """Does what `decode_image` does with an image of `open_image`, for JPEGs at full size."""
+    _check_pixels(image.width, image.height, format)
+    with _alone_if_large(image.width * image.height):
+        turn = orientation(image) if format.exif == "apply" else 1
+        upright = _turned_image(_converted(image, format.color_mode), turn)
+        return _fitted(upright, place(upright.height, upright.width, format), 1, format)
 
 
 def _decode_jpeg(encoded: bytes, format: Format) -> np.ndarray | None:
-    """Returns what `_decode_by_pillow` returns of a JPEG, or None if unsure.
+    """Returns a JPEG decoded into a format, or None if unsure.
 
     simplejpeg calls the same libjpeg as Pillow and gives the same pixels in two thirds of the time.
     """
@@ -457,7 +472,8 @@ def _decode_jpeg(encoded: bytes, format: Format) -> np.ndarray | None:
         return None
     if colors in ("CMYK", "YCCK"):
         return None
-    _check_work(encoded, stored_width, stored_height, format.max_pixels)
+    _check_pixels(stored_width, stored_height, format)
+    _check_scans(encoded)
     turn = 1
     if format.exif == "apply" and not _is_upright(encoded):
         try:

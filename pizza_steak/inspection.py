@@ -307,27 +307,32 @@ def inspect(
 
 
 def _look(split: str, label: str, filename: str, encoded: bytes, small: decoding.Format) -> Found:
-    format, size, orientation = None, None, 1
+    kind, size, turn = None, None, 1
+
+    def decode(encoded: bytes, format: decoding.Format) -> np.ndarray:
+        nonlocal kind, size, turn
+        with decoding.open_image(encoded) as image:
+            kind, size = image.format, image.size
+            if kind in ("JPEG", "MPO"):
+                pixels = decoding.decode_image(encoded, format)
+            else:
+                pixels = decoding.decode_opened(image, format)
+            turn = decoding.orientation(image)
+            size = image.size[::-1] if turn >= 5 else image.size
+            return pixels
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        _, (fault,) = decoding.decode_images(1, lambda place: encoded, small)
-        try:
-            with decoding.open_image(encoded) as image:
-                format, size = image.format, image.size
-                if not fault:
-                    orientation = decoding.orientation(image)
-        except Exception:  # Each of Pillow's decoders raises its own kind.
-            pass
-    upright = size[::-1] if size and orientation >= 5 else size
+        _, (fault,) = decoding.decode_images(1, lambda place: encoded, small, decode)
     return Found(
         filename=filename,
         split=split,
         label=label,
         bytes=len(encoded),
         digest=hashlib.sha256(encoded).digest(),
-        format=format,
-        size=upright,
-        turned=orientation > 1,
+        format=kind,
+        size=size,
+        turned=turn > 1,
         fault=fault or None,
     )
 

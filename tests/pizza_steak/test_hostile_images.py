@@ -14,7 +14,6 @@ import pytest
 import tensorflow as tf
 from images import encode, noise
 from measurements import fuzzed_images
-from PIL import Image
 
 from pizza_steak import archive, decoding, decoding_in_graph, inspection
 from pizza_steak.decoded import CACHES, decode
@@ -203,7 +202,7 @@ def bombs():
     """Small files that say or unpack to a lot, by name."""
     jpeg, side = encode(noise(24, 16), "JPEG"), 13_300
     packed = zlib.compressobj()
-    much = b"".join([*(packed.compress(bytes(2**20)) for _ in range(400)), packed.flush()])
+    much = b"".join([*(packed.compress(bytes(2**20)) for _ in range(100)), packed.flush()])
     exif = exif_of_overlapping_values(2**20)
     parts = [exif[start : start + 65_000] for start in range(0, len(exif), 65_000)]
     many = b"".join(segment(0xE1, b"Exif\0\0" + part) for part in parts)
@@ -211,7 +210,7 @@ def bombs():
     frame = b"," + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\0"
     bmp = struct.pack("<IiiHHIIiiII", 40, side, side, 1, 8, 1, 4, 0, 0, 256, 0) + bytes(4 * 256)
     wide = struct.pack(">IIBBBBB", 20_000, 20_000, 1, 0, 0, 0, 0)
-    webp = encode(Image.new("RGB", (16_000, 16_000)), "WEBP", lossless=True, method=0, quality=0)
+    webp = b"RIFF\x1a\0\0\0WEBPVP8L\x0e\0\0\0/\x7f\xfe\x9f\x0f\x07\x10\x11\xfd\x0fDD\xff\x03"
     return {
         "zTXt.png": png(chunk(b"zTXt", b"Comment\0\0" + much)),
         "iCCP.png": png(chunk(b"iCCP", b"icc\0\0" + much)),
@@ -282,7 +281,7 @@ def test_no_small_file_takes_much_memory_or_time(tmp_path):
         megabytes, reason = text.split("\t")
         assert int(megabytes) < 200, name
         if name[0] in "12":
-            assert "pixels, expected at most 89,478,485" in reason, name
+            assert re.search("pixels, expected at most 89,478,485|than 178,956,970 pixels", reason)
         if name.startswith("scans"):
             assert "100,000 scans, expected at most 100" in reason
 

@@ -135,13 +135,13 @@ def test_pictures_that_are_kept_do_not_go_through_it(small_flags, tmp_path, cach
 
 def test_pictures_that_only_pillow_decodes_are_refused(make_archive, picture, tmp_path):
     files = layout({"train/dark": 2, "train/light": 2})
-    for name, mode, kind in [("dark/9.gif", "P", "GIF"), ("light/9.png", "1", "PNG")]:
+    for name, mode, kind in [("dark/9.gif", "P", "GIF"), ("light/9.webp", "RGB", "WEBP")]:
         file = io.BytesIO()
         picture(0, 24, 20).convert(mode).save(file, kind)
         files[f"train/{name}"] = file.getvalue()
     prepared = records.prepare(archive=make_archive(files), data_dir=tmp_path)
     rows = decoding_in_graph.for_pillow(prepared, decoding.Format((8, 8)))
-    assert {prepared.filenames[row] for row in rows} == {"train/dark/9.gif", "train/light/9.png"}
+    assert {prepared.filenames[row] for row in rows} == {"train/dark/9.gif", "train/light/9.webp"}
     flags = [f"--{purpose}_split=train" for purpose in ("train", "validation", "test")]
     flags += [f"--run_dir={tmp_path}/run", f"--data_service={NOWHERE}"]
     with pytest.raises(UserError) as caught:
