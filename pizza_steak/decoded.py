@@ -20,7 +20,7 @@ from tensorflow.python.framework import config
 from pizza_steak import cores, decoding, decoding_in_graph, progress_bar
 from pizza_steak.atomic import make_once
 from pizza_steak.decoding import Format
-from pizza_steak.errors import BadImageError, UserError, quoted
+from pizza_steak.errors import BadImageError, MachineError, UserError, quoted
 from pizza_steak.records import Records, SplitRecords
 
 CACHES = ("disk", "memory", "none")
@@ -131,14 +131,14 @@ def _decode_rows(
     """Returns the images at rows, zeros for bad images, and the reasons by bad row.
 
     Raises:
-      UserError: The records cannot be read, or memory is short.
+      MachineError: The records cannot be read, or memory is short.
     """
 
     def read(place: int) -> bytes:  # One at a time, because the files may be large.
         try:
             (encoded,) = records.encoded(rows[place : place + 1])
         except OSError as error:
-            raise UserError(
+            raise MachineError(
                 f"records {records.folder}: cannot be read: {error.strerror or error}"
             ) from error
         return encoded
@@ -270,7 +270,7 @@ def _decode_all(
       write: Called with some rows at a time, in order, and their images; zeros for bad images.
 
     Raises:
-      UserError: The records cannot be read, or memory is short.
+      MachineError: The records cannot be read, or memory is short.
     """
     count, bad = len(records.labels), {}
 

@@ -20,7 +20,7 @@ import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image, TiffImagePlugin
 
-from pizza_steak.errors import UserError
+from pizza_steak.errors import MachineError, UserError
 
 INTERPOLATIONS = (
     "bilinear",
@@ -291,7 +291,7 @@ def decode_images(
       decoded; and for each image the reason why not, or "".
 
     Raises:
-      UserError: The machine, not an image, is at fault: memory is short, or its disk fails.
+      MachineError: Memory is short or a disk fails, whatever the image.
     """
     faults = [""] * count
     try:
@@ -301,15 +301,15 @@ def decode_images(
             try:
                 encoded = read(place)
                 images[place] = decode(encoded, format)
-            except (MemoryError, UserError):
+            except (MemoryError, MachineError):
                 raise
             except Exception as error:  # From the file, the zip or one of Pillow's decoders.
                 if isinstance(error, OSError) and error.errno in _MACHINE_FAULTS:
-                    raise UserError(f"images: cannot be read: {error.strerror}") from error
+                    raise MachineError(f"images: cannot be read: {error.strerror}") from error
                 _check_memory(encoded, format)
                 faults[place] = _reason(error, encoded)
     except MemoryError as error:
-        raise UserError(
+        raise MachineError(
             "memory: too little to decode images; free memory, or pass a smaller --max_pixels than "
             f"{format.max_pixels}"
         ) from error

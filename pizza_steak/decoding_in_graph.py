@@ -141,11 +141,13 @@ def _decode_jpeg(
 
 def _decode_png(encoded: tf.Tensor, format: Format) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     is_png = tf.strings.regex_full_match(tf.strings.substr(encoded, 0, 8), r"\CPNG\r\n\x1a\n")
-    expected = tf.debugging.Assert(is_png, ["expected a JPEG or PNG file"])
-    # Width and height, in the first chunk (W3C's PNG, 11.2.1): numbers of 32 bits, the first 0.
-    digits = tf.cast(tf.io.decode_raw(tf.strings.substr(encoded, 16, 8), tf.uint8), tf.int64)
-    stored = tf.reduce_sum(tf.reshape(digits, (2, 4)) * [2**24, 2**16, 2**8, 1], -1)
-    with tf.control_dependencies([expected, _few_pixels(stored, format)]):
+    is_png &= tf.strings.length(encoded) >= 24
+    with tf.control_dependencies([tf.debugging.Assert(is_png, ["expected a JPEG or PNG file"])]):
+        # Width and height, in the first chunk (W3C's PNG, 11.2.1), 32 bits each.
+        header = tf.io.decode_raw(tf.strings.substr(encoded, 16, 8), tf.uint8)
+    digits = tf.reshape(tf.cast(header, tf.int64), (2, 4))
+    stored = tf.reduce_sum(digits * [2**24, 2**16, 2**8, 1], -1)
+    with tf.control_dependencies([_few_pixels(stored, format)]):
         channels = 4 if format.color_mode == "rgba" else 3
         image = tf.io.decode_png(tf.identity(encoded), channels)
     return image, tf.shape(image)[:2], tf.constant(1)

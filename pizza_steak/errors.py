@@ -52,6 +52,10 @@ class BadImageError(UserError):
         )
 
 
+class MachineError(UserError):
+    """Memory is short, or a disk fails: no image is at fault."""
+
+
 def quoted(error: Exception) -> UserError | None:
     """Returns the `UserError` in the text of an error of TensorFlow's, or None.
 

@@ -18,7 +18,7 @@ from measurements import fuzzed_images
 from pizza_steak import archive, decoding, decoding_in_graph, inspection
 from pizza_steak.decoded import CACHES, decode
 from pizza_steak.decoding import Format, decode_images
-from pizza_steak.errors import UserError
+from pizza_steak.errors import ArchiveError, MachineError, UserError
 
 SMALL = Format((8, 8))
 
@@ -349,12 +349,17 @@ def test_a_machines_fault_is_no_verdict_and_a_missing_file_is_one(tmp_path):
             while True:
                 opened.enter_context(open(os.devnull))
 
-    with pytest.raises(UserError, match="Input/output error"):
+    with pytest.raises(MachineError, match="Input/output error"):
         decode_images(1, broken_disk, SMALL)
-    with pytest.raises(UserError, match="Too many open files"):
+    with pytest.raises(MachineError, match="Too many open files"):
         decode_images(1, no_file_left, SMALL)
     _, faults = decode_images(1, lambda place: (tmp_path / "none.jpg").read_bytes(), SMALL)
     assert faults == ["No such file or directory"]
+
+    def refused(place):
+        raise ArchiveError("archive food.zip: too large")
+
+    assert decode_images(1, refused, SMALL)[1] == ["archive food.zip: too large"]
 
 
 def test_random_damage_neither_crashes_nor_hangs_nor_divides_the_decoders():
