@@ -13,7 +13,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from pizza_steak import flagfile
-from pizza_steak.errors import UserError, fault_of_the_machine
+from pizza_steak.errors import UserError, fault_of_the_machine, quoted
 from pizza_steak.flags import define_flags, fields, from_flags
 from pizza_steak.help import help_of, suggestions
 
@@ -49,6 +49,8 @@ def run(main: Callable[..., None], config: type, arguments: str | None = None) -
         except MemoryError as error:
             sys.exit(f"error: out of memory {error}".rstrip())
         except Exception as error:
+            if user_error := quoted(error):
+                sys.exit(f"error: {user_error}")
             if fault := fault_of_the_machine(error):
                 sys.exit(f"error: {fault}; run the same command again when that is mended")
             raise

@@ -108,6 +108,12 @@ class SourceConfig:
         "more.",
         minimum=0.0,
     )
+    max_pixels: int = flag(
+        89_478_485,
+        "Pixels of the largest image; larger ones count as unreadable, and are not decoded.",
+        minimum=1,
+        maximum=178_956_970,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

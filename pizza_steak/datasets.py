@@ -93,6 +93,7 @@ def load(
     interpolation: str = "bilinear",
     antialias: bool = True,
     exif: str = "apply",
+    max_pixels: int = decoding.MAX_PIXELS,
     on_bad_image: str = "fail",
     follow_links: bool = False,
     zip_encoding: str | None = None,
@@ -147,6 +148,7 @@ def load(
       interpolation: "bilinear", "nearest" or another of `decoding.INTERPOLATIONS`.
       antialias: Whether to antialias when downscaling.
       exif: "apply" turns images upright by their EXIF orientation; "ignore" leaves them as stored.
+      max_pixels: Pixels of the largest image, at most 178,956,970; larger ones are not decoded.
       on_bad_image: "fail", or "skip" to leave out images that cannot be decoded, with a warning.
       follow_links: Whether to follow links to folders, and to files elsewhere, in a folder.
       zip_encoding: Encoding of the names in a zip that does not say it, such as "cp932".
@@ -171,7 +173,13 @@ def load(
     if not isinstance(batch_size, int) or batch_size < 1:
         raise UserError(f"batch_size={batch_size!r}: expected a whole number from 1 on")
     format = decoding.Format(
-        decoding.size_of(image_size), interpolation, aspect_ratio, color_mode, antialias, exif
+        decoding.size_of(image_size),
+        interpolation,
+        aspect_ratio,
+        color_mode,
+        antialias,
+        exif,
+        max_pixels,
     )
     with naming_arguments():
         found = records.prepare_splits(

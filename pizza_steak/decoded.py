@@ -19,7 +19,7 @@ from tensorflow.python.framework import config
 
 from pizza_steak import cores, decoding, decoding_in_graph, progress_bar
 from pizza_steak.decoding import Format
-from pizza_steak.errors import BadImageError, UserError, told
+from pizza_steak.errors import BadImageError, MachineError, UserError, quoted, told
 from pizza_steak.kept import make_once
 from pizza_steak.records import Records, SplitRecords
 
@@ -112,6 +112,7 @@ class StreamedPictures:
             return tf.map_fn(
                 lambda encoded: decoding_in_graph.decode_image(encoded, self.format),
                 self.records.read_in_graph(rows),
+                parallel_iterations=1,  # Batches are made in parallel: more would need memory.
                 fn_output_signature=tf.TensorSpec(self.format.shape, tf.uint8),
             )
         images = tf.numpy_function(self._decode, [rows], tf.uint8, stateful=False)
@@ -127,9 +128,22 @@ class StreamedPictures:
 def _decode_rows(
     records: Records, rows: np.ndarray, format: Format
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """Returns the images at rows, zeros for bad images, and the reasons by bad row."""
-    encoded = records.encoded(rows)
-    images, faults = decoding.decode_images(len(rows), encoded.__getitem__, format)
+    """Returns the images at rows, zeros for bad images, and the reasons by bad row.
+
+    Raises:
+      MachineError: The records cannot be read, or memory is short.
+    """
+
+    def read(place: int) -> bytes:  # One at a time, because the files may be large.
+        try:
+            (encoded,) = records.encoded(rows[place : place + 1])
+        except OSError as error:
+            raise MachineError(
+                f"records {records.folder}: cannot be read: {error.strerror or error}"
+            ) from error
+        return encoded
+
+    images, faults = decoding.decode_images(len(rows), read, format)
     return images, {int(row): fault for row, fault in zip(rows, faults, strict=True) if fault}
 
 
@@ -153,7 +167,8 @@ def decode(
 
     Raises:
       BadImageError: Images cannot be decoded, with "fail"; the message names each of them.
-      UserError: The array cannot be written, with "disk".
+      UserError: The array cannot be written, with "disk"; the records cannot be read; or memory is
+        short. Nothing is kept then.
     """
     if isinstance(format, int):
         format = Format((format, format))
@@ -253,6 +268,9 @@ def _decode_all(
       records: The records.
       format: The format of the images.
       write: Called with some rows at a time, in order, and their images; zeros for bad images.
+
+    Raises:
+      MachineError: The records cannot be read, or memory is short.
     """
     count, bad = len(records.labels), {}
 
@@ -272,9 +290,14 @@ def _decode_all(
         .with_options(WITHOUT_AUTOTUNE)
     )
     with progress_bar.progress_bar(total=count, desc="decoding") as bar:
-        for rows, images in decoded.as_numpy_iterator():
-            write(rows, images)
-            bar.update(len(rows))
+        try:
+            for rows, images in decoded.as_numpy_iterator():
+                write(rows, images)
+                bar.update(len(rows))
+        except tf.errors.OpError as error:
+            if user_error := quoted(error):
+                raise user_error from error
+            raise
     return bad
 
 

@@ -3,10 +3,14 @@
 TensorFlow is imported only for its own resize methods.
 """
 
+import contextlib
 import dataclasses
+import errno
 import importlib.util
 import io
+import re
 import struct
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,9 +18,9 @@ from typing import Any
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, TiffImagePlugin
 
-from pizza_steak.errors import UserError
+from pizza_steak.errors import MachineError, UserError
 
 INTERPOLATIONS = (
     "bilinear",
@@ -35,8 +39,24 @@ EXIF = ("apply", "ignore")
 # The formats that `decode_image` reads, by Pillow's names: no other decoder sees the bytes.
 KINDS: tuple[str, ...] = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF")
 
-# Part of the name of a decoded array: increase it when `decode_image` changes its pixels.
-_DECODER_VERSION = 6
+# Part of the name of a decoded array: increase it when `decode_image` changes its pixels, or
+# refuses other images.
+_DECODER_VERSION = 7
+# The default limit of an image's pixels, above which Pillow warns of a decompression bomb: more
+# than the 61 million of full-frame cameras. Pillow refuses more than twice as many.
+MAX_PIXELS = 89_478_485
+MOST_PIXELS = 2 * MAX_PIXELS
+# Progressive JPEGs have about 10 scans. Each is a pass over all pixels, and takes 100 bytes.
+MAX_SCANS = 100
+# What else Pillow takes long over: parts of a TIFF, comments in a PPM of text.
+_MAX_TIFF_PARTS, _MAX_COMMENTS = 2**18, 100_000
+# Images of more pixels are decoded one at a time, because one may take 20 bytes per pixel.
+_LARGE = 2**25
+_one_large_image = threading.Lock()
+# Bytes per pixel, and besides, that any decoder finds if memory is not short.
+_BYTES_PER_PIXEL, _SPARE_BYTES = 20, 2**28
+# Faults of the machine, not of an image or its path.
+_MACHINE_FAULTS = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC}
 # The smaller sizes at which libjpeg decodes, as divisors.
 JPEG_SCALES = (8, 4, 2)
 # The filters that Pillow also has; with antialias their pixels are Pillow's.
@@ -48,6 +68,8 @@ PILLOW_FILTERS = {
 # The EXIF orientations (CIPA DC-008, 4.6.5) of images that are mirrored to be upright, after those
 # from 5 on were transposed.
 MIRRORED_DOWN, MIRRORED_ACROSS = (3, 4, 7, 8), (2, 3, 6, 7)
+# A JPEG's markers between its segments and scans, but those without a segment.
+_MARKER = re.compile(rb"\xff([\xc0-\xcf\xd8-\xfe])")
 # Bytes 4 to 12 of a HEIC file.
 _HEIF_BRANDS = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1")
 
@@ -77,6 +99,10 @@ class Format:
         "rgba" is opaque if the image has no alpha; "rgb" and "grayscale" drop alpha.
       antialias: Whether to antialias when downscaling; "area" always does and "nearest" never.
       exif: "apply" turns images upright by their EXIF orientation; "ignore" leaves them as stored.
+      max_pixels: Images of more pixels are refused before they are decoded.
+
+    Raises:
+      UserError: `max_pixels` is not a whole number from 1 to `MOST_PIXELS`.
     """
 
     size: tuple[int, int]
@@ -85,6 +111,13 @@ class Format:
     color_mode: str = "rgb"
     antialias: bool = True
     exif: str = "apply"
+    max_pixels: int = MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.max_pixels, int) or not 1 <= self.max_pixels <= MOST_PIXELS:
+            raise UserError(
+                f"max_pixels {self.max_pixels!r}: expected a whole number from 1 to {MOST_PIXELS}"
+            )
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -97,7 +130,8 @@ class Format:
         height, width = self.size
         parts = [f"{height}x{width}", self.interpolation, self.aspect_ratio, self.color_mode]
         parts += ["antialias"] * self.antialias + ["stored"] * (self.exif == "ignore")
-        return "-".join((*parts, f"v{_DECODER_VERSION}"))
+        # Another limit refuses other images.
+        return "-".join((*parts, f"{self.max_pixels}px", f"v{_DECODER_VERSION}"))
 
     @property
     def resized_by_pillow(self) -> bool:
@@ -216,7 +250,8 @@ def halving_suffices(scale: Any, placed: Placement, format: Format) -> Any:
 def decode_image(encoded: bytes, format: Format) -> np.ndarray:
     """Decodes one image into a format.
 
-    It takes the first frame of an animation, and the upper 8 of 16 bits of a channel.
+    It takes the first frame of an animation, and the upper 8 of 16 bits of a channel. Whether it
+    refuses an image depends on its bytes and on `format.max_pixels`, not on the rest of the format.
 
     Args:
       encoded: The bytes of a file of one of `KINDS`.
@@ -226,21 +261,22 @@ def decode_image(encoded: bytes, format: Format) -> np.ndarray:
       uint8 array of shape `format.shape`, values 0 to 255.
 
     Raises:
-      Exception: The bytes are not an image, or incomplete; each of Pillow's decoders raises its own
-        kind.
+      MemoryError: There is too little memory.
+      Exception: The bytes are not an image, incomplete, or have too many pixels or scans; each of
+        Pillow's decoders raises its own kind.
     """
-    pixels, placed, scale = _decode_jpeg(encoded, format) or _decode_by_pillow(encoded, format)
-    pixels = _resized(pixels, placed, scale, format)
-    if pixels.shape == format.shape:
+    pixels = _decode_jpeg(encoded, format)
+    if pixels is not None:
         return pixels
-    padded = np.zeros(format.shape, np.uint8)
-    (top, left), (height, width) = placed.margin, placed.inner
-    padded[top : top + height, left : left + width] = pixels
-    return padded
+    with open_image(encoded) as image:
+        return decode_opened(image, format)
 
 
 def decode_images(
-    count: int, read: Callable[[int], bytes], format: Format
+    count: int,
+    read: Callable[[int], bytes],
+    format: Format,
+    decode: Callable[[bytes, Format], np.ndarray] = decode_image,
 ) -> tuple[np.ndarray, list[str]]:
     """Decodes a batch of images.
 
@@ -248,100 +284,219 @@ def decode_images(
       count: Number of images.
       read: Returns the bytes of an image, by its index in the batch.
       format: The format of the result.
+      decode: Decodes one of them.
 
     Returns:
       uint8 array of shape (count, height, width, channels), zeros for images that cannot be read or
       decoded; and for each image the reason why not, or "".
+
+    Raises:
+      MachineError: Memory is short or a disk fails, whatever the image.
     """
-    images, faults = np.zeros((count, *format.shape), np.uint8), [""] * count
-    for place in range(count):
-        encoded = b""
-        try:
-            encoded = read(place)
-            images[place] = decode_image(encoded, format)
-        except Exception as error:  # From the file, the zip or one of Pillow's decoders.
-            faults[place] = _reason(error, encoded)
+    faults = [""] * count
+    try:
+        images = np.zeros((count, *format.shape), np.uint8)
+        for place in range(count):
+            encoded = b""
+            try:
+                encoded = read(place)
+                images[place] = decode(encoded, format)
+            except (MemoryError, MachineError):
+                raise
+            except Exception as error:  # From the file, the zip or one of Pillow's decoders.
+                if isinstance(error, OSError) and error.errno in _MACHINE_FAULTS:
+                    raise MachineError(f"images: cannot be read: {error.strerror}") from error
+                _check_memory(encoded, format)
+                faults[place] = _reason(error, encoded)
+    except MemoryError as error:
+        raise MachineError(
+            "memory: too little to decode images; free memory, or pass a smaller --max_pixels than "
+            f"{format.max_pixels}"
+        ) from error
     return images, faults
+
+
+def _check_memory(encoded: bytes, format: Format) -> None:
+    """Checks that memory was not short when an image was not decoded.
+
+    Pillow then says of progressive JPEG, WebP, AVIF and HEIC files that they are broken.
+
+    Raises:
+      MemoryError: It is short.
+    """
+    pixels = 0
+    try:
+        with open_image(encoded) as image:
+            pixels = image.width * image.height
+    except MemoryError:
+        raise
+    except Exception:
+        pass  # The header is broken.
+    needed = _BYTES_PER_PIXEL * pixels if pixels <= format.max_pixels else 0
+    np.empty(_SPARE_BYTES + needed, np.uint8)
 
 
 def open_image(encoded: bytes) -> Image.Image:
     """Opens an image of one of `KINDS`, without decoding its pixels.
 
     Raises:
-      OSError: The format is unknown, or a PNG has no end; Pillow would accept that.
+      OSError: The format is unknown; the image has more than `MOST_PIXELS`, or too many scans or
+        other parts; or a PNG has no end, which Pillow would accept.
     """
-    image = Image.open(io.BytesIO(encoded), formats=KINDS)
+    if encoded[:2] in (b"II", b"MM") and (parts := _tiff_parts(encoded)) > _MAX_TIFF_PARTS:
+        raise OSError(f"{parts:,} strips or tiles, expected at most {_MAX_TIFF_PARTS:,}")
+    if encoded[:2] in (b"P1", b"P2", b"P3") and encoded.count(b"#") > _MAX_COMMENTS:
+        raise OSError(f"more than {_MAX_COMMENTS:,} comments")
+    try:
+        image = Image.open(io.BytesIO(encoded), formats=KINDS)
+    except Image.DecompressionBombError as error:
+        raise OSError(f"more than {MOST_PIXELS:,} pixels; shrink it") from error
+    _check_scans(encoded)
     if image.format == "PNG" and b"IEND" not in encoded:
         raise OSError("image file is truncated")
     return image
+
+
+def _check_pixels(width: int, height: int, format: Format) -> None:
+    """Checks the size in the header of an image, before the image is decoded.
+
+    Raises:
+      OSError: It has too many pixels.
+    """
+    if width * height > format.max_pixels:
+        raise OSError(
+            f"{width:,} x {height:,} are {width * height:,} pixels, expected at most "
+            f"{format.max_pixels:,}; shrink it, or pass a larger --max_pixels"
+        )
+
+
+def _check_scans(encoded: bytes) -> None:
+    """Checks the number of scans of an image, before it is decoded.
+
+    Raises:
+      OSError: It is a JPEG with too many.
+    """
+    # Counting all is fast, but some may be behind the end of the JPEG, or in its thumbnail.
+    values = np.frombuffer(encoded, np.uint8)
+    most = np.count_nonzero((values[:-1] == 0xFF) & (values[1:] == 0xDA))
+    if most > MAX_SCANS and (scans := _scans(encoded)) > MAX_SCANS:
+        raise OSError(f"{scans:,} scans, expected at most {MAX_SCANS}; save it as a new JPEG")
+
+
+def _tiff_parts(encoded: bytes) -> int:
+    """Returns the number of strips and tiles of a TIFF's first image, 0 if it is none."""
+    file = io.BytesIO(encoded)
+    try:
+        head = file.read(16 if 43 in encoded[2:4] else 8)  # BigTIFF has a longer one.
+        directory = TiffImagePlugin.ImageFileDirectory_v2(head)
+        file.seek(directory.next)
+        directory.load(file)
+        offsets = (TiffImagePlugin.STRIPOFFSETS, TiffImagePlugin.TILEOFFSETS)
+        return sum(np.size(directory.get(tag, ())) for tag in offsets)
+    except MemoryError:
+        raise
+    except Exception:  # `Image.open` says why.
+        return 0
+
+
+def _scans(encoded: bytes) -> int:
+    """Returns the number of scans in a JPEG, 0 for other files."""
+    scans, start = 0, 2
+    if not encoded.startswith(b"\xff\xd8"):
+        return 0
+    while (found := _MARKER.search(encoded, start)) and found[1] != b"\xd9":
+        scans += found[1] == b"\xda"
+        start = found.end() + int.from_bytes(encoded[found.end() : found.end() + 2], "big")
+    return scans
+
+
+def _alone_if_large(pixels: int) -> contextlib.AbstractContextManager[Any]:
+    return _one_large_image if pixels > _LARGE else contextlib.nullcontext()
 
 
 def upright_image(encoded: bytes, longest: int) -> Image.Image:
     """Decodes an image upright and in its own aspect ratio, as RGB.
 
     Args:
-      encoded: The bytes of a file of one of `KINDS`.
+      encoded: The bytes of a file that `decode_image` decodes.
       longest: The pixels of the longer side; larger images are downscaled, smaller ones are not
         enlarged.
 
     Raises:
       Exception: As for `decode_image`.
     """
-    with open_image(encoded) as image:
+    with open_image(encoded) as image, _alone_if_large(image.width * image.height):
         turn = orientation(image)
         image.draft(None, (longest, longest))  # JPEGs need not be decoded at their full size.
-        upright = Image.fromarray(_turned(_converted(image, "rgb"), turn))
-    upright.thumbnail((longest, longest))
-    return upright
+        upright = _converted(image, "rgb")
+        upright.thumbnail((longest, longest))
+    return _turned_image(upright, turn)
 
 
 def orientation(image: Image.Image) -> int:
-    """Returns the EXIF orientation to apply, 1 (upright) to 8."""
-    if image.format == "TIFF":
-        image.load()  # Pillow applies the orientation itself.
+    """Returns the EXIF orientation to apply, 1 (upright) to 8.
+
+    Raises:
+      Exception: A PNG or TIFF cannot be decoded.
+    """
+    # Pillow turns a TIFF when it loads it. It looks for EXIF data at a PNG's end, and loads it
+    # before: that must not fail here unseen, because Pillow then gives what it has of the image.
+    if image.format in ("PNG", "TIFF"):
+        image.load()
     try:
         found: Any = image.getexif().get(ExifTags.Base.Orientation)
+    except MemoryError:
+        raise
     except Exception:  # Damaged EXIF data is no reason to refuse the image.
         return 1
     return found if found in range(1, 9) else 1
 
 
-def _decode_by_pillow(encoded: bytes, format: Format) -> tuple[np.ndarray, Placement, int]:
-    """Does what `_decode_jpeg` does for any format, at scale 1."""
-    with open_image(encoded) as image:
+def decode_opened(image: Image.Image, format: Format) -> np.ndarray:
+    """Does what `decode_image` does with an image of `open_image`, for JPEGs at full size."""
+    _check_pixels(image.width, image.height, format)
+    with _alone_if_large(image.width * image.height):
         turn = orientation(image) if format.exif == "apply" else 1
-        pixels = _turned(_converted(image, format.color_mode), turn)
-    height, width = pixels.shape[:2]
-    return pixels, place(height, width, format), 1
+        upright = _turned_image(_converted(image, format.color_mode), turn)
+        return _fitted(upright, place(upright.height, upright.width, format), 1, format)
 
 
-def _decode_jpeg(encoded: bytes, format: Format) -> tuple[np.ndarray, Placement, int] | None:
-    """Returns the upright pixels of a JPEG, their placement and their scale, or None if unsure.
+def _decode_jpeg(encoded: bytes, format: Format) -> np.ndarray | None:
+    """Returns a JPEG decoded into a format, or None if unsure.
 
     simplejpeg calls the same libjpeg as Pillow and gives the same pixels in two thirds of the time.
     """
     try:
         stored_height, stored_width, colors, _ = simplejpeg.decode_jpeg_header(encoded)
-        if colors in ("CMYK", "YCCK"):
-            return None
-        turn = 1
-        if format.exif == "apply" and not _is_upright(encoded):
-            with open_image(encoded) as image:
-                turn = orientation(image)
-        upright = (stored_width, stored_height) if turn >= 5 else (stored_height, stored_width)
-        placed = place(*upright, format)
-        # The limits of `scale_fits` were measured for bilinear.
-        scales = JPEG_SCALES if format.antialias and format.interpolation == "bilinear" else ()
-        scale = next((scale for scale in scales if scale_fits(scale, placed)), 1)
-        height, width = -(-stored_height // scale), -(-stored_width // scale)
-        pixels = simplejpeg.decode_jpeg(encoded, min_height=height, min_width=width)
     except ValueError:  # simplejpeg is stricter than Pillow.
         return None
-    if pixels.shape != (height, width, 3):
+    if colors in ("CMYK", "YCCK"):
         return None
-    if format.color_mode != "rgb":
-        pixels = _converted(Image.fromarray(pixels), format.color_mode)
-    return _turned(pixels, turn), placed, scale
+    _check_pixels(stored_width, stored_height, format)
+    _check_scans(encoded)
+    turn = 1
+    if format.exif == "apply" and not _is_upright(encoded):
+        try:
+            with open_image(encoded) as image:
+                turn = orientation(image)
+        except OSError:  # Pillow is stricter than simplejpeg.
+            turn = 1
+    upright = (stored_width, stored_height) if turn >= 5 else (stored_height, stored_width)
+    placed = place(*upright, format)
+    # The limits of `scale_fits` were measured for bilinear.
+    scales = JPEG_SCALES if format.antialias and format.interpolation == "bilinear" else ()
+    scale = next((scale for scale in scales if scale_fits(scale, placed)), 1)
+    height, width = -(-stored_height // scale), -(-stored_width // scale)
+    with _alone_if_large(height * width):
+        try:
+            pixels = simplejpeg.decode_jpeg(encoded, min_height=height, min_width=width)
+        except ValueError:
+            return None
+        if pixels.shape != (height, width, 3):
+            return None
+        if format.color_mode != "rgb":
+            pixels = _pixels(_converted(Image.fromarray(pixels), format.color_mode))
+        return _fitted(_turned(pixels, turn), placed, scale, format)
 
 
 def _is_upright(encoded: bytes) -> bool:
@@ -374,11 +529,15 @@ def _is_upright(encoded: bytes) -> bool:
     )
 
 
-def _converted(image: Image.Image, color_mode: str) -> np.ndarray:
+def _converted(image: Image.Image, color_mode: str) -> Image.Image:
+    image.load()
+    if image.mode == "P" and image.palette is None:  # `convert` has no answer but to some modes.
+        raise OSError("the palette is missing")
     if image.mode.startswith("I;16"):  # `convert` would clip it at 255.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    image = image.convert("RGBA" if color_mode == "rgba" else "RGB")
-    return _pixels(image.convert("L") if color_mode == "grayscale" else image)
+    mode = "RGBA" if color_mode == "rgba" else "RGB"
+    image = image if image.mode == mode else image.convert(mode)
+    return image.convert("L") if color_mode == "grayscale" else image
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
@@ -394,15 +553,41 @@ def _turned(pixels: np.ndarray, turn: int) -> np.ndarray:
     return np.ascontiguousarray(pixels[:, ::-1] if turn in MIRRORED_ACROSS else pixels)
 
 
-def _resized(pixels: np.ndarray, placed: Placement, scale: int, format: Format) -> np.ndarray:
+def _turned_image(image: Image.Image, turn: int) -> Image.Image:
+    """Does what `_turned` does, in less memory."""
+    image = image.transpose(Image.Transpose.TRANSPOSE) if turn >= 5 else image
+    image = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM) if turn in MIRRORED_DOWN else image
+    across = turn in MIRRORED_ACROSS
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if across else image
+
+
+def _fitted(
+    image: np.ndarray | Image.Image, placed: Placement, scale: int, format: Format
+) -> np.ndarray:
+    """Resizes and pads an upright image, which was decoded at 1 / scale of its size."""
+    pixels = _resized(image, placed, scale, format)
+    if pixels.shape == format.shape:
+        return pixels
+    padded = np.zeros(format.shape, np.uint8)
+    (top, left), (height, width) = placed.margin, placed.inner
+    padded[top : top + height, left : left + width] = pixels
+    return padded
+
+
+def _resized(
+    image: np.ndarray | Image.Image, placed: Placement, scale: int, format: Format
+) -> np.ndarray:
     (top, left), (box_height, box_width), (height, width) = placed.corner, placed.box, placed.inner
     if halving_suffices(scale, placed, format):
-        resized = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR_EXACT)
+        assert isinstance(image, np.ndarray)  # Other scales than 1 are of JPEGs.
+        resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR_EXACT)
         return resized.reshape(height, width, -1)
     if not format.resized_by_pillow and format.interpolation != "nearest":
+        pixels = _pixels(image) if isinstance(image, Image.Image) else image
         part = pixels[top : top + box_height, left : left + box_width]
         return resize_by_tensorflow(part, (height, width), format).numpy()
-    image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
     if format.interpolation == "nearest":
         region = left, top, left + box_width, top + box_height
         return _pixels(image.resize((width, height), Image.Resampling.NEAREST, region))

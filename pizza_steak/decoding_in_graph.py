@@ -4,19 +4,21 @@ Exported models and tf.data services use it. The pixels are bit-identical to tho
 `decoding.decode_image` for JPEG and PNG files, except those that `needs_pillow` names.
 """
 
+import concurrent.futures
+import functools
 import os
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 import tensorflow.experimental.numpy as tnp
 
-from pizza_steak import decoding
+from pizza_steak import cores, decoding
 from pizza_steak.decoding import Format, Placement
 from pizza_steak.kept import make_once
 from pizza_steak.records import Records
 
-_RECORDS_READ_AT_ONCE = 64
 # Bytes of a file in which to look for EXIF data: cameras write it first.
 _EXIF_WITHIN = 4096
 # Bits of the fraction in Pillow's fixed-point filter weights (Resample.c, PRECISION_BITS).
@@ -36,7 +38,8 @@ def decode_image(encoded: tf.Tensor, format: Format) -> tf.Tensor:
       uint8 tensor of shape `format.shape`, values 0 to 255.
 
     Raises:
-      tf.errors.OpError: The bytes are not a JPEG or PNG file, or incomplete.
+      tf.errors.OpError: The bytes are not a JPEG or PNG file, incomplete, or have too many pixels
+        or scans.
     """
     with_alpha = format.color_mode == "rgba"
     is_jpeg = tf.io.is_jpeg(encoded)
@@ -49,45 +52,54 @@ def decode_image(encoded: tf.Tensor, format: Format) -> tf.Tensor:
         lambda: _decode_png(encoded, format),
     )
     image = tf.ensure_shape(image, (None, None, 4 if with_alpha else 3))
-    image = _turned(tf.cast(image, tf.int32), turn)
+    image = _turned(image, turn)
     if format.color_mode == "grayscale":
         # Pillow's weights (ITU-R 601-2) in its fixed point, for the same rounding.
-        weighted = image * tf.constant([19595, 38470, 7471])
+        weighted = tf.cast(image, tf.int32) * tf.constant([19595, 38470, 7471])
         total = tf.reduce_sum(weighted, axis=-1, keepdims=True) + 0x8000
-        image = tf.bitwise.right_shift(total, 16)
+        image = tf.cast(tf.bitwise.right_shift(total, 16), tf.uint8)
     placed = decoding.place(full[0], full[1], format, tnp)
-    image = tf.cast(_resized(image, placed, scale, format), tf.uint8)
+    image = _resized(image, placed, scale, format)
     if format.aspect_ratio == "pad":
         image = tf.image.pad_to_bounding_box(image, *placed.margin, *format.size)
     return tf.ensure_shape(image, format.shape)
 
 
-def needs_pillow(encoded: bytes) -> bool:
-    """Returns whether the graph's `decode_image` refuses an image, or gives other pixels.
+@functools.cache
+def _decoder(format: Format) -> Callable[[tf.Tensor], tf.Tensor]:
+    return tf.function(
+        lambda encoded: decode_image(encoded, format),
+        input_signature=[tf.TensorSpec((), tf.string)],
+    )
 
-    These are formats other than JPEG and PNG, JPEG in CMYK, PNG with less than 8 bits of grey, and
-    images whose orientation is not in the EXIF data of a JPEG. Damaged images are none of these.
+
+def needs_pillow(encoded: bytes, format: Format) -> bool:
+    """Returns whether the graph's `decode_image` does not do what `decoding.decode_image` does.
+
+    These are formats other than JPEG and PNG, JPEG in CMYK, PNG with less than 8 bits of grey,
+    images whose orientation is not in the EXIF data of a JPEG, and damaged images that only one of
+    the two refuses.
     """
+    _, (fault,) = found = decoding.decode_images(1, lambda place: encoded, format)
     try:
-        with decoding.open_image(encoded) as image:
-            if image.format in ("JPEG", "MPO"):
-                turn = decoding.orientation(image)
-                return image.mode == "CMYK" or turn != int(_orientation(tf.constant(encoded)))
-            little_grey = encoded[24] in (1, 2, 4) and encoded[25] == 0
-            return image.format != "PNG" or little_grey or b"eXIf" in encoded
-    except Exception:  # Each of Pillow's decoders raises its own kind.
-        return False
+        with tf.device("CPU"):
+            pixels = _decoder(format)(encoded).numpy()
+    except tf.errors.InvalidArgumentError:
+        return not fault
+    return bool(fault) or not np.array_equal(pixels, found[0][0])
 
 
-def for_pillow(records: Records) -> np.ndarray:
+def for_pillow(records: Records, format: Format) -> np.ndarray:
     """Returns the rows of the images that need Pillow, int64; keeps them beside the records."""
-    path = records.folder / f"for_pillow-2-{records.fingerprint}.npy"
+    path = records.folder / f"for_pillow-{format.name}-{records.fingerprint}.npy"
 
     def look() -> np.ndarray:
-        rows = np.arange(len(records.labels))
-        parts = np.array_split(rows, len(rows) // _RECORDS_READ_AT_ONCE + 1)
-        found = [list(map(needs_pillow, records.encoded(part))) for part in parts]
-        return np.flatnonzero(np.concatenate(found))
+        def look_at(row: int) -> bool:
+            (encoded,) = records.encoded(np.array([row]))
+            return needs_pillow(encoded, format)
+
+        with concurrent.futures.ThreadPoolExecutor(cores.count()) as pool:
+            return np.flatnonzero(list(pool.map(look_at, range(len(records.labels)))))
 
     def write(temporary: pathlib.Path) -> None:
         np.save(temporary, look())
@@ -103,6 +115,12 @@ def _decode_jpeg(
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Returns the image as stored, its upright and unscaled height and width, and its scale."""
     stored = tf.io.extract_jpeg_shape(encoded)[:2]
+    # Scans, as `decoding` counts them, or two bytes that are none: one of 65,536 by chance.
+    scans = tf.size(tf.strings.split(encoded, b"\xff\xda")) - 1
+    most = decoding.MAX_SCANS + tf.strings.length(encoded) // 2**14
+    few = tf.debugging.Assert(scans <= most, [f"expected at most {decoding.MAX_SCANS} scans"])
+    with tf.control_dependencies([few, _few_pixels(stored, format)]):
+        encoded = tf.identity(encoded)
     full = tf.where(turn >= 5, stored[::-1], stored)
     placed = decoding.place(full[0], full[1], format, tnp)
 
@@ -123,11 +141,23 @@ def _decode_jpeg(
 
 def _decode_png(encoded: tf.Tensor, format: Format) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     is_png = tf.strings.regex_full_match(tf.strings.substr(encoded, 0, 8), r"\CPNG\r\n\x1a\n")
-    expected = tf.debugging.Assert(is_png, ["expected a JPEG or PNG file"])
-    with tf.control_dependencies([expected]):
+    is_png &= tf.strings.length(encoded) >= 24
+    with tf.control_dependencies([tf.debugging.Assert(is_png, ["expected a JPEG or PNG file"])]):
+        # Width and height, in the first chunk (W3C's PNG, 11.2.1), 32 bits each.
+        header = tf.io.decode_raw(tf.strings.substr(encoded, 16, 8), tf.uint8)
+    digits = tf.reshape(tf.cast(header, tf.int64), (2, 4))
+    stored = tf.reduce_sum(digits * [2**24, 2**16, 2**8, 1], -1)
+    with tf.control_dependencies([_few_pixels(stored, format)]):
         channels = 4 if format.color_mode == "rgba" else 3
         image = tf.io.decode_png(tf.identity(encoded), channels)
     return image, tf.shape(image)[:2], tf.constant(1)
+
+
+def _few_pixels(stored: tf.Tensor, format: Format) -> tf.Operation:
+    pixels = tf.reduce_prod(tf.cast(stored, tf.int64))
+    return tf.debugging.Assert(
+        pixels <= format.max_pixels, [f"expected at most {format.max_pixels} pixels, found", pixels]
+    )
 
 
 def _orientation(encoded: tf.Tensor) -> tf.Tensor:
@@ -177,11 +207,11 @@ def _turned(image: tf.Tensor, turn: tf.Tensor) -> tf.Tensor:
 
 def _transposed(image: tf.Tensor) -> tf.Tensor:
     # In float32: for integers, oneDNN warns on stderr on processors without AVX-512.
-    return tf.cast(tf.transpose(tf.cast(image, tf.float32), (1, 0, 2)), tf.int32)
+    return tf.cast(tf.transpose(tf.cast(image, tf.float32), (1, 0, 2)), image.dtype)
 
 
 def _resized(image: tf.Tensor, placed: Placement, scale: tf.Tensor, format: Format) -> tf.Tensor:
-    """Resizes an image to its final size; int32 of shape (H, W, C), values 0 to 255."""
+    """Resizes an image, uint8 of shape (H, W, C), to its final size."""
     if format.interpolation == "nearest":
         for axis in (0, 1):
             source = _nearest(placed.corner[axis], placed.box[axis], placed.inner[axis])
@@ -189,13 +219,13 @@ def _resized(image: tf.Tensor, placed: Placement, scale: tf.Tensor, format: Form
         return image
     if not format.resized_by_pillow:
         part = tf.slice(image, [*placed.corner, 0], [*placed.box, -1])
-        resized = decoding.resize_by_tensorflow(tf.cast(part, tf.uint8), placed.inner, format)
-        return tf.cast(resized, tf.int32)
-    return tf.cond(
+        return decoding.resize_by_tensorflow(part, placed.inner, format)
+    resized = tf.cond(
         tf.convert_to_tensor(decoding.halving_suffices(scale, placed, format)),
-        lambda: _resized_as_by_opencv(image, placed),
+        lambda: _resized_as_by_opencv(tf.cast(image, tf.int32), placed),
         lambda: _resized_as_by_pillow(image, placed, scale, format),
     )
+    return tf.cast(resized, tf.uint8)
 
 
 def _resized_as_by_opencv(image: tf.Tensor, placed: Placement) -> tf.Tensor:
@@ -238,7 +268,7 @@ def _resample(image: tf.Tensor, edges: tf.Tensor, size: tf.Tensor, interpolation
     """Resizes along the first axis as Pillow does, in its fixed point (Resample.c).
 
     Args:
-      image: int32 of shape (H, W, C).
+      image: Integers of shape (H, W, C), 0 to 255.
       edges: Start and end of the part to resize, in pixels, float64 of shape (2,).
       size: Number of pixels of the result.
       interpolation: A key of `_SUPPORT`.
@@ -260,7 +290,9 @@ def _resample(image: tf.Tensor, edges: tf.Tensor, size: tf.Tensor, interpolation
     for tap in tf.range(
         tf.shape(places)[1]
     ):  # All taps at once would need a multiple of the memory.
-        total += tf.gather(image, places[:, tap]) * weights[:, tap, tf.newaxis, tf.newaxis]
+        # Only this part in int32: a large image would need a multiple of the memory.
+        part = tf.cast(tf.gather(image, places[:, tap]), tf.int32)
+        total += part * weights[:, tap, tf.newaxis, tf.newaxis]
     return tf.clip_by_value(tf.bitwise.right_shift(total, _PRECISION_BITS), 0, 255)
 
 
@@ -283,6 +315,7 @@ def _sinc(x: tf.Tensor) -> tf.Tensor:
 
 def _multiplied_by_alpha(image: tf.Tensor) -> tf.Tensor:
     """Multiplies colours by alpha as Pillow does before it resizes (Convert.c: rgbA2rgba)."""
+    image = tf.cast(image, tf.int32)
     product = image[..., :3] * image[..., 3:] + 128
     product = tf.bitwise.right_shift(tf.bitwise.right_shift(product, 8) + product, 8)
     return tf.concat([product, image[..., 3:]], -1)

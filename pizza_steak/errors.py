@@ -62,6 +62,10 @@ class BadImageError(UserError):
         )
 
 
+class MachineError(UserError):
+    """Memory is short, or a disk fails: no image is at fault."""
+
+
 def told(error: OSError) -> str:
     """Returns what an OSError says; of a full disk also how much is free."""
     text = error.strerror or str(error)
@@ -78,6 +82,8 @@ def fault_of_the_machine(error: BaseException | None) -> str | None:
     Other libraries raise errors of their own for them: they are known by the system's text.
     """
     while error is not None:
+        if isinstance(error, MachineError):
+            return str(error)
         if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
             return f"{error.filename}: {told(error)}" if error.filename else told(error)
         for number in _OF_THE_MACHINE:
@@ -87,6 +93,15 @@ def fault_of_the_machine(error: BaseException | None) -> str | None:
                 return ": ".join(filter(None, found.groups()))
         error = error.__cause__ or error.__context__
     return None
+
+
+def quoted(error: Exception) -> UserError | None:
+    """Returns the `UserError` in the text of an error of TensorFlow's, or None.
+
+    TensorFlow quotes what a function raises that it calls by `tf.numpy_function`.
+    """
+    found = re.search(r"^pizza_steak\.errors\.\w+: (.+)$", str(error), re.MULTILINE)
+    return UserError(found[1]) if found else None
 
 
 def first_line(error: Exception) -> str:

@@ -69,6 +69,7 @@ def flow_from_directory(
     exif: str = "ignore",
     zip_encoding: str | None = None,
     max_unpacked_gb: float | None = None,
+    max_pixels: int = decoding.MAX_PIXELS,
     data_dir: str | os.PathLike[str] | None = None,
     decoded_cache: str = "disk",
     on_bad_image: str = "fail",
@@ -148,6 +149,7 @@ def flow_from_directory(
       zip_encoding: Encoding of the names in a zip that does not say it, such as "cp932".
       max_unpacked_gb: Most gigabytes that a zip may unpack to; by default 1, or 100 times its size
         if that is more.
+      max_pixels: Pixels of the largest image, at most 178,956,970; larger ones are not decoded.
       data_dir: Folder of records and decoded images; by default `~/tensorflow_datasets`.
       decoded_cache: "disk", "memory" or "none"; see `decoded.decode`.
       on_bad_image: "fail", or "skip" to leave out images that cannot be decoded, with a warning.
@@ -182,6 +184,7 @@ def flow_from_directory(
         color_mode,
         antialias,
         exif,
+        max_pixels,
     )
     image_shape = image_format.shape
     if data_format == "channels_first":

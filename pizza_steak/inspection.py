@@ -12,11 +12,10 @@ import json
 import random
 import statistics
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import UnidentifiedImageError
 
 from pizza_steak import decoding, figures
 from pizza_steak.archive import Archive, ReadingOptions, read_archive
@@ -30,6 +29,8 @@ _SPLITS = ("train", "validation", "test")
 # Images in a grid, images in the figure of the augmentation, and versions of each.
 _SAMPLE, _AUGMENTED, _VERSIONS = 24, 4, 5
 _MOST_LISTED = 10
+# What faults are looked for with: they do not depend on the size.
+_SMALL = (8, 8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Found:
       format: "JPEG", "PNG" and so on, by content; None if it is no image.
       size: Width and height in pixels when upright; None if it is no image.
       turned: Whether its EXIF orientation rotates or mirrors it.
-      fault: Why it cannot be decoded, or None.
+      fault: Why training cannot decode it, or None.
     """
 
     filename: str
@@ -67,13 +68,13 @@ class Inspection:
       name: Name of the dataset.
       left_out: Number of files that are no examples, by kind.
       images: All images, readable or not.
-      sample: Readable images, drawn at random, with the bytes of their files.
+      sample: Readable images, drawn at random, with their pixels for each figure.
     """
 
     name: str
     left_out: Mapping[str, int]
     images: Sequence[Found]
-    sample: Sequence[tuple[Found, bytes]]
+    sample: Sequence[tuple[Found, Mapping[str, np.ndarray]]]
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Returns the number of images by split and class, unreadable ones included."""
@@ -240,32 +241,39 @@ def report(config: InspectConfig) -> str:
             "augmented: expected both a file and flags of the augmentation, such as "
             "--augmented=augmented.png --rotation_range=20"
         )
+    shrink: dict[str, Callable[[bytes], np.ndarray]] = {}
+    if findings.grid:
+        shrink["grid"] = lambda file: np.asarray(decoding.upright_image(file, figures.LONGEST))
+    if findings.augmented:
+        size = (findings.image_size, findings.image_size)
+        format = decoding.Format(size, max_pixels=source.max_pixels)
+        shrink["augmented"] = lambda file: decoding.decode_image(file, format)
+    options: dict[str, Any] = {
+        "seed": findings.seed,
+        "max_pixels": source.max_pixels,
+        "shrink": shrink,
+    }
     cautions: list[str] = []
     if source.archive:
         listed = read_archive(
             source.archive,
             ReadingOptions(source.follow_links, source.zip_encoding, source.max_unpacked_gb),
         )
-        found = inspect(str(listed.path), listed.left_out, _examples(listed), findings.seed)
+        found = inspect(str(listed.path), listed.left_out, _examples(listed), **options)
         cautions = [f"caution     {text}" for text in listed.warnings]
     else:
         assert source.dataset  # The flags require an archive or a dataset.
-        found = _inspect_dataset(source.dataset, source.data_dir, findings.seed)
+        found = _inspect_dataset(source.dataset, source.data_dir, options)
     if findings.json:
         with output_file(findings.json) as temporary:
             temporary.write_text(json.dumps(found.to_json(), indent=2) + "\n")
     lines = [found.summary(), *cautions]
     if findings.grid:
-        draw_grid(found.sample, findings.grid)
+        draw_grid([(image, drawn["grid"]) for image, drawn in found.sample], findings.grid)
         lines.append(f"figure saved to {findings.grid}")
     if findings.augmented:
-        draw_augmented(
-            found.sample[:_AUGMENTED],
-            findings.augmented,
-            findings.image_size,
-            findings.seed,
-            config.transform,
-        )
+        images = [drawn["augmented"] for _, drawn in found.sample[:_AUGMENTED]]
+        draw_augmented(images, findings.augmented, findings.seed, config.transform)
         lines.append(f"figure saved to {findings.augmented}")
     return "\n".join(lines)
 
@@ -274,45 +282,64 @@ def inspect(
     name: str,
     left_out: Mapping[str, int],
     examples: Iterable[tuple[str, str, str, bytes]],
+    *,
     seed: int = 42,
+    max_pixels: int = decoding.MAX_PIXELS,
+    shrink: Mapping[str, Callable[[bytes], np.ndarray]] | None = None,
 ) -> Inspection:
-    """Inspects every image once; keeps only a sample of them in memory.
+    """Inspects every image once; keeps only a sample of them in memory, shrunk.
 
     Args:
       name: Name of the dataset.
       left_out: Number of files that are no examples, by kind.
       examples: Split, class name, filename and encoded image of each example.
       seed: Seed for drawing the sample.
+      max_pixels: Images of more pixels cannot be decoded.
+      shrink: Functions that return the pixels for a figure from an image file, by its name.
     """
     images: list[Found] = []
-    sample: list[tuple[float, Found, bytes]] = []
+    sample: list[tuple[float, Found, Mapping[str, np.ndarray]]] = []
+    format = decoding.Format(_SMALL, max_pixels=max_pixels)
     for split, label, filename, encoded in examples:
-        found = _look(split, label, filename, encoded)
+        found = _look(split, label, filename, encoded, format)
         images.append(found)
-        if found.fault is None:
-            # The images with the largest random numbers are a fair sample of any number of images.
-            number = random.Random(f"{seed} {filename}").random()
-            sample = heapq.nlargest(_SAMPLE, [*sample, (number, found, encoded)], lambda s: s[0])
+        # The images with the largest random numbers are a fair sample of any number of images.
+        number = random.Random(f"{seed} {filename}").random()
+        if found.fault is None and (len(sample) < _SAMPLE or number > sample[-1][0]):
+            drawn = {figure: of_file(encoded) for figure, of_file in (shrink or {}).items()}
+            sample = heapq.nlargest(_SAMPLE, [*sample, (number, found, drawn)], lambda s: s[0])
     return Inspection(name, left_out, images, [entry[1:] for entry in sample])
 
 
-def _look(split: str, label: str, filename: str, encoded: bytes) -> Found:
-    format, size, orientation, fault = None, None, 1, None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with decoding.open_image(encoded) as image:
-                orientation = decoding.orientation(image)
-                format = image.format
-                size = image.size[::-1] if orientation >= 5 else image.size
-                image.draft(None, (1, 1))  # Faults of a JPEG also show at 1/8 of its size.
-                image.load()
-    except UnidentifiedImageError:
-        fault = "no image"
-    except Exception as error:  # Each of Pillow's decoders raises its own kind.
-        fault = " ".join(str(error).split())
-    digest = hashlib.sha256(encoded).digest()
-    return Found(filename, split, label, len(encoded), digest, format, size, orientation > 1, fault)
+def _look(split: str, label: str, filename: str, encoded: bytes, small: decoding.Format) -> Found:
+    kind, size, turn = None, None, 1
+
+    def decode(encoded: bytes, format: decoding.Format) -> np.ndarray:
+        nonlocal kind, size, turn
+        with decoding.open_image(encoded) as image:
+            kind, size = image.format, image.size
+            if kind in ("JPEG", "MPO"):
+                pixels = decoding.decode_image(encoded, format)
+            else:
+                pixels = decoding.decode_opened(image, format)
+            turn = decoding.orientation(image)
+            size = image.size[::-1] if turn >= 5 else image.size
+            return pixels
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _, (fault,) = decoding.decode_images(1, lambda place: encoded, small, decode)
+    return Found(
+        filename=filename,
+        split=split,
+        label=label,
+        bytes=len(encoded),
+        digest=hashlib.sha256(encoded).digest(),
+        format=kind,
+        size=size,
+        turned=turn > 1,
+        fault=fault or None,
+    )
 
 
 def _examples(archive: Archive) -> Iterator[tuple[str, str, str, bytes]]:
@@ -321,7 +348,7 @@ def _examples(archive: Archive) -> Iterator[tuple[str, str, str, bytes]]:
             yield split, image.label, image.filename, encoded
 
 
-def _inspect_dataset(dataset: str, data_dir: str | None, seed: int) -> Inspection:
+def _inspect_dataset(dataset: str, data_dir: str | None, options: Mapping[str, Any]) -> Inspection:
     tf = import_tensorflow()
     from pizza_steak import records
 
@@ -334,38 +361,33 @@ def _inspect_dataset(dataset: str, data_dir: str | None, seed: int) -> Inspectio
                 label = prepared.classes[prepared.labels[row]]
                 yield split, label, str(prepared.filenames[row]), encoded
 
-    return inspect(prepared.builder.info.full_name, {}, examples(), seed)
+    return inspect(prepared.builder.info.full_name, {}, examples(), **options)
 
 
-def draw_grid(sample: Sequence[tuple[Found, bytes]], path: str) -> None:
+def draw_grid(sample: Sequence[tuple[Found, np.ndarray]], path: str) -> None:
     """Draws images with their classes and sizes.
 
     Raises:
       UserError: There is no image, or the file cannot be written.
     """
     _check_some(sample)
-    images, captions = [], []
-    for found, encoded in sample:
+    captions = []
+    for found, _ in sample:
         assert found.size  # It is readable.
-        images.append(np.asarray(decoding.upright_image(encoded, figures.LONGEST)))
         captions.append(f"{found.label}\n{found.size[0]} x {found.size[1]}, {found.split}")
-    figures.picture_grid(images, captions, path)
+    figures.picture_grid([pixels for _, pixels in sample], captions, path)
 
 
 def draw_augmented(
-    sample: Sequence[tuple[Found, bytes]],
-    path: str,
-    image_size: int,
-    seed: int,
-    transform: TransformConfig,
+    images: Sequence[np.ndarray], path: str, seed: int, transform: TransformConfig
 ) -> None:
-    """Draws images, a row each, beside augmented versions of them.
+    """Draws images of the same size, a row each, beside augmented versions of them.
 
     Raises:
       UserError: There is no image, an argument of the augmentation is wrong, or the file cannot be
         written.
     """
-    _check_some(sample)
+    _check_some(images)
     tf = import_tensorflow()
     from pizza_steak import input_pipeline
     from pizza_steak.augmentation import augmentation_layers
@@ -374,19 +396,18 @@ def draw_augmented(
         layers = augmentation_layers(transform)
     except ValueError as error:
         raise UserError(" ".join(str(error).split())) from error
-    format = decoding.Format((image_size, image_size))
-    originals = tf.stack([decoding.decode_image(encoded, format) for _, encoded in sample])
+    originals = tf.stack(images)
     versions = [originals]
     for version in range(_VERSIONS):
-        images, seeds = originals, input_pipeline.example_seeds(seed, version, range(len(sample)))
+        changed, seeds = originals, input_pipeline.example_seeds(seed, version, range(len(images)))
         for layer in layers:
-            images = layer.augment(images, seeds)
-        versions.append(images)
-    images = np.concatenate(np.stack(versions, axis=1))  # Row after row.
+            changed = layer.augment(changed, seeds)
+        versions.append(changed)
+    rows = np.concatenate(np.stack(versions, axis=1))
     captions = ["original", *(f"version {number + 1}" for number in range(_VERSIONS))]
-    figures.picture_grid(images, captions, path, columns=len(versions))
+    figures.picture_grid(rows, captions, path, columns=len(versions))
 
 
-def _check_some(sample: Sequence[tuple[Found, bytes]]) -> None:
-    if not sample:
+def _check_some(images: Sequence[Any]) -> None:
+    if not images:
         raise UserError("figure: none of the images can be decoded; repair them first")

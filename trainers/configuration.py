@@ -121,6 +121,7 @@ class DataConfig:
         "Whether to apply or to ignore the EXIF orientation of images.",
         ("apply", "ignore"),
     )
+    max_pixels: int = same_flag(SourceConfig, "max_pixels")
     batch_size: int | None = flag(
         None,
         "Batch size, summed over all devices; by default 32.",

@@ -152,7 +152,7 @@ def load(config: DataConfig, split: str | None = None) -> Data:
     )
     rows = decoded.readable_rows(pictures, found)
     if service:
-        _check_not_for_pillow(found.records, np.concatenate(list(rows.values())))
+        _check_not_for_pillow(found.records, format, np.concatenate(list(rows.values())))
         data_service.check(service, found.records)
         assert isinstance(pictures, decoded.StreamedPictures)  # Nothing is kept.
         pictures = dataclasses.replace(pictures, in_graph=True)
@@ -187,12 +187,15 @@ def open_splits(config: DataConfig, split: str | None = None) -> records.SplitRe
     )
 
 
-def _check_not_for_pillow(prepared: records.Records, rows: np.ndarray) -> None:
-    if found := np.intersect1d(decoding_in_graph.for_pillow(prepared), rows).tolist():
+def _check_not_for_pillow(
+    prepared: records.Records, format: decoding.Format, rows: np.ndarray
+) -> None:
+    if found := np.intersect1d(decoding_in_graph.for_pillow(prepared, format), rows).tolist():
         raise UserError(
             f"data_service: cannot decode {len(found):,} images, the first is "
-            f"{prepared.filenames[found[0]]}; it decodes JPEG and PNG, but not CMYK, nor PNG with "
-            "less than 8 bits of grey: convert these images, or pass no --data_service"
+            f"{prepared.filenames[found[0]]}; it decodes JPEG and PNG, but not all in CMYK, with "
+            "alpha and less than 8 bits, or damaged: convert these images, or pass no "
+            "--data_service"
         )
 
 
@@ -234,4 +237,5 @@ def format_of(config: DataConfig) -> decoding.Format:
         config.color_mode,
         config.antialias,
         config.exif,
+        config.max_pixels,
     )

@@ -13,7 +13,7 @@ from PIL import Image
 
 from pizza_steak.decoded import CACHES, DecodedPictures, StreamedPictures, decode
 from pizza_steak.decoding import Format, decode_image
-from pizza_steak.errors import BadImageError
+from pizza_steak.errors import BadImageError, UserError, quoted
 from pizza_steak.records import prepare
 
 
@@ -150,6 +150,51 @@ def test_bad_pictures_are_skipped_and_the_others_intact(spoilt, cache, caplog):
     sound = np.setdiff1d(np.arange(len(spoilt.labels)), [*pictures.bad])
     expected = [decoded(encoded, (12, 12), "bilinear") for encoded in spoilt.read(sound).numpy()]
     np.testing.assert_array_equal(gathered(pictures, sound), expected)
+
+
+MEMORY_SHORT = """
+import pathlib, resource, sys
+from pizza_steak import decoded, decoding, records
+from pizza_steak.errors import UserError
+
+prepared = records.prepare(archive=sys.argv[1], data_dir=sys.argv[2])
+decoded.decode(prepared, decoding.Format((8, 8), max_pixels=1), cache="memory", on_bad_image="skip")
+format = decoding.Format((8, 8), "nearest")
+for cache in decoded.CACHES:
+    size = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + 2**27, -1))
+    try:
+        decoded.decode(prepared, format, cache=cache, on_bad_image="skip")
+    except UserError as error:
+        print(error)
+    resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+    assert not list(prepared.folder.glob(f"[!.]*{format.name}*"))
+print(decoded.decode(prepared, format, on_bad_image="skip").bad)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads Linux's counters")
+def test_nothing_is_kept_when_memory_is_short(make_archive, tmp_path, run_python):
+    large = encode(Image.new("RGB", (8000, 8000)), "JPEG", progressive=True)
+    archive = make_archive({f"train/{label}/1.jpg": large for label in ("pizza", "steak")})
+    *errors, bad = run_python(MEMORY_SHORT, archive, tmp_path).splitlines()
+    assert [error.partition(":")[0] for error in errors] == ["memory"] * len(CACHES)
+    assert bad == "{}"
+
+
+def test_lost_records_are_no_fault_of_an_image(make_records):
+    records = make_records(LAYOUT[60:80])
+    streamed = StreamedPictures(records, Format((8, 8)), {})
+    for path in records.folder.glob("*tfrecord*"):
+        path.unlink()
+    for cache in CACHES:
+        with pytest.raises(UserError, match="cannot be read: No such file"):
+            decode(records, 8, cache=cache, on_bad_image="skip")
+    assert not [*records.folder.glob("decoded-*"), *records.folder.glob("checked-*")]
+    with pytest.raises(tf.errors.OpError) as raised:
+        list(tf.data.Dataset.range(1).batch(1).map(streamed.gather))
+    assert "cannot be read: No such file" in str(quoted(raised.value))
 
 
 def holds_data(file):

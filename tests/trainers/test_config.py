@@ -138,6 +138,11 @@ def test_choices_are_what_the_library_implements(name, implemented):
     assert set(FIELDS[name].metadata["choices"]) == set(implemented)
 
 
+def test_the_limit_of_pixels_is_that_of_the_library():
+    assert FIELDS["max_pixels"].default == decoding.MAX_PIXELS
+    assert FIELDS["max_pixels"].metadata["limits"] == (1, decoding.MOST_PIXELS)
+
+
 def test_tinyvgg_flags_are_the_settings_of_the_chapter():
     config = parse_flags("--flagfile=tinyvgg.flags")
     assert config == FitConfig(

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 from small_runs import assert_same_run, fit, fit_and_stop, layout, parse_flags, start_command
 
-from pizza_steak import data_service, decoding_in_graph, records
+from pizza_steak import data_service, decoding, decoding_in_graph, records
 from pizza_steak.errors import UserError
 from trainers import data as run_data
 from trainers.models import preprocessing
@@ -135,13 +135,13 @@ def test_pictures_that_are_kept_do_not_go_through_it(small_flags, tmp_path, cach
 
 def test_pictures_that_only_pillow_decodes_are_refused(make_archive, picture, tmp_path):
     files = layout({"train/dark": 2, "train/light": 2})
-    for name, mode, kind in [("dark/9.gif", "P", "GIF"), ("light/9.png", "1", "PNG")]:
+    for name, mode, kind in [("dark/9.gif", "P", "GIF"), ("light/9.webp", "RGB", "WEBP")]:
         file = io.BytesIO()
         picture(0, 24, 20).convert(mode).save(file, kind)
         files[f"train/{name}"] = file.getvalue()
     prepared = records.prepare(archive=make_archive(files), data_dir=tmp_path)
-    rows = decoding_in_graph.for_pillow(prepared)
-    assert {prepared.filenames[row] for row in rows} == {"train/dark/9.gif", "train/light/9.png"}
+    rows = decoding_in_graph.for_pillow(prepared, decoding.Format((8, 8)))
+    assert {prepared.filenames[row] for row in rows} == {"train/dark/9.gif", "train/light/9.webp"}
     flags = [f"--{purpose}_split=train" for purpose in ("train", "validation", "test")]
     flags += [f"--run_dir={tmp_path}/run", f"--data_service={NOWHERE}"]
     with pytest.raises(UserError) as caught:

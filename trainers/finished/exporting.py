@@ -269,7 +269,7 @@ def export(run: run_directory.Run, config: ArtifactConfig) -> Export:
     _check_fits(model, format, classes, run)
     data = run_data.load(run.config.data)
     run.warn_of_other_images(data.records.fingerprint)
-    sample = _sample(data)
+    sample = _sample(data, format)
     expected = loading.class_probabilities(model.predict(sample.images, verbose=0))
     with output_file(path) as temporary, stderr_dropped():  # Converters log a lot.
         export_format.write(_Classifier(model, classes, format), temporary)
@@ -304,7 +304,7 @@ def _check_fits(
         )
 
 
-def _sample(data: run_data.Data) -> _Sample:
+def _sample(data: run_data.Data, format: decoding.Format) -> _Sample:
     """Returns images spread evenly over the test split."""
     rows = data.rows["test"]
     count = min(len(rows), _CHECKED_IMAGES)
@@ -312,7 +312,7 @@ def _sample(data: run_data.Data) -> _Sample:
     files = enumerate(data.records.encoded(rows))
     return _Sample(
         data.pictures.gather(tf.constant(rows)).numpy(),
-        {place: file for place, file in files if not decoding_in_graph.needs_pillow(file)},
+        {place: file for place, file in files if not decoding_in_graph.needs_pillow(file, format)},
     )
 
 
