@@ -13,7 +13,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from pizza_steak import flagfile
-from pizza_steak.errors import UserError
+from pizza_steak.errors import FlagError, UserError
 from pizza_steak.flags import define_flags, fields, from_flags
 from pizza_steak.help import help_of, suggestions
 
@@ -24,8 +24,9 @@ _FULL_HELP = {"-helpfull", "--helpfull"}
 def run(main: Callable[..., None], config: type, arguments: str | None = None) -> None:
     """Calls `main` with the configuration from the command line, then exits.
 
-    The exit status is 0; 1 with one line on stderr for a `UserError`; 2 for wrong flags; or 130
-    after Ctrl-C. Any other exception is a bug of ours and keeps its traceback.
+    The exit status is 0; 1 with one line on stderr for a `UserError`; 2 for wrong flags, with a
+    `FlagError` too; or 130 after Ctrl-C. Any other exception is a bug of ours and keeps its
+    traceback.
 
     Args:
       main: Takes the configuration, and with `arguments` also the list of arguments.
@@ -45,7 +46,8 @@ def run(main: Callable[..., None], config: type, arguments: str | None = None) -
             print(*("interrupted", *error.args), file=sys.stderr)
             sys.exit(128 + signal.SIGINT)
         except UserError as error:
-            sys.exit(f"error: {error}")
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2 if isinstance(error, FlagError) else 1)
 
     app.run(call, flags_parser=functools.partial(_parse, config=config, arguments=arguments))
 

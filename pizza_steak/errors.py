@@ -9,6 +9,10 @@ class UserError(Exception):
     """The user can fix this: the message says what is wrong, what was expected, what to do."""
 
 
+class FlagError(UserError):
+    """The value of a flag is wrong, whatever the other flags are."""
+
+
 def check_choice(argument: str, value: str | None, choices: Collection[str | None]) -> None:
     """Raises a `UserError` if the value of an argument is not one of the choices."""
     if value not in choices:

@@ -4,8 +4,14 @@ import dataclasses
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
-from pizza_steak.configuration import TransformConfig, parse_fold
+from pizza_steak.configuration import (
+    MOST_PIXELS_A_SIDE,
+    TransformConfig,
+    check_size,
+    parse_fold,
+)
 from pizza_steak.flags import Numbers, flag, same_flag
 from trainers import user_code
 
@@ -18,6 +24,18 @@ def _check_address(text: str | None) -> None:
 def _check_dispatcher(text: str | None) -> None:
     if text is not None and not re.fullmatch(r"[^/]+:\d+", text):
         raise ValueError(f"{text!r}: expected host:port")
+
+
+def _check_devices(value: Any) -> None:
+    if any(
+        isinstance(number, float) for number in (value if isinstance(value, tuple) else [value])
+    ):
+        raise ValueError("expected a whole number, or indices such as 0,2")
+
+
+def _check_factor(value: float | None) -> None:
+    if value == 0:
+        raise ValueError("expected a factor other than 0, which makes all images black")
 
 
 def _check_functions(texts: Sequence[str]) -> None:
@@ -93,6 +111,8 @@ class DataConfig:
         "Height and width of the images, in pixels; by default what --model wants, or 224. They "
         "are resized; one number is both, two are height and width.",
         minimum=1,
+        maximum=MOST_PIXELS_A_SIDE,
+        check=check_size,
         common=True,
         aliases="size img_size imgsz input_size resolution target_size",
     )
@@ -169,7 +189,10 @@ class AugmentationConfig(TransformConfig):
     )
     hue_factor: float | None = flag(None, "Factor of Keras's RandomHue, in the model.", minimum=0.0)
     rand_augment: int | None = flag(
-        None, "Operations per image of Keras's RandAugment, in the model; slow.", minimum=1
+        None,
+        "Operations per image of Keras's RandAugment, in the model; slow.",
+        minimum=1,
+        maximum=100,
     )
     augment_on: str = flag(
         "host",
@@ -206,6 +229,7 @@ class NormalizationConfig:
         None,
         "Factor of the pixels, which are 0 to 255; by default 1/255, or 1 if --model names a "
         "network that scales them itself.",
+        check=_check_factor,
     )
     samplewise_center: bool = flag(False, "Subtract the mean of each image.")
     samplewise_std_normalization: bool = flag(
@@ -238,6 +262,9 @@ def trainable_layers(text: str | None) -> float:
     if text is None or not re.fullmatch("[1-9][0-9]*", text):
         raise ValueError(f"{text!r}: expected head, all, or a number of layers")
     return int(text)
+
+
+_MOST_LAYERS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,9 +312,13 @@ class ModelConfig:
         "Blocks of convolutions, each with a pooling layer at its end; by default the "
         "network's own number.",
         minimum=0,
+        maximum=_MOST_LAYERS,
     )
     convolutions: int | None = flag(
-        None, "Convolutions per block; by default the network's own number.", minimum=1
+        None,
+        "Convolutions per block; by default the network's own number.",
+        minimum=1,
+        maximum=_MOST_LAYERS,
     )
     kernel_size: int | None = flag(
         None, "Height and width of convolution kernels; by default the network's own.", minimum=1
@@ -310,6 +341,7 @@ class ModelConfig:
         None,
         "Dense layers before the output layer; by default the network's own number.",
         minimum=0,
+        maximum=_MOST_LAYERS,
     )
     dense_units: int | None = flag(
         None, "Units of each of these dense layers; by default the network's own number.", minimum=1
@@ -468,6 +500,7 @@ class DevicesConfig:
         "Number of devices, the first ones are used, or indices such as 0,2; by default all GPUs, "
         "or without a GPU all of --cpu_devices.",
         minimum=0,
+        check=_check_devices,
         per_process=True,
         aliases="device gpu gpus num_gpus",
     )
@@ -475,12 +508,14 @@ class DevicesConfig:
         None,
         "Use the CPU as this many devices, which share its cores, to try replicas without GPUs.",
         minimum=1,
+        maximum=256,
     )
     precision: str = flag(
         "auto",
         "Keras dtype policy: float32, mixed_float16, mixed_bfloat16, float64 (to tell rounding "
         "from errors), or auto: mixed_float16 on GPUs of compute capability 7.0 and above, else "
         "float32.",
+        ("auto", "float32", "mixed_float16", "mixed_bfloat16", "float64"),
         aliases="amp dtype fp16 half mixed_precision",
     )
     jit_compile: str = flag(
@@ -511,6 +546,7 @@ class ClusterConfig:
         "Seconds to wait for the other processes at the start, and at most for one that has died "
         "or is silent; then the run ends and names that process.",
         minimum=1.0,
+        maximum=1e6,  # TensorFlow counts the milliseconds in 31 bits.
         identity=False,
         per_process=True,
     )
@@ -706,7 +742,10 @@ class ServersConfig:
         check=_check_dispatcher,
     )
     workers: int = flag(
-        1, "Number of workers to start, on free ports. One worker uses all cores.", minimum=0
+        1,
+        "Number of workers to start, on free ports. One worker uses all cores.",
+        minimum=0,
+        maximum=1000,
     )
     host: str | None = flag(
         None,

@@ -15,6 +15,11 @@ from trainers.runs import run_directory
     [
         ("--epochs=many", "epochs"),
         ("--color_mode=cmyk", "color_mode"),
+        ("--precision=float8", "precision"),
+        ("--optimizer=adamant", "'adamant'"),
+        ("--test_fraction=1.5", "--test_fraction=1.5: expected a fraction"),
+        ("--seed=4294967296", "seed"),
+        ("--devices=2.0", "devices"),
         ("--learnig_rate=1", "learnig_rate"),
         ("--flagfile=/nowhere/tinyvgg.flags", "/nowhere/tinyvgg.flags"),
         ("food.zip", "did you mean --archive=food.zip?"),
@@ -62,7 +67,6 @@ BAD_INPUT = {
     ),
     "backward split": ("--train_split=train[5:2]", "train[5:2]"),
     "unknown model": ("--model=vgg", "'vgg'"),
-    "unknown precision": ("--precision=float8", "'float8'"),
     "unknown optimizer": ("--optimizer=adamant", "'adamant'"),
     "abstract optimizer": ("--optimizer=optimizer", "'optimizer'"),
     "optimizer around another": ("--optimizer=LossScaleOptimizer", "'LossScaleOptimizer'"),
@@ -115,7 +119,7 @@ BAD_INPUT = {
 IN_PROCESSES_OF_THEIR_OWN = (
     "no such archive",
     "bad pictures",
-    "unknown precision",
+    "too few images for three splits",
     "run_dir holds a run",
 )
 

@@ -26,7 +26,6 @@ if TYPE_CHECKING:  # --help must not wait for TensorFlow.
     from pizza_steak.input_pipeline import Shares
     from trainers.hardware.clusters import Cluster
 
-_PRECISIONS = ("auto", "float32", "mixed_float16", "mixed_bfloat16", "float64")
 _ASKED = "as asked"
 
 
@@ -173,15 +172,11 @@ def choose(config: DevicesConfig, cluster: "Cluster | None" = None) -> Devices:
     processes. TensorFlow can do neither once it has computed anything.
 
     Raises:
-      UserError: The precision is unknown, a device does not exist, flags contradict each other, or
-        a process of the cluster does not come.
+      UserError: A device does not exist, flags contradict each other, or a process of the cluster
+        does not come.
     """
     import tensorflow as tf
 
-    if config.precision not in _PRECISIONS:
-        raise UserError(
-            f"precision {config.precision!r}: unknown; expected one of {', '.join(_PRECISIONS)}"
-        )
     if config.strategy == "multi_worker" and cluster is None:
         raise UserError("strategy multi_worker: works in trainers.fit only; expected another")
     if cluster and (config.cpu_devices or 1) > 1:
@@ -255,7 +250,7 @@ def _indices(asked: Numbers | None, kind: str, count: int) -> list[int]:
         return list(range(count))
     indices: Sequence[float]
     if isinstance(asked, int | float):
-        indices, text = range(int(asked)) if asked == int(asked) else (), str(asked)
+        indices, text = range(int(asked)), str(asked)
     else:
         indices, text = asked, ",".join(map(str, asked))
     known = len(indices) == len(set(indices)) and set(indices) <= set(range(count))
