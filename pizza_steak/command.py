@@ -4,6 +4,7 @@ import contextlib
 import functools
 import logging
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -86,7 +87,8 @@ def _parse(argv: list[str], config: type, arguments: str | None) -> list[str]:
         _exit_for_flags(" ".join(str(error).split()))
     if len(rest) > 1 and not arguments:
         if any(field.name == "archive" for _, field in fields(config)):
-            _exit_for_flags(f"unexpected argument; did you mean --archive={rest[1]}?", hint="")
+            archive = shlex.quote(f"--archive={rest[1]}")
+            _exit_for_flags(f"unexpected argument; did you mean {archive}?", hint="")
         _exit_for_flags(f"unexpected argument {rest[1]!r}")
     if len(rest) == 1 and arguments:
         _exit_for_flags(f"expected {arguments}, one or more")

@@ -133,7 +133,7 @@ class FindingsConfig:
         224,
         "Height and width of the augmented images, in pixels.",
         minimum=1,
-        maximum=MOST_PIXELS_A_SIDE,
+        maximum=2048,
     )
 
 

@@ -204,8 +204,16 @@ def _define_flag(field: dataclasses.Field, flag_values: flags.FlagValues) -> Non
         flags.DEFINE_list(field.name, default, **common)
     else:
         flags.DEFINE_string(field.name, default, **common)
-    if check := field.metadata["check"]:
-        flags.register_validator(field.name, _validator(check), flag_values=flag_values)
+    for check in (_check_lines, field.metadata["check"]):
+        if check:
+            flags.register_validator(field.name, _validator(check), flag_values=flag_values)
+
+
+def _check_lines(value: Any) -> None:
+    """Raises a `ValueError` if a flagfile, which has one flag a line, cannot hold a value."""
+    for text in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(text, str) and (text != text.strip() or len(text.splitlines()) != 1):
+            raise ValueError("expected one line, without blanks at its beginning or end")
 
 
 def _validator(check: Callable[[Any], Any]) -> Callable[[Any], bool]:

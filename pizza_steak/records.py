@@ -169,12 +169,9 @@ def prepare(
       UserError: The dataset is unknown, cannot be downloaded, or `data_dir` cannot be written.
       ArchiveError: The archive is refused; nothing was written.
     """
-    config: str | ArchiveConfig = (
-        ArchiveConfig.of(read_archive(archive, follow_links=follow_links), data_dir)
-        if archive
-        else _config_named(dataset)
-    )
+    listed = read_archive(archive, follow_links=follow_links) if archive else None
     try:
+        config = ArchiveConfig.of(listed, data_dir) if listed else _config_named(dataset)
         with _quiet_tfds():
             builder = _prepared_builder(config, data_dir)
         preparations.mark_used(pathlib.Path(builder.data_dir))

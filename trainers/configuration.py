@@ -182,12 +182,14 @@ class AugmentationConfig(TransformConfig):
     """How to augment training images, differently in every epoch."""
 
     contrast_factor: float | None = flag(
-        None, "Factor of Keras's RandomContrast, in the model.", minimum=0.0
+        None, "Factor of Keras's RandomContrast, in the model.", minimum=0.0, maximum=1.0
     )
     saturation_factor: float | None = flag(
-        None, "Factor of Keras's RandomSaturation, in the model.", minimum=0.0
+        None, "Factor of Keras's RandomSaturation, in the model.", minimum=0.0, maximum=1.0
     )
-    hue_factor: float | None = flag(None, "Factor of Keras's RandomHue, in the model.", minimum=0.0)
+    hue_factor: float | None = flag(
+        None, "Factor of Keras's RandomHue, in the model.", minimum=0.0, maximum=1.0
+    )
     rand_augment: int | None = flag(
         None,
         "Operations per image of Keras's RandAugment, in the model; slow.",
@@ -264,7 +266,8 @@ def trainable_layers(text: str | None) -> float:
     return int(text)
 
 
-_MOST_LAYERS = 1000
+_MOST_LAYERS = 100
+_MOST_FILTERS = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -303,9 +306,13 @@ class ModelConfig:
         None,
         "Filters of each convolution in the first block; by default the network's own number.",
         minimum=1,
+        maximum=_MOST_FILTERS,
     )
     filter_growth: float = flag(
-        1.0, "Factor by which the number of filters grows from block to block.", minimum=0.0
+        1.0,
+        "Factor by which the number of filters grows from block to block.",
+        minimum=0.0,
+        maximum=10.0,
     )
     blocks: int | None = flag(
         None,
@@ -344,7 +351,10 @@ class ModelConfig:
         maximum=_MOST_LAYERS,
     )
     dense_units: int | None = flag(
-        None, "Units of each of these dense layers; by default the network's own number.", minimum=1
+        None,
+        "Units of each of these dense layers; by default the network's own number.",
+        minimum=1,
+        maximum=1_000_000,
     )
     batch_normalization: bool = flag(False, "Apply batch normalization before each activation.")
     dropout: float = flag(
@@ -500,6 +510,7 @@ class DevicesConfig:
         "Number of devices, the first ones are used, or indices such as 0,2; by default all GPUs, "
         "or without a GPU all of --cpu_devices.",
         minimum=0,
+        maximum=4096,
         check=_check_devices,
         per_process=True,
         aliases="device gpu gpus num_gpus",
@@ -508,7 +519,7 @@ class DevicesConfig:
         None,
         "Use the CPU as this many devices, which share its cores, to try replicas without GPUs.",
         minimum=1,
-        maximum=256,
+        maximum=64,
     )
     precision: str = flag(
         "auto",

@@ -76,7 +76,6 @@ def test_augmented_pixels_do_not_depend_on_where_pictures_are_kept(small_flags, 
     ("flags", "message"),
     [
         (["--cval=9", "--horizontal_flip"], "expected fill_mode='constant'"),
-        (["--hue_factor=7"], "factor"),
         (["--classes=dark,blue"], "class 'blue': unknown; expected some of dark, light"),
         (["--classes=dark"], "expected two or more"),
         (["--classes=dark,dark"], "each once"),

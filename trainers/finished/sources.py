@@ -65,11 +65,20 @@ def _find(image: str) -> list[Source]:
     elif os.path.lexists(path):
         found = [Source(_as_text(path), path.read_bytes)]
     else:
-        there = sorted(glob.glob(str(path), recursive=True))
-        found = [source for match in there for source in _found_or_fault(match)]
+        there = sorted(matches(path, recursive=True))
+        found = [source for match in there for source in _found_or_fault(str(match))]
     if not found:
         raise UserError("no image there; expected a file, folder, zip or pattern")
     return found
+
+
+def matches(pattern: pathlib.Path, *, recursive: bool = False) -> list[pathlib.Path]:
+    """Returns the paths that match a pattern; folders that exist by their very name are none."""
+    literal = next(path for path in (pattern, *pattern.parents) if os.path.lexists(path))
+    if literal == pattern:
+        return [pattern]
+    rest = str(pattern.relative_to(literal))
+    return [literal / name for name in glob.glob(rest, root_dir=literal, recursive=recursive)]
 
 
 def _in_folder(folder: pathlib.Path) -> list[Source]:

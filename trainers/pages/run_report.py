@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import glob
 import io
 import json
 import math
@@ -18,6 +17,7 @@ from pizza_steak.atomic import output_file
 from pizza_steak.errors import UserError
 from pizza_steak.flags import fields
 from trainers.configuration import FitConfig, ReportConfig
+from trainers.finished.sources import matches
 from trainers.pages import layout, plots
 from trainers.runs import identity, run_directory, scores
 
@@ -156,8 +156,8 @@ def find(pattern: str) -> tuple[list[Entry], list[str]]:
     Raises:
       UserError: There is no run.
     """
-    matches = map(pathlib.Path, glob.glob(os.path.expanduser(pattern)))
-    folders = sorted(path.absolute() for path in matches if path.is_dir())
+    found = matches(pathlib.Path(pattern).expanduser())
+    folders = sorted(path.absolute() for path in found if path.is_dir())
     if not folders:
         raise UserError(f"runs {pattern!r}: no folder matches; expected run directories")
     root = os.path.commonpath([folder.parent for folder in folders])

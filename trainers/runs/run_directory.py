@@ -357,7 +357,7 @@ def _check_same_identity(run: Run, config: FitConfig) -> None:
     if changed := identity.changes(run.config, config):
         raise UserError(
             f"run_dir {run.path}: was started with other flags ({changed}); to resume it, pass "
-            f"its own: --flagfile={flags}"
+            f"its own: {shlex.quote(f'--flagfile={flags}')}"
         )
 
 

@@ -158,11 +158,12 @@ def _tested(training: Training) -> testing.Tested:
 def _logging_callbacks(training: Training, stage: setup.Stage) -> list[keras.callbacks.Callback]:
     run, validated = training.run, "validation" in training.ready.data.rows
     kept = training.uses_features(stage)
+    # To write the whole network takes longer than to train its head for an epoch.
+    model = str(run.best_head if kept else run.path / "model.keras")
     made = [
         keras.callbacks.CSVLogger(run.path / "metrics.csv", append=True),
         keras.callbacks.ModelCheckpoint(
-            # To write the whole network takes longer than to train its head for an epoch.
-            run.best_head if kept else run.path / "model.keras",
+            model.replace("{", "{{").replace("}", "}}"),  # Keras formats the path.
             monitor="val_loss",
             save_best_only=validated,
             save_weights_only=kept,
