@@ -306,7 +306,7 @@ def _read(folder: pathlib.Path, name: str) -> Entry:
         validated = run.logs if config.data.validation_split != "none" else []
         history |= {metric: [row[metric] for row in validated] for metric in _VALIDATION_METRICS}
     with _reading(folder / "environment.json") as file:
-        environment = json.loads(file.read_text())
+        environment = json.loads(file.read_text(encoding="utf-8"))
         devices = ", ".join([*map(str, environment["names"]), str(environment["precision"])])
         if "splits" in environment:
             splits = environment["splits"]

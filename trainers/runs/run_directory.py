@@ -80,7 +80,7 @@ class Run:
     @property
     def result(self) -> dict[str, Any]:
         """The content of result.json."""
-        return json.loads((self.path / "result.json").read_text())
+        return json.loads((self.path / "result.json").read_text(encoding="utf-8"))
 
     @property
     def config(self) -> FitConfig:
@@ -117,7 +117,7 @@ class Run:
         metrics = self.path / "metrics.csv"
         if not metrics.exists():
             return []
-        with metrics.open(newline="") as file:
+        with metrics.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         # CSVLogger writes the columns of validation even without validation.
         return [
@@ -151,11 +151,11 @@ class Run:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._remove_parts()
-            (self.path / "summary.txt").write_text(summary + "\n")
+            (self.path / "summary.txt").write_text(summary + "\n", encoding="utf-8")
             self._write_json("environment.json", environment)
             # Last, because a folder with this file is a run that can be resumed.
             with atomic_path(self.path / "run.flags") as temporary:
-                temporary.write_text(self.flags)
+                temporary.write_text(self.flags, encoding="utf-8")
         except OSError as error:
             with contextlib.suppress(OSError):
                 self.remove()
@@ -179,7 +179,7 @@ class Run:
 
     @property
     def _environment(self) -> dict[str, Any]:
-        return json.loads((self.path / "environment.json").read_text())
+        return json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
 
     def check_same_batches(self, fingerprint: str, batch_size: int) -> None:
         """Checks that a run is resumed with the batches that it was started with.
@@ -237,7 +237,7 @@ class Run:
 
     def _write_json(self, name: str, values: dict[str, Any]) -> None:
         with atomic_path(self.path / name) as temporary:
-            temporary.write_text(json.dumps(values, indent=2) + "\n")
+            temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def kept_epoch(history: Mapping[str, Sequence[float]]) -> int:

@@ -142,7 +142,9 @@ def measure(config: BenchmarkConfig) -> Report:
         report = report_of(measured, _about(setting), source=ON_HOST if augmented else WARM)
     if measuring.json:
         with output_file(measuring.json) as temporary:
-            temporary.write_text(json.dumps(dataclasses.asdict(report), indent=2) + "\n")
+            temporary.write_text(
+                json.dumps(dataclasses.asdict(report), indent=2) + "\n", encoding="utf-8"
+            )
     if measuring.plot:
         speeds = {row.name: row.turns for row in report.rows}
         plots.throughput(speeds, PEERS, pathlib.Path(measuring.plot))

@@ -198,7 +198,7 @@ class Progress:
     def _write_table(self) -> None:
         objective, names = self.plan.config.search.objective, list(self.plan.space.ranges)
         with atomic.atomic_path(self.plan.folder.path / "trials.csv") as temporary:
-            temporary.write_text(table.to_csv(self.rows, objective, names))
+            temporary.write_text(table.to_csv(self.rows, objective, names), encoding="utf-8")
 
     def summary(self, winner: page.Winner | None) -> str:
         """Returns the results of the sweep, as text.
