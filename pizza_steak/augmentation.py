@@ -288,7 +288,8 @@ class RandomAffine(_SeededLayer):
 
     Raises:
       ValueError: A range is no finite number and no list of them, a fill_mode or interpolation is
-        unknown, cval is given to another fill_mode than "constant".
+        unknown, cval is given to another fill_mode than "constant"; in training,
+        `keras.config.image_data_format()` is not "channels_last".
     """
 
     _DRAWS = len(_AFFINE)
@@ -359,6 +360,15 @@ class RandomAffine(_SeededLayer):
             "flip_horizontal": tf.logical_and(u["flip_horizontal"] < 0.5, self.horizontal_flip),
             "flip_vertical": tf.logical_and(u["flip_vertical"] < 0.5, self.vertical_flip),
         }
+
+    def call(self, images, training=None):
+        if training and keras.config.image_data_format() != "channels_last":
+            raise ValueError(
+                f"{type(self).__name__}: takes images with channels last, and keras.json says "
+                f"{keras.config.image_data_format()}; call "
+                "keras.config.set_image_data_format('channels_last')"
+            )
+        return super().call(images, training)
 
     def apply(self, images, uniforms):
         size = tf.shape(images)[1:3]

@@ -2,14 +2,18 @@
 
 import contextlib
 import functools
+import io
 import logging
 import os
 import shlex
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import NoReturn
 
+import wrapt
 from absl import app, flags
 from absl import logging as absl_logging
 
@@ -35,6 +39,7 @@ def run(main: Callable[..., None], config: type, arguments: str | None = None) -
       arguments: What the arguments that are not flags are called, such as "IMAGE"; one or more are
         then required. By default the command takes flags only.
     """
+    own_process()
     define_flags(config)
     flags.FLAGS.set_gnu_getopt()  # Flags may follow arguments.
     absl_logging.get_absl_handler().setFormatter(logging.Formatter("warning: %(message)s"))
@@ -51,6 +56,32 @@ def run(main: Callable[..., None], config: type, arguments: str | None = None) -
             sys.exit(2 if isinstance(error, FlagError) else 1)
 
     app.run(call, flags_parser=functools.partial(_parse, config=config, arguments=arguments))
+
+
+def own_process() -> None:
+    """Sets what belongs to a process, not to a library: for commands and the processes they start.
+
+    A run has the same weights wherever it is trained: Keras's own settings and not the user's are
+    in force. What a stream cannot encode is printed escaped.
+    """
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    for name in (
+        "KERAS_MAX_EPOCHS",
+        "KERAS_MAX_STEPS_PER_EPOCH",
+    ):  # They would cut trainings short.
+        os.environ.pop(name, None)
+    wrapt.when_imported("keras")(_set_keras_defaults)
+    # Damaged EXIF data or a dropped alpha channel is no reason for a warning about a sound image.
+    warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _set_keras_defaults(keras: ModuleType) -> None:
+    keras.config.set_image_data_format("channels_last")
+    keras.config.set_floatx("float32")
+    keras.config.set_epsilon(1e-7)
 
 
 def show(text: str) -> None:

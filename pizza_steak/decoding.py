@@ -7,7 +7,6 @@ import dataclasses
 import importlib.util
 import io
 import struct
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -52,8 +51,6 @@ MIRRORED_DOWN, MIRRORED_ACROSS = (3, 4, 7, 8), (2, 3, 6, 7)
 _HEIF_BRANDS = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1")
 
 Image.init()  # Now, because threads must not do it at the same time.
-# Damaged EXIF data or a dropped alpha channel is no reason for a warning about a sound image.
-warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
 if importlib.util.find_spec("pillow_heif"):
     import pillow_heif
 

@@ -214,6 +214,16 @@ def _check_lines(value: Any) -> None:
     for text in value if isinstance(value, list | tuple) else [value]:
         if isinstance(text, str) and (text != text.strip() or len(text.splitlines()) != 1):
             raise ValueError("expected one line, without blanks at its beginning or end")
+        if isinstance(text, str) and not _is_unicode(text):
+            raise ValueError("expected UTF-8, in a terminal whose locale is UTF-8 too")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # Python keeps bytes that it cannot decode as surrogates.
+        return False
+    return True
 
 
 def _validator(check: Callable[[Any], Any]) -> Callable[[Any], bool]:

@@ -6,21 +6,25 @@ makes an index of the position of each image in its file.
 
 import collections
 import contextlib
+import contextvars
 import dataclasses
 import functools
 import hashlib
+import logging
 import os
 import pathlib
 import shutil
 import struct
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from absl import logging
+from absl import logging as absl_logging
+from tensorflow_datasets.core.utils import tqdm_utils
 
 from pizza_steak import preparations, sample, splits
 from pizza_steak.archive import read_archive
@@ -290,22 +294,45 @@ def _prepared_builder(
             shutil.rmtree(left)
         # A builder only knows the records that were there when it was made: make another.
         builder = Builder(data_dir=data_dir, config=config)
-        builder.download_and_prepare()
+        # TFDS prints at the beginning and the end.
+        builder._log_download_bytes = builder._log_download_done = lambda: None
+        with _bars_on_terminals():
+            builder.download_and_prepare()
     return builder
 
 
 @contextlib.contextmanager
 def _quiet_tfds() -> Iterator[None]:
-    """Silences TFDS's messages about each step; on a terminal, its progress bars stay."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    if not sys.stderr.isatty():
-        tfds.disable_progress_bar()
+    """Drops TFDS's warnings about each step, in this thread."""
+    token = _QUIET.set(True)
     try:
-        with contextlib.redirect_stdout(None):
-            yield
+        yield
     finally:
-        logging.set_verbosity(verbosity)
+        _QUIET.reset(token)
+
+
+def _wanted(record: logging.LogRecord) -> bool:
+    return not _QUIET.get() or record.levelno >= logging.ERROR
+
+
+_QUIET = contextvars.ContextVar("_QUIET", default=False)
+absl_logging.get_absl_logger().addFilter(_wanted)
+_BARS = threading.Lock()
+
+
+@contextlib.contextmanager
+def _bars_on_terminals() -> Iterator[None]:
+    """Turns TFDS's progress bars off where no terminal shows them.
+
+    TFDS has one switch for the process, so threads that build records take turns.
+    """
+    with _BARS:
+        shown = tqdm_utils._active
+        tqdm_utils.display_progress_bar(shown and sys.stderr.isatty())
+        try:
+            yield
+        finally:
+            tqdm_utils.display_progress_bar(shown)
 
 
 @contextlib.contextmanager

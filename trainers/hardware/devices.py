@@ -151,8 +151,11 @@ def _mirrored(devices: tuple[str, ...]) -> "tf.distribute.Strategy":
 
 
 def prepare(config: DevicesConfig) -> None:
-    """Sets the environment variables of TensorFlow and Keras, then imports TensorFlow."""
-    os.environ["KERAS_BACKEND"] = "tensorflow"
+    """Sets the environment variable of oneDNN, then imports TensorFlow.
+
+    Raises:
+      UserError: Keras computes with another backend.
+    """
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1" if config.onednn == "on" else "0")
     with preemption.sigterm_kept():  # `clusters` handles SIGTERM, not the threads that start here.
         from pizza_steak.tensorflow_import import import_tensorflow  # Imports TFDS.
@@ -287,7 +290,7 @@ def _precision(
 def _cpu_has_bfloat16() -> bool:
     """Returns whether the processor has bfloat16 instructions; False if that is unknown."""
     try:
-        told = pathlib.Path("/proc/cpuinfo").read_text()
+        told = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return False
     return bool({"amx_bf16", "avx512_bf16"} & set(told.split()))
