@@ -29,8 +29,8 @@ def naming_arguments() -> Iterator[None]:
         yield
     except UserError as error:
         text, *command = re.split("(?=python -m )", str(error), maxsplit=1)
-        text = re.sub(r"(?<![\w-])--(\w+)=([a-z]\w*)", r"\1='\2'", text)
-        text = re.sub(r"(?<![\w-])--(?=\w)", "", text)
+        text = re.sub(r"(?<![\w/-])--(\w+)=([a-z]\w*)", r"\1='\2'", text)
+        text = re.sub(r"(?<![\w/-])--(?=\w)", "", text)
         error.args = ("".join([text, *command]),)
         raise
 
