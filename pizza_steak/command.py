@@ -65,10 +65,8 @@ def own_process() -> None:
     in force. What a stream cannot encode is printed escaped.
     """
     os.environ["KERAS_BACKEND"] = "tensorflow"
-    for name in (
-        "KERAS_MAX_EPOCHS",
-        "KERAS_MAX_STEPS_PER_EPOCH",
-    ):  # They would cut trainings short.
+    # They would cut trainings short.
+    for name in ("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH"):
         os.environ.pop(name, None)
     wrapt.when_imported("keras")(_set_keras_defaults)
     # Damaged EXIF data or a dropped alpha channel is no reason for a warning about a sound image.

@@ -33,10 +33,11 @@ def kept() -> Iterator[None]:
     (--cpu_devices, --devices).
     """
     with _ONE_AT_A_TIME, contextlib.ExitStack() as stack:
+        # Older versions of Keras lack some of both.
         for name in _TRACKERS:
-            stack.callback(setattr, global_state, name, getattr(global_state, name))
+            if hasattr(global_state, name):
+                stack.callback(setattr, global_state, name, getattr(global_state, name))
         for name, value in _SETTINGS.items():
-            # Keras adds to these settings from version to version.
             if set_value := getattr(keras.config, f"set_{name}", None):
                 stack.callback(set_value, getattr(keras.config, name)())
                 set_value(value)
