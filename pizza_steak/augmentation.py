@@ -146,6 +146,42 @@ def _fold(x: tf.Tensor, size: tf.Tensor, fill_mode: str) -> tf.Tensor:
     return tf.clip_by_value(x, 0, last)
 
 
+def _plain(name: str, value: Any, expected: str, shapes: Sequence[tuple[int | None, ...]]) -> Any:
+    """Returns an argument as Python's own numbers, because JSON has no others: one, or a list.
+
+    Args:
+      name: The name of the argument.
+      value: A number, or several in a sequence or an array.
+      expected: What the argument may be, for the error.
+      shapes: The allowed shapes; None in them is any length.
+
+    Raises:
+      ValueError: It is none of that, or not finite.
+    """
+    try:
+        array = np.asarray(value)
+        right = array.dtype.kind in "biuf" and bool(np.isfinite(array).all())
+    except (TypeError, ValueError):  # Sequences of different lengths.
+        right = False
+    if not right or (array.shape not in shapes and (None,) * array.ndim not in shapes):
+        raise ValueError(f"{name}={' '.join(str(value).split())}: expected {expected}")
+    return array.tolist()
+
+
+def _number(name: str, value: Any) -> float:
+    # ImageDataGenerator takes None for 0.
+    return _plain(name, 0.0 if value is None else value, "a finite number", [()])
+
+
+def _shift_range(name: str, value: Any) -> float | list[float]:
+    value = 0.0 if value is None else value
+    return _plain(name, value, "a finite number, or a list of them", [(), (None,)])
+
+
+def _switch(name: str, value: Any) -> bool:
+    return bool(_plain(name, value, "True or False", [()]))
+
+
 class _SeededLayer(keras.layers.Layer):
     """A layer that changes each image by its own random numbers.
 
@@ -159,8 +195,10 @@ class _SeededLayer(keras.layers.Layer):
 
     def __init__(self, seed: int | None = None, **kwargs):
         super().__init__(autocast=False, **kwargs)
-        self.seed = seed
-        self._seed_generator = keras.random.SeedGenerator(seed)
+        if seed is not None and not (isinstance(seed, numbers.Integral) and abs(seed) < 2**63):
+            raise ValueError(f"seed={seed!r}: expected None, or a whole number of 64 bits")
+        self.seed = None if seed is None else int(seed)
+        self._seed_generator = keras.random.SeedGenerator(self.seed)
 
     def apply(self, images: tf.Tensor, uniforms: tf.Tensor) -> tf.Tensor:
         """Augments images of shape (B, H, W, C) by uniform numbers, one row for each image."""
@@ -227,13 +265,13 @@ class RandomAffine(_SeededLayer):
     Args:
       rotation_range: Degrees, to either side.
       width_shift_range: To either side. A float below 1 is a fraction of the width, from 1 on it is
-        in pixels. An int n means whole pixels, fewer than n. From a list, one value is drawn, with
-        a random sign; the values are fractions if all are below 1. It shifts along y, as in
-        ImageDataGenerator; see `compose`.
+        in pixels. An int n above 0 means whole pixels, fewer than n. From a list, one value is
+        drawn, with a random sign; the values are fractions if all are below 1. It shifts along y,
+        as in ImageDataGenerator; see `compose`.
       height_shift_range: The same for the height, along x.
       shear_range: Degrees, to either side.
       zoom_range: z for factors from 1 - z to 1 + z, or a pair of the smallest and the largest
-        factor; below 1 enlarges. Each axis has its own factor.
+        factor; below 1 enlarges, below 0 also mirrors. Each axis has its own factor.
       horizontal_flip: Whether to mirror half of the images left to right.
       vertical_flip: Whether to mirror half of the images top to bottom.
       fill_mode: One of `FILL_MODES`; see `resample`.
@@ -242,12 +280,16 @@ class RandomAffine(_SeededLayer):
       seed: Integer, seeds the layer's generator; None for a random seed.
       **kwargs: `name`, `dtype` and `trainable` of a Keras layer.
 
+    The numbers may be NumPy's, and as in ImageDataGenerator negative: a range has two sides. None
+    is 0 for all ranges but zoom_range.
+
     Input and output: shape (B, H, W, C) or (H, W, C), values in any range; the output has the
     input's dtype, whatever the dtype policy.
 
     Raises:
-      ValueError: A range is negative, a zoom reaches 0, a fill_mode or interpolation is unknown,
-        cval is given to another fill_mode than "constant".
+      ValueError: A range is no finite number and no list of them, a fill_mode or interpolation is
+        unknown, cval is given to another fill_mode than "constant"; in training,
+        `keras.config.image_data_format()` is not "channels_last".
     """
 
     _DRAWS = len(_AFFINE)
@@ -269,41 +311,28 @@ class RandomAffine(_SeededLayer):
         **kwargs,
     ):
         super().__init__(seed, **kwargs)
-        self.rotation_range = rotation_range
-        self.width_shift_range = width_shift_range
-        self.height_shift_range = height_shift_range
-        self.shear_range = shear_range
-        self.zoom_range = zoom_range
-        self.horizontal_flip = horizontal_flip
-        self.vertical_flip = vertical_flip
+        self.rotation_range = _number("rotation_range", rotation_range)
+        self.width_shift_range = _shift_range("width_shift_range", width_shift_range)
+        self.height_shift_range = _shift_range("height_shift_range", height_shift_range)
+        self.shear_range = _number("shear_range", shear_range)
+        self.zoom_range = _plain("zoom_range", zoom_range, "a finite number or a pair", [(), (2,)])
+        self.horizontal_flip = _switch("horizontal_flip", horizontal_flip)
+        self.vertical_flip = _switch("vertical_flip", vertical_flip)
         self.fill_mode = fill_mode
-        self.cval = cval
+        self.cval = _number("cval", cval)
         self.interpolation = interpolation
-        self._check_arguments()
-
-    def _check_arguments(self) -> None:
-        for name in ("rotation", "width_shift", "height_shift", "shear", "zoom"):
-            value = getattr(self, f"{name}_range")
-            if np.any(np.less(value, 0)):
-                raise ValueError(f"{name}_range={value}: expected no number below 0")
-        if np.shape(self.zoom_range) not in ((), (2,)):
-            raise ValueError(f"zoom_range={self.zoom_range}: expected a number or a pair")
-        if min(self._zoom_factors()) <= 0:
-            raise ValueError(f"zoom_range={self.zoom_range}: expected factors above 0")
-        if self.fill_mode not in FILL_MODES:
-            raise ValueError(f"fill_mode={self.fill_mode!r}: expected one of {FILL_MODES}")
-        if self.interpolation not in INTERPOLATIONS:
+        if fill_mode not in FILL_MODES:
+            raise ValueError(f"fill_mode={fill_mode!r}: expected one of {FILL_MODES}")
+        if interpolation not in INTERPOLATIONS:
+            raise ValueError(f"interpolation={interpolation!r}: expected one of {INTERPOLATIONS}")
+        if self.cval and fill_mode != "constant":
             raise ValueError(
-                f"interpolation={self.interpolation!r}: expected one of {INTERPOLATIONS}"
-            )
-        if self.cval and self.fill_mode != "constant":
-            raise ValueError(
-                f"cval={self.cval} has no use with fill_mode={self.fill_mode!r}; "
+                f"cval={cval} has no use with fill_mode={fill_mode!r}; "
                 "expected fill_mode='constant'"
             )
 
     def _zoom_factors(self) -> Sequence[float]:
-        zoom = np.asarray(self.zoom_range).tolist()
+        zoom = self.zoom_range
         return zoom if isinstance(zoom, list) else (1 - zoom, 1 + zoom)
 
     def parameters(
@@ -332,6 +361,15 @@ class RandomAffine(_SeededLayer):
             "flip_vertical": tf.logical_and(u["flip_vertical"] < 0.5, self.vertical_flip),
         }
 
+    def call(self, images, training=None):
+        if training and keras.config.image_data_format() != "channels_last":
+            raise ValueError(
+                f"{type(self).__name__}: takes images with channels last, and keras.json says "
+                f"{keras.config.image_data_format()}; call "
+                "keras.config.set_image_data_format('channels_last')"
+            )
+        return super().call(images, training)
+
     def apply(self, images, uniforms):
         size = tf.shape(images)[1:3]
         matrices = compose(self.parameters(uniforms, size), size)
@@ -358,11 +396,12 @@ def _shift(uniform: tf.Tensor, shift_range: float | Sequence[float], size: tf.Te
     if not np.any(shift_range):
         return tf.zeros_like(uniform)
     unit = 1 if np.max(shift_range) >= 1 else size
-    if isinstance(shift_range, numbers.Integral):
-        shift_range = range(shift_range)
-    if not np.ndim(shift_range):
+    if isinstance(shift_range, int) and shift_range > 0:
+        index = tf.floor(uniform * (2 * shift_range))
+        return tf.where(index < shift_range, index, shift_range - index)
+    if isinstance(shift_range, int | float):
         return (2 * uniform - 1) * shift_range * unit
-    values = tf.constant(np.append(shift_range, np.negative(shift_range)), uniform.dtype)
+    values = np.append(shift_range, np.negative(shift_range)).astype(np.float64)
     return tf.gather(values, tf.cast(uniform * len(values), tf.int32)) * unit
 
 
@@ -384,7 +423,7 @@ class RandomIntensity(_SeededLayer):
     dtype, whatever the dtype policy.
 
     Raises:
-      ValueError: A range is negative, or brightness_range is not a pair.
+      ValueError: channel_shift_range is no finite number, or brightness_range is no pair of them.
     """
 
     _DRAWS = 2
@@ -398,18 +437,10 @@ class RandomIntensity(_SeededLayer):
         **kwargs,
     ):
         super().__init__(seed, **kwargs)
-        if brightness_range is not None and (
-            isinstance(brightness_range, float | int) or np.shape(brightness_range) != (2,)
-        ):
-            raise ValueError(f"brightness_range={brightness_range}: expected a pair")
-        for name, value in (
-            ("brightness_range", brightness_range or 0),
-            ("channel_shift_range", channel_shift_range),
-        ):
-            if np.any(np.less(value, 0)):
-                raise ValueError(f"{name}={value}: expected no number below 0")
-        self.brightness_range = brightness_range
-        self.channel_shift_range = channel_shift_range
+        self.brightness_range: list[float] | None = None
+        if brightness_range is not None:
+            self.brightness_range = _plain("brightness_range", brightness_range, "a pair", [(2,)])
+        self.channel_shift_range = _number("channel_shift_range", channel_shift_range)
 
     def apply(self, images, uniforms):
         brightness, shift = tf.unstack(uniforms[..., tf.newaxis, tf.newaxis, tf.newaxis], axis=1)

@@ -2,18 +2,23 @@
 
 import contextlib
 import functools
+import io
 import logging
 import os
+import shlex
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import NoReturn
 
+import wrapt
 from absl import app, flags
 from absl import logging as absl_logging
 
 from pizza_steak import flagfile
-from pizza_steak.errors import UserError, fault_of_the_machine, quoted
+from pizza_steak.errors import FlagError, UserError, fault_of_the_machine, quoted
 from pizza_steak.flags import define_flags, fields, from_flags
 from pizza_steak.help import help_of, suggestions
 
@@ -24,8 +29,9 @@ _FULL_HELP = {"-helpfull", "--helpfull"}
 def run(main: Callable[..., None], config: type, arguments: str | None = None) -> None:
     """Calls `main` with the configuration from the command line, then exits.
 
-    The exit status is 0; 1 with one line on stderr for a `UserError`; 2 for wrong flags; or 130
-    after Ctrl-C. Any other exception is a bug of ours and keeps its traceback.
+    The exit status is 0; 1 with one line on stderr for a `UserError`; 2 for wrong flags, with a
+    `FlagError` too; or 130 after Ctrl-C. Any other exception is a bug of ours and keeps its
+    traceback.
 
     Args:
       main: Takes the configuration, and with `arguments` also the list of arguments.
@@ -33,6 +39,7 @@ def run(main: Callable[..., None], config: type, arguments: str | None = None) -
       arguments: What the arguments that are not flags are called, such as "IMAGE"; one or more are
         then required. By default the command takes flags only.
     """
+    own_process()
     define_flags(config)
     flags.FLAGS.set_gnu_getopt()  # Flags may follow arguments.
     absl_logging.get_absl_handler().setFormatter(logging.Formatter("warning: %(message)s"))
@@ -45,7 +52,8 @@ def run(main: Callable[..., None], config: type, arguments: str | None = None) -
             print(*("interrupted", *error.args), file=sys.stderr)
             sys.exit(128 + signal.SIGINT)
         except UserError as error:
-            sys.exit(f"error: {error}")
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2 if isinstance(error, FlagError) else 1)
         except MemoryError as error:
             sys.exit(f"error: out of memory {error}".rstrip())
         except Exception as error:
@@ -56,6 +64,30 @@ def run(main: Callable[..., None], config: type, arguments: str | None = None) -
             raise
 
     app.run(call, flags_parser=functools.partial(_parse, config=config, arguments=arguments))
+
+
+def own_process() -> None:
+    """Sets what belongs to a process, not to a library: for commands and the processes they start.
+
+    A run has the same weights wherever it is trained: Keras's own settings and not the user's are
+    in force. What a stream cannot encode is printed escaped.
+    """
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    # They would cut trainings short.
+    for name in ("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH"):
+        os.environ.pop(name, None)
+    wrapt.when_imported("keras")(_set_keras_defaults)
+    # Damaged EXIF data or a dropped alpha channel is no reason for a warning about a sound image.
+    warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _set_keras_defaults(keras: ModuleType) -> None:
+    keras.config.set_image_data_format("channels_last")
+    keras.config.set_floatx("float32")
+    keras.config.set_epsilon(1e-7)
 
 
 def show(text: str) -> None:
@@ -92,7 +124,8 @@ def _parse(argv: list[str], config: type, arguments: str | None) -> list[str]:
         _exit_for_flags(" ".join(str(error).split()))
     if len(rest) > 1 and not arguments:
         if any(field.name == "archive" for _, field in fields(config)):
-            _exit_for_flags(f"unexpected argument; did you mean --archive={rest[1]}?", hint="")
+            archive = shlex.quote(f"--archive={rest[1]}")
+            _exit_for_flags(f"unexpected argument; did you mean {archive}?", hint="")
         _exit_for_flags(f"unexpected argument {rest[1]!r}")
     if len(rest) == 1 and arguments:
         _exit_for_flags(f"expected {arguments}, one or more")

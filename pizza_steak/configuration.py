@@ -2,8 +2,33 @@
 
 import dataclasses
 import re
+from typing import Any
 
 from pizza_steak.flags import Numbers, flag
+
+# 100 million pixels an image.
+MOST_PIXELS_A_SIDE = 10_000
+
+
+def check_one_or_two(value: Any) -> None:
+    """Raises a ValueError if a flag has more than two numbers."""
+    if isinstance(value, tuple) and len(value) > 2:
+        raise ValueError("expected one number or two")
+
+
+def check_pair(value: Any) -> None:
+    """Raises a ValueError if a flag is given and has not two numbers."""
+    if value is not None and not (isinstance(value, tuple) and len(value) == 2):
+        raise ValueError("expected two numbers")
+
+
+def check_size(value: Any) -> None:
+    """Raises a ValueError if a flag is given and is no number of pixels, and no two of them."""
+    check_one_or_two(value)
+    if any(
+        isinstance(number, float) for number in (value if isinstance(value, tuple) else [value])
+    ):
+        raise ValueError("expected whole pixels, one number for both height and width, or two")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,14 +38,12 @@ class TransformConfig:
     rotation_range: float = flag(
         0.0,
         "Degrees to rotate by, to either side.",
-        minimum=0.0,
         common=True,
         aliases="rotate rotation degrees",
     )
     width_shift_range: Numbers = flag(
         0.0,
         "Like --height_shift_range, of the width; as in ImageDataGenerator it shifts vertically.",
-        minimum=0.0,
         aliases="translate",
     )
     height_shift_range: Numbers = flag(
@@ -28,13 +51,12 @@ class TransformConfig:
         "Fraction of the height (below 1), or pixels, to shift by to either side; of several "
         "numbers one is drawn. As in ImageDataGenerator it shifts horizontally (keras issue "
         "17398).",
-        minimum=0.0,
     )
-    shear_range: float = flag(0.0, "Degrees to shear by, to either side.", minimum=0.0)
+    shear_range: float = flag(0.0, "Degrees to shear by, to either side.")
     zoom_range: Numbers = flag(
         0.0,
         "Zoom by factors from 1 - z to 1 + z, or from the first to the second of two numbers.",
-        minimum=0.0,
+        check=check_one_or_two,
         common=True,
         aliases="zoom",
     )
@@ -59,10 +81,12 @@ class TransformConfig:
         1, "How to resample images: 1 is bilinear, 0 nearest.", minimum=0, maximum=1
     )
     brightness_range: Numbers | None = flag(
-        None, "The smallest and the largest factor of the pixels, such as 0.8,1.2.", minimum=0.0
+        None,
+        "The smallest and the largest factor of the pixels, such as 0.8,1.2.",
+        check=check_pair,
     )
     channel_shift_range: float = flag(
-        0.0, "Largest value to add to all channels, to either side, of 255.", minimum=0.0
+        0.0, "Largest value to add to all channels, to either side, of 255."
     )
 
 
@@ -131,8 +155,13 @@ class FindingsConfig:
         "File for a figure of random images, each beside augmented versions of it.",
         common=True,
     )
-    seed: int = flag(42, "Seed for drawing the images and the versions.")
-    image_size: int = flag(224, "Height and width of the augmented images, in pixels.", minimum=1)
+    seed: int = flag(42, "Seed for drawing the images and the versions.", minimum=0)
+    image_size: int = flag(
+        224,
+        "Height and width of the augmented images, in pixels.",
+        minimum=1,
+        maximum=2048,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -79,7 +79,9 @@ def _checksums(archive: Archive, images: Sequence[Picture], cache: pathlib.Path)
         with contextlib.suppress(OSError):
             cache.mkdir(parents=True, exist_ok=True)
             with atomic_path(file) as temporary:
-                temporary.write_text(json.dumps({"folder": folder, "files": entries}))
+                temporary.write_text(
+                    json.dumps({"folder": folder, "files": entries}), encoding="utf-8"
+                )
     return checksums
 
 

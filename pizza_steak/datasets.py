@@ -6,6 +6,7 @@ import os
 import textwrap
 from collections.abc import Mapping, Sequence
 
+import keras
 import numpy as np
 import tensorflow as tf
 from matplotlib.figure import Figure
@@ -158,8 +159,8 @@ def load(
       decoded_cache: "disk", "memory" or "none"; see `decoded.decode`.
 
     Raises:
-      UserError: An argument, the archive, a class or a split is wrong, or images cannot be decoded
-        (`errors.BadImageError`).
+      UserError: An argument, the archive, a class or a split is wrong, images cannot be decoded
+        (`errors.BadImageError`), or Keras is set to channels_first.
     """
     for name, value, choices in (
         ("aspect_ratio", aspect_ratio, decoding.ASPECT_RATIOS),
@@ -181,6 +182,12 @@ def load(
         exif,
         max_pixels,
     )
+    if keras.config.image_data_format() != "channels_last":
+        raise UserError(
+            "image_data_format: keras.json says channels_first, and images are channels_last; "
+            "Keras's layers would make another network of them: call "
+            "keras.config.set_image_data_format('channels_last')"
+        )
     with naming_arguments():
         found = records.prepare_splits(
             dataset,

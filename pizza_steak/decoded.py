@@ -186,7 +186,10 @@ def decode(
         pictures = StreamedPictures(records, format, bad)
     else:
         folder = _cached(records, format, keep_array=cache == "disk")
-        bad = {int(row): reason for row, reason in json.loads((folder / "bad.json").read_text())}
+        bad = {
+            int(row): reason
+            for row, reason in json.loads((folder / "bad.json").read_text(encoding="utf-8"))
+        }
         if cache == "disk":
             array = np.asarray(np.load(folder / "images.npy", mmap_mode="r"))
             pictures = DecodedPictures(array, bad)
@@ -247,7 +250,7 @@ def _cached(records: Records, format: Format, *, keep_array: bool) -> pathlib.Pa
                 bad = _decode_all(records, format, lambda rows, images: writer.write(images))
         else:
             bad = _decode_all(records, format, lambda rows, images: None)
-        (temporary / "bad.json").write_text(json.dumps(sorted(bad.items())))
+        (temporary / "bad.json").write_text(json.dumps(sorted(bad.items())), encoding="utf-8")
 
     try:
         make_once(folder, write)

@@ -11,7 +11,6 @@ import io
 import re
 import struct
 import threading
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -74,8 +73,6 @@ _MARKER = re.compile(rb"\xff([\xc0-\xcf\xd8-\xfe])")
 _HEIF_BRANDS = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1")
 
 Image.init()  # Now, because threads must not do it at the same time.
-# Damaged EXIF data or a dropped alpha channel is no reason for a warning about a sound image.
-warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
 if importlib.util.find_spec("pillow_heif"):
     import pillow_heif
 

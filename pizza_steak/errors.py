@@ -19,6 +19,10 @@ class UserError(Exception):
     """The user can fix this: the message says what is wrong, what was expected, what to do."""
 
 
+class FlagError(UserError):
+    """The value of a flag is wrong, whatever the other flags are."""
+
+
 def check_choice(argument: str, value: str | None, choices: Collection[str | None]) -> None:
     """Raises a `UserError` if the value of an argument is not one of the choices."""
     if value not in choices:
@@ -35,8 +39,8 @@ def naming_arguments() -> Iterator[None]:
         yield
     except UserError as error:
         text, *command = re.split("(?=python -m )", str(error), maxsplit=1)
-        text = re.sub(r"(?<![\w-])--(\w+)=([a-z]\w*)", r"\1='\2'", text)
-        text = re.sub(r"(?<![\w-])--(?=\w)", "", text)
+        text = re.sub(r"(?<![\w/-])--(\w+)=([a-z]\w*)", r"\1='\2'", text)
+        text = re.sub(r"(?<![\w/-])--(?=\w)", "", text)
         error.args = ("".join([text, *command]),)
         raise
 

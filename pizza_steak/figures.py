@@ -2,6 +2,7 @@
 
 import io
 import os
+import threading
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from pizza_steak.text_width import text_width
 # that of a color bar.
 _CELL, _GAP, _LINE, _SCALE = 1.9, 0.1, 0.17, 0.6
 LONGEST = 400  # Pixels of an image's longer side: more than a cell has.
+_WARNINGS = threading.Lock()
 _CHARACTERS = 28  # Of a caption line, in that width.
 _END = 10  # Characters at the end of a line that is cut: a probability, or a file's suffix.
 
@@ -39,7 +41,7 @@ def save(figure: Figure, path: str | os.PathLike[str], dpi: int = 120) -> None:
 
 def _write(figure: Figure, file: Any, **options: Any) -> None:
     fonts.fit(figure)
-    with warnings.catch_warnings():
+    with _WARNINGS, warnings.catch_warnings():  # The filters are those of the process.
         # It warns of letters that no font has, in one line for all of them.
         warnings.filterwarnings("ignore", message="Glyph")
         figure.savefig(file, **options)

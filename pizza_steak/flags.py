@@ -7,7 +7,10 @@ once, with its default and its help. Nothing here imports TensorFlow: --help mus
 import collections
 import csv
 import dataclasses
+import functools
 import io
+import operator
+import types
 import typing
 from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
@@ -16,6 +19,10 @@ from absl import flags
 
 # The type of a flag that takes one number, or several separated by commas.
 Numbers = float | int | Sequence[float]
+
+# TensorFlow computes in float32 and counts in int32.
+_LARGEST_FLOAT = 3.4028234663852886e38
+_LARGEST_INT = 2**31 - 1
 
 
 def flag(
@@ -40,7 +47,8 @@ def flag(
       help: Its help.
       choices: The allowed values; of a `bool | str` the words allowed beside true and false.
       minimum: The smallest allowed number.
-      maximum: The largest allowed number.
+      maximum: The largest allowed number; by default what float32 or int32 holds. NaN and infinity
+        are never allowed.
       check: Raises a ValueError if the value is wrong.
       identity: Whether a run is resumed only with the value that it was started with. The flagfile
         of a run holds these flags and no others.
@@ -84,13 +92,45 @@ def _concerns(config: Any) -> dict[str, Any]:
     return {concern.name: concern.type for concern in dataclasses.fields(config)}
 
 
+def kind_of(field: dataclasses.Field) -> Any:
+    """Returns the type of a flag's values, without None; `bool | str` and `Numbers` as they are."""
+    if not isinstance(field.type, types.UnionType):
+        return field.type
+    kinds = [kind for kind in typing.get_args(field.type) if kind is not types.NoneType]
+    return functools.reduce(operator.or_, kinds)
+
+
+def limits(field: dataclasses.Field) -> tuple[float | None, float | None]:
+    """Returns the smallest and the largest allowed number of a flag."""
+    minimum, maximum = field.metadata["limits"]
+    if kind_of(field) is int and maximum is None:
+        maximum = _LARGEST_INT
+    return minimum, maximum
+
+
+def check_finite(text: str, value: float) -> None:
+    """Raises a `ValueError` if a number is NaN, or larger than float32 holds."""
+    if not abs(value) <= _LARGEST_FLOAT:
+        raise ValueError(f"{text}: expected a finite number, to either side at most 3.4e38")
+
+
+class _Finite(flags.FloatParser):
+    """Parses a number, but neither NaN nor infinity."""
+
+    def convert(self, argument: Any) -> float:
+        value = super().convert(argument)
+        check_finite(argument, value)
+        return value
+
+
 class _Numbers(flags.ArgumentParser):
     """Parses `0.2` as a number and `0.8,1.2` as a tuple; a number without a point is an int."""
 
     syntactic_help = "a number, or several separated by commas"
 
-    def __init__(self, lower_bound: float | None):
+    def __init__(self, lower_bound: float | None, upper_bound: float | None):
         self._lower_bound = lower_bound
+        self._upper_bound = upper_bound
 
     def parse(self, argument: Any) -> Any:
         if not isinstance(argument, str):  # The default.
@@ -103,8 +143,11 @@ class _Numbers(flags.ArgumentParser):
             value: float = int(text)
         except ValueError:
             value = float(text)  # absl reports the flag and this error's message.
-        if self._lower_bound is not None and not value >= self._lower_bound:
+        check_finite(text, value)
+        if self._lower_bound is not None and value < self._lower_bound:
             raise ValueError(f"{text}: expected at least {self._lower_bound:g}")
+        if self._upper_bound is not None and value > self._upper_bound:
+            raise ValueError(f"{text}: expected at most {self._upper_bound:g}")
         return value
 
 
@@ -138,31 +181,49 @@ def flags_by_concern(config: type) -> list[tuple[str, Sequence[dataclasses.Field
 
 
 def _define_flag(field: dataclasses.Field, flag_values: flags.FlagValues) -> None:
-    kinds = set(typing.get_args(field.type) or (field.type,)) - {type(None)}
+    kind = kind_of(field)
     common = {"help": field.metadata["help"], "flag_values": flag_values}
-    limits = dict(zip(("lower_bound", "upper_bound"), field.metadata["limits"], strict=True))
+    bounds: Any = dict(zip(("lower_bound", "upper_bound"), limits(field), strict=True))
     choices = field.metadata["choices"]
     default: Any = field.default
     if field.metadata["repeated"]:
         flags.DEFINE_multi_string(field.name, default, **common)
-    elif kinds == {bool, str}:
+    elif kind == bool | str:
         flags.DEFINE(_Switch(choices), field.name, default, boolean=True, **common)
     elif choices:
         flags.DEFINE_enum(field.name, default, choices, **common)
-    elif len(kinds) > 1:  # `Numbers`.
-        flags.DEFINE(_Numbers(limits["lower_bound"]), field.name, default, **common)
-    elif kinds == {bool}:
+    elif kind == Numbers:
+        flags.DEFINE(_Numbers(**bounds), field.name, default, **common)
+    elif kind is bool:
         flags.DEFINE_bool(field.name, default, **common)
-    elif kinds == {int}:
-        flags.DEFINE_integer(field.name, default, **limits, **common)
-    elif kinds == {float}:
-        flags.DEFINE_float(field.name, default, **limits, **common)
-    elif typing.get_origin(*kinds) is tuple:
+    elif kind is int:
+        flags.DEFINE_integer(field.name, default, **bounds, **common)
+    elif kind is float:
+        flags.DEFINE(_Finite(**bounds), field.name, default, **common)
+    elif typing.get_origin(kind) is tuple:
         flags.DEFINE_list(field.name, default, **common)
     else:
         flags.DEFINE_string(field.name, default, **common)
-    if check := field.metadata["check"]:
-        flags.register_validator(field.name, _validator(check), flag_values=flag_values)
+    for check in (_check_lines, field.metadata["check"]):
+        if check:
+            flags.register_validator(field.name, _validator(check), flag_values=flag_values)
+
+
+def _check_lines(value: Any) -> None:
+    """Raises a `ValueError` if a flagfile, which has one flag a line, cannot hold a value."""
+    for text in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(text, str) and (text != text.strip() or len(text.splitlines()) != 1):
+            raise ValueError("expected one line, without blanks at its beginning or end")
+        if isinstance(text, str) and not _is_unicode(text):
+            raise ValueError("expected UTF-8, in a terminal whose locale is UTF-8 too")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # Python keeps bytes that it cannot decode as surrogates.
+        return False
+    return True
 
 
 def _validator(check: Callable[[Any], Any]) -> Callable[[Any], bool]:

@@ -266,7 +266,7 @@ def report(config: InspectConfig) -> str:
         found = _inspect_dataset(source.dataset, source.data_dir, options)
     if findings.json:
         with output_file(findings.json) as temporary:
-            temporary.write_text(json.dumps(found.to_json(), indent=2) + "\n")
+            temporary.write_text(json.dumps(found.to_json(), indent=2) + "\n", encoding="utf-8")
     lines = [found.summary(), *cautions]
     if findings.grid:
         draw_grid([(image, drawn["grid"]) for image, drawn in found.sample], findings.grid)

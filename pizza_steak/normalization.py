@@ -27,8 +27,8 @@ class SamplewiseNormalization(keras.layers.Layer):
 
     def __init__(self, center: bool = True, scale: bool = True, **kwargs):
         super().__init__(**kwargs)
-        self.center = center
-        self.scale = scale
+        self.center = bool(center)  # NumPy's booleans cannot be saved.
+        self.scale = bool(scale)
 
     def call(self, images):
         axes = (1, 2, 3)
@@ -134,7 +134,7 @@ def _zca_layers(
     whiten.build((None, values))
     whiten.set_weights([matrix])
     return [
-        keras.layers.Flatten(dtype="float32"),
+        keras.layers.Flatten("channels_last", dtype="float32"),
         whiten,
         keras.layers.Reshape(shape, dtype="float32"),
     ]

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import threading
 from collections.abc import Iterator
 
 import tensorflow_datasets.public_api as tfds
@@ -19,6 +20,7 @@ _URLS = {
     "https://storage.googleapis.com/ztm_tf_course/food_vision/pizza_steak.zip": 109_540_975,
     "https://infoslack.pro/pizza_steak.zip": 109_497_985,
 }
+_RETRIES = threading.Lock()
 _PUBLISHED_CLASSES = ("pizza", "steak")
 
 
@@ -136,9 +138,13 @@ def _download(dl_manager: tfds.download.DownloadManager):
 
 @contextlib.contextmanager
 def _fewer_retries() -> Iterator[None]:
-    """Limits TFDS to three tries an address: ten take three minutes without a network."""
-    tries, downloader.MAX_RETRIES = downloader.MAX_RETRIES, 3
-    try:
-        yield
-    finally:
-        downloader.MAX_RETRIES = tries
+    """Limits TFDS to three tries an address: ten take three minutes without a network.
+
+    TFDS has no argument for it, so threads take turns.
+    """
+    with _RETRIES:
+        tries, downloader.MAX_RETRIES = downloader.MAX_RETRIES, 3
+        try:
+            yield
+        finally:
+            downloader.MAX_RETRIES = tries

@@ -6,13 +6,16 @@ makes an index of the position of each image in its file.
 
 import collections
 import contextlib
+import contextvars
 import dataclasses
 import functools
 import hashlib
+import logging
 import os
 import pathlib
 import struct
 import sys
+import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -20,7 +23,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from absl import logging
+from absl import logging as absl_logging
+from tensorflow_datasets.core.utils import tqdm_utils
 
 from pizza_steak import preparations, sample, splits
 from pizza_steak.archive import ReadingOptions, read_archive
@@ -170,15 +174,13 @@ def prepare(
       UserError: The dataset is unknown, cannot be downloaded, or `data_dir` cannot be written.
       ArchiveError: The archive is refused; nothing was written.
     """
-    config: str | ArchiveConfig
+    listed = None
     if archive:
         listed = read_archive(archive, reading)
         for warning in listed.warnings:
-            logging.warning("archive %s: %s", listed.path, warning)
-        config = ArchiveConfig.of(listed, data_dir)
-    else:
-        config = _config_named(dataset)
+            absl_logging.warning("archive %s: %s", listed.path, warning)
     try:
+        config = ArchiveConfig.of(listed, data_dir) if listed else _config_named(dataset)
         with _quiet_tfds():
             builder = _prepared_builder(config, data_dir)
         preparations.mark_used(pathlib.Path(builder.data_dir))
@@ -292,7 +294,10 @@ def _prepared_builder(
     def make(temporary: pathlib.Path) -> None:
         # TFDS renames what it has built without waiting for the disk, so it builds elsewhere.
         builder = Builder(data_dir=temporary, config=config)
-        builder.download_and_prepare(download_dir=home.parent / "downloads")
+        # TFDS prints at the beginning and the end.
+        builder._log_download_bytes = builder._log_download_done = lambda: None
+        with _bars_on_terminals():
+            builder.download_and_prepare(download_dir=home.parent / "downloads")
         built = folder.with_name(f".{uuid.uuid4().hex}.{folder.name}")
         os.replace(builder.data_dir, built)
         remove(temporary)
@@ -313,16 +318,36 @@ def _prepared_builder(
 
 @contextlib.contextmanager
 def _quiet_tfds() -> Iterator[None]:
-    """Silences TFDS's messages about each step; on a terminal, its progress bars stay."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    if not sys.stderr.isatty():
-        tfds.disable_progress_bar()
+    """Drops TFDS's warnings about each step, in this thread."""
+    token = _QUIET.set(True)
     try:
-        with contextlib.redirect_stdout(None):
-            yield
+        yield
     finally:
-        logging.set_verbosity(verbosity)
+        _QUIET.reset(token)
+
+
+def _wanted(record: logging.LogRecord) -> bool:
+    return not _QUIET.get() or record.levelno >= logging.ERROR
+
+
+_QUIET = contextvars.ContextVar("_QUIET", default=False)
+absl_logging.get_absl_logger().addFilter(_wanted)
+_BARS = threading.Lock()
+
+
+@contextlib.contextmanager
+def _bars_on_terminals() -> Iterator[None]:
+    """Turns TFDS's progress bars off where no terminal shows them.
+
+    TFDS has one switch for the process, so threads that build records take turns.
+    """
+    with _BARS:
+        shown = tqdm_utils._active
+        tqdm_utils.display_progress_bar(shown and sys.stderr.isatty())
+        try:
+            yield
+        finally:
+            tqdm_utils.display_progress_bar(shown)
 
 
 @contextlib.contextmanager

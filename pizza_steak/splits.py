@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from pizza_steak.configuration import parse_fold
-from pizza_steak.errors import UserError
+from pizza_steak.errors import FlagError, UserError
 
 PURPOSES = ("train", "validation", "test")
 
@@ -311,7 +311,7 @@ def _asked(request: Request, purpose: str, counts: Collection[str]) -> str | flo
         return None
     part = fraction(text)
     if part is not None and not 0 < part < 1:
-        raise UserError(
+        raise FlagError(
             f"--{flag}={text}: expected a fraction above 0 and below 1, or a split string such as "
             "'train[:80%]'"
         )
@@ -322,7 +322,7 @@ def _check_fractions(request: Request, fractions: Mapping[str, float]) -> None:
     for purpose in ("validation", "test"):
         part = getattr(request, f"{purpose}_fraction")
         if not 0 < part < 1:
-            raise UserError(
+            raise FlagError(
                 f"--{purpose}_fraction={part:g}: expected a fraction above 0 and below 1"
             )
     left = 1 - sum(fractions.values())

@@ -111,6 +111,10 @@ def _serve(requests: connection.Connection) -> list[str]:
     for target, handle in enumerate(handles):
         os.dup2(handle, target)
         os.close(handle)
+    # Those of the server were made for other files: they could not be reconfigured.
+    sys.stdin = os.fdopen(0, closefd=False)
+    sys.stdout = os.fdopen(1, "w", closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
     if own_session:
         os.setsid()
     os.environ.clear()

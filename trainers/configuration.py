@@ -4,8 +4,15 @@ import dataclasses
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
-from pizza_steak.configuration import SourceConfig, TransformConfig, parse_fold
+from pizza_steak.configuration import (
+    MOST_PIXELS_A_SIDE,
+    SourceConfig,
+    TransformConfig,
+    check_size,
+    parse_fold,
+)
 from pizza_steak.flags import Numbers, flag, same_flag
 from trainers import user_code
 
@@ -18,6 +25,18 @@ def _check_address(text: str | None) -> None:
 def _check_dispatcher(text: str | None) -> None:
     if text is not None and not re.fullmatch(r"[^/]+:\d+", text):
         raise ValueError(f"{text!r}: expected host:port")
+
+
+def _check_devices(value: Any) -> None:
+    if any(
+        isinstance(number, float) for number in (value if isinstance(value, tuple) else [value])
+    ):
+        raise ValueError("expected a whole number, or indices such as 0,2")
+
+
+def _check_factor(value: float | None) -> None:
+    if value == 0:
+        raise ValueError("expected a factor other than 0, which makes all images black")
 
 
 def _check_functions(texts: Sequence[str]) -> None:
@@ -95,6 +114,8 @@ class DataConfig:
         "Height and width of the images, in pixels; by default what --model wants, or 224. They "
         "are resized; one number is both, two are height and width.",
         minimum=1,
+        maximum=MOST_PIXELS_A_SIDE,
+        check=check_size,
         common=True,
         aliases="size img_size imgsz input_size resolution target_size",
     )
@@ -165,14 +186,19 @@ class AugmentationConfig(TransformConfig):
     """How to augment training images, differently in every epoch."""
 
     contrast_factor: float | None = flag(
-        None, "Factor of Keras's RandomContrast, in the model.", minimum=0.0
+        None, "Factor of Keras's RandomContrast, in the model.", minimum=0.0, maximum=1.0
     )
     saturation_factor: float | None = flag(
-        None, "Factor of Keras's RandomSaturation, in the model.", minimum=0.0
+        None, "Factor of Keras's RandomSaturation, in the model.", minimum=0.0, maximum=1.0
     )
-    hue_factor: float | None = flag(None, "Factor of Keras's RandomHue, in the model.", minimum=0.0)
+    hue_factor: float | None = flag(
+        None, "Factor of Keras's RandomHue, in the model.", minimum=0.0, maximum=1.0
+    )
     rand_augment: int | None = flag(
-        None, "Operations per image of Keras's RandAugment, in the model; slow.", minimum=1
+        None,
+        "Operations per image of Keras's RandAugment, in the model; slow.",
+        minimum=1,
+        maximum=100,
     )
     augment_on: str = flag(
         "host",
@@ -209,6 +235,7 @@ class NormalizationConfig:
         None,
         "Factor of the pixels, which are 0 to 255; by default 1/255, or 1 if --model names a "
         "network that scales them itself.",
+        check=_check_factor,
     )
     samplewise_center: bool = flag(False, "Subtract the mean of each image.")
     samplewise_std_normalization: bool = flag(
@@ -241,6 +268,10 @@ def trainable_layers(text: str | None) -> float:
     if text is None or not re.fullmatch("[1-9][0-9]*", text):
         raise ValueError(f"{text!r}: expected head, all, or a number of layers")
     return int(text)
+
+
+_MOST_LAYERS = 100
+_MOST_FILTERS = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,18 +310,26 @@ class ModelConfig:
         None,
         "Filters of each convolution in the first block; by default the network's own number.",
         minimum=1,
+        maximum=_MOST_FILTERS,
     )
     filter_growth: float = flag(
-        1.0, "Factor by which the number of filters grows from block to block.", minimum=0.0
+        1.0,
+        "Factor by which the number of filters grows from block to block.",
+        minimum=0.0,
+        maximum=10.0,
     )
     blocks: int | None = flag(
         None,
         "Blocks of convolutions, each with a pooling layer at its end; by default the "
         "network's own number.",
         minimum=0,
+        maximum=_MOST_LAYERS,
     )
     convolutions: int | None = flag(
-        None, "Convolutions per block; by default the network's own number.", minimum=1
+        None,
+        "Convolutions per block; by default the network's own number.",
+        minimum=1,
+        maximum=_MOST_LAYERS,
     )
     kernel_size: int | None = flag(
         None, "Height and width of convolution kernels; by default the network's own.", minimum=1
@@ -313,9 +352,13 @@ class ModelConfig:
         None,
         "Dense layers before the output layer; by default the network's own number.",
         minimum=0,
+        maximum=_MOST_LAYERS,
     )
     dense_units: int | None = flag(
-        None, "Units of each of these dense layers; by default the network's own number.", minimum=1
+        None,
+        "Units of each of these dense layers; by default the network's own number.",
+        minimum=1,
+        maximum=1_000_000,
     )
     batch_normalization: bool = flag(False, "Apply batch normalization before each activation.")
     dropout: float = flag(
@@ -471,6 +514,8 @@ class DevicesConfig:
         "Number of devices, the first ones are used, or indices such as 0,2; by default all GPUs, "
         "or without a GPU all of --cpu_devices.",
         minimum=0,
+        maximum=4096,
+        check=_check_devices,
         per_process=True,
         aliases="device gpu gpus num_gpus",
     )
@@ -478,12 +523,14 @@ class DevicesConfig:
         None,
         "Use the CPU as this many devices, which share its cores, to try replicas without GPUs.",
         minimum=1,
+        maximum=64,
     )
     precision: str = flag(
         "auto",
         "Keras dtype policy: float32, mixed_float16, mixed_bfloat16, float64 (to tell rounding "
         "from errors), or auto: mixed_float16 on GPUs of compute capability 7.0 and above, else "
         "float32.",
+        ("auto", "float32", "mixed_float16", "mixed_bfloat16", "float64"),
         aliases="amp dtype fp16 half mixed_precision",
     )
     jit_compile: str = flag(
@@ -514,6 +561,7 @@ class ClusterConfig:
         "Seconds to wait for the other processes at the start, and at most for one that has died "
         "or is silent; then the run ends and names that process.",
         minimum=1.0,
+        maximum=1e6,  # TensorFlow counts the milliseconds in 31 bits.
         identity=False,
         per_process=True,
     )
@@ -709,7 +757,10 @@ class ServersConfig:
         check=_check_dispatcher,
     )
     workers: int = flag(
-        1, "Number of workers to start, on free ports. One worker uses all cores.", minimum=0
+        1,
+        "Number of workers to start, on free ports. One worker uses all cores.",
+        minimum=0,
+        maximum=1000,
     )
     host: str | None = flag(
         None,

@@ -2,12 +2,10 @@
 
 import dataclasses
 import functools
-import types
-import typing
 from collections.abc import Callable, Container, Mapping
 from typing import Any, TypeVar
 
-from pizza_steak.flags import Numbers, flag, same_flag
+from pizza_steak.flags import flag, kind_of, limits, same_flag
 from trainers.configuration import (
     AugmentationConfig,
     DataConfig,
@@ -53,11 +51,6 @@ _FALSE_OR_TRUE = ("false,true", "true,false")
 _Concern = TypeVar("_Concern", bound=type)
 
 
-def _kind(field: dataclasses.Field) -> Any:
-    found = set(typing.get_args(field.type) or (field.type,)) - {types.NoneType}
-    return found.pop() if len(found) == 1 else Numbers
-
-
 def _with_ranges(concern: type, names: Container[str]) -> Callable[[_Concern], _Concern]:
     """Gives a concern the flags of another one, which take ranges in place of values."""
 
@@ -65,8 +58,8 @@ def _with_ranges(concern: type, names: Container[str]) -> Callable[[_Concern], _
         for field in dataclasses.fields(concern):
             if field.name not in names:
                 continue
-            known, kind = field.metadata, _kind(field)
-            minimum, maximum = known["limits"]
+            known, kind = field.metadata, kind_of(field)
+            minimum, maximum = limits(field)
             parse = functools.partial(
                 ranges.parse,
                 kind=kind,
@@ -106,7 +99,9 @@ def _check(
         found = parse(text)
         if check:
             for value in found.values:
-                check(value)
+                check(found.flag_value(value))
+            for end in (found.low, found.high):
+                check(end)
 
 
 def _names(concern: type, *without: str) -> list[str]:
@@ -178,6 +173,7 @@ class TrialConfig:
         1,
         "How often to train each trial, every time with another seed; the mean counts.",
         minimum=1,
+        maximum=1000,
     )
     early_stopping_patience: int | None = same_flag(OptimisationConfig, "early_stopping_patience")
     class_weight: str | None = same_flag(OptimisationConfig, "class_weight")
@@ -250,6 +246,7 @@ class SearchConfig:
         1,
         "Number of processes on this machine that run trials.",
         minimum=1,
+        maximum=1000,
         identity=False,
         common=True,
         aliases="jobs n_jobs",
@@ -272,6 +269,7 @@ class FinalConfig:
         "so that each of these images validates them once; the best on all parts is the best "
         "model. 1: the best trial wins as it is.",
         minimum=1,
+        maximum=1000,
         identity=False,
         common=True,
     )
@@ -287,6 +285,7 @@ class FinalConfig:
         "Number of models to train in the end, each with another seed; with several the result is "
         "one model that averages their probabilities.",
         minimum=1,
+        maximum=1000,
         identity=False,
         common=True,
         aliases="ensemble",
@@ -358,6 +357,7 @@ class RangeTestConfig:
         "Number of steps; each takes another batch, at a learning rate higher by a constant "
         "factor.",
         minimum=10,
+        maximum=1_000_000,
         common=True,
     )
     plot: str = flag(

@@ -194,7 +194,7 @@ def draw(found: RangeTest, title: str, path: pathlib.Path) -> None:
 
 
 def _rates(asked: RangeTestConfig) -> np.ndarray:
-    if not 0 < asked.lowest < asked.highest < math.inf:
+    if not 0 < asked.lowest < asked.highest:
         raise UserError(
             f"lowest {asked.lowest:g}: expected a learning rate above 0 and below "
             f"--highest={asked.highest:g}"

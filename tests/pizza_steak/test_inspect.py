@@ -277,8 +277,8 @@ BAD_INPUT = {
     "nothing to augment": ({"augmented": "{here}/a.png"}, "--rotation_range"),
     "augmented nowhere": ({"rotation_range": 20}, "--augmented"),
     "augmentation makes no sense": (
-        {"augmented": "{here}/a.png", "zoom_range": 2},
-        "zoom_range=2",
+        {"augmented": "{here}/a.png", "cval": 2},
+        "cval=2",
     ),
 }
 

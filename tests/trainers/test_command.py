@@ -15,6 +15,11 @@ from trainers.runs import run_directory
     [
         ("--epochs=many", "epochs"),
         ("--color_mode=cmyk", "color_mode"),
+        ("--precision=float8", "precision"),
+        ("--optimizer=adamant", "'adamant'"),
+        ("--test_fraction=1.5", "--test_fraction=1.5: expected a fraction"),
+        ("--seed=4294967296", "seed"),
+        ("--devices=2.0", "devices"),
         ("--learnig_rate=1", "learnig_rate"),
         ("--flagfile=/nowhere/tinyvgg.flags", "/nowhere/tinyvgg.flags"),
         ("food.zip", "did you mean --archive=food.zip?"),
@@ -62,7 +67,6 @@ BAD_INPUT = {
     ),
     "backward split": ("--train_split=train[5:2]", "train[5:2]"),
     "unknown model": ("--model=vgg", "'vgg'"),
-    "unknown precision": ("--precision=float8", "'float8'"),
     "unknown optimizer": ("--optimizer=adamant", "'adamant'"),
     "abstract optimizer": ("--optimizer=optimizer", "'optimizer'"),
     "optimizer around another": ("--optimizer=LossScaleOptimizer", "'LossScaleOptimizer'"),
@@ -107,7 +111,6 @@ BAD_INPUT = {
         "jit_compile: XLA cannot draw the random numbers of --mixup",
     ),
     "nothing to resume": ("--resume", "no run to resume"),
-    "resumed if it is there, and nowhere": ("--run_dir= --resume=auto", "run_dir: missing"),
     "another run than is there": ("--run_dir={here}/run --resume=auto --epochs=9", "--epochs=9"),
     "resumed with another flag": ("--run_dir={here}/run --resume --epochs=9", "--epochs=9"),
     "resumed with one flag less": ("--run_dir={here}/weighted --resume", "class_weight"),
@@ -115,7 +118,7 @@ BAD_INPUT = {
 IN_PROCESSES_OF_THEIR_OWN = (
     "no such archive",
     "bad pictures",
-    "unknown precision",
+    "too few images for three splits",
     "run_dir holds a run",
 )
 
@@ -191,6 +194,11 @@ def test_what_needs_no_images_is_checked_before_they_are_prepared(small_flags, t
     with pytest.raises(UserError):
         fit(*small_flags, f"--data_dir={tmp_path}/data", f"--run_dir={tmp_path}/run", flag)
     assert snapshot(tmp_path) == {}
+
+
+def test_a_run_to_resume_if_there_is_one_needs_a_place(small_flags):
+    with pytest.raises(UserError, match="run_dir: missing; expected the directory to look into"):
+        fit(*small_flags, "--resume=auto")
 
 
 def test_an_unknown_dataset_is_named_beside_the_known(tmp_path):

@@ -49,7 +49,7 @@ def test_no_flags_give_the_defaults():
         FitConfig(
             data=DataConfig(
                 archive="~/my food = 'pizza', #2.zip",
-                data_dir="",
+                data_dir="~/.cache",
                 train_split="train[:80%] + test",
                 test_split="test[50%:]",
             )

@@ -36,7 +36,6 @@ def dtype_policy():
             "devices 2: expected a number from 1 to 1, .*--cpu_devices",
         ),
         (["--devices=0"], "devices 0: expected"),
-        (["--devices=0.5"], "devices 0.5: expected"),
         (["--devices=0,0"], "devices 0,0: expected .* each once"),
         (["--devices=0,1"], "devices 0,1: expected"),
         (["--batch_size=8", "--batch_size_per_replica=4"], "expected one of the two"),

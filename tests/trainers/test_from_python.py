@@ -97,9 +97,15 @@ def test_none_is_the_default_and_lists_are_values_with_commas(words, tmp_path):
         "classes": ["light", "dark"],
         "weight_decay": None,
         "epochs": np.int64(1),
+        "width_shift_range": range(5),
+        "zoom_range": np.array([0.8, 1.2]),
+        "horizontal_flip": np.True_,
     }
     run = trainers.train(given.pop("archive"), **given, run_dir=tmp_path / "run")
     assert run.class_names == ("light", "dark")
+    told = (run.run_dir / "run.flags").read_text()
+    assert "--width_shift_range=0,1,2,3,4\n--" in told
+    assert "--zoom_range=0.8,1.2\n--horizontal_flip\n" in told
 
 
 @pytest.mark.parametrize(

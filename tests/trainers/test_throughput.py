@@ -301,8 +301,7 @@ def test_only_takes_parts_of_names(archive):
         (["--threads=100000"], "threads 100000"),
         (["--data_dir=/dev/null/data"], "data_dir: /dev/null/data"),
         (["--batch_size=24"], "batch_size 24: expected less than all 20"),
-        (["--image_size=8,8,3"], "image_size 8,8,3"),
-        (["--zoom_range=1"], "zoom_range"),
+        (["--cval=3", "--rotation_range=9"], "cval=3"),
     ],
 )
 def test_bad_input_is_one_line(argv, message, archive):

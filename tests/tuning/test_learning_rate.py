@@ -177,7 +177,6 @@ def test_without_a_fall_there_is_a_figure_and_one_line_that_says_so(rate_flags, 
     [
         (["--lowest=0.1", "--highest=0.1"], "lowest 0.1"),
         (["--lowest=0"], "lowest 0"),
-        (["--highest=inf"], "highest=inf"),
         (["--plot=/nowhere/rate.png"], "/nowhere/rate.png"),
     ],
 )

@@ -59,7 +59,6 @@ def refused(make_plan, tmp_path):
         (["--optimizer=adam,adamant"], "'adamant'"),
         (["--model=tinyvgg,tinyvg"], "tinyvg'"),
         (["--model=nowhere/small.keras"], "nowhere/small.keras: no such file"),
-        (["--brightness_range=0.8,1.2"], "brightness_range"),  # As in fit; here 0.8..1.2.
         (["--warmup_epochs=0,20"], "warmup_epochs 20: expected fewer than --epochs=20"),
         (["--mixup=none,0.2", "--class_weight=balanced"], "class_weight"),
         (

@@ -267,9 +267,13 @@ def test_what_is_no_range_is_told(text, kind, limits, said):
     "flag",
     [
         *("--filters=8,a", "--filters=0:8", "--dropout=0:2", "--padding=full", "--blocks=4:1"),
-        *("--dropout=none,0.2", "--mixup=none,0.05", "--brightness_range=none,-1..1"),
+        *("--dropout=none,0.2", "--mixup=none,0.05", "--brightness_range=none,1"),
+        *("--image_size=32:40000", "--image_size=16.5:32", "--image_size=32..64,1..2..3"),
+        *("--filters=8:9999999999", "--zoom_range=1..2..3", "--rescale=0,1", "--dropout=0,inf"),
+        "--brightness_range=0.8,1.2",  # As in fit; here 0.8..1.2.
+        *("--learning_rate=nan", "--rotation_range=0:nan", "--filters=8," + "9" * 400),
         *("--antialias=no,yes", "--color_mode=rgb,cmyk", "--image_size=0,32", "--batch_size=0"),
-        *("--rotation_range=-10:10", "--trainable=head,0", "--rescale=small"),
+        *("--rotation_range=10:-10", "--trainable=head,0", "--rescale=small"),
     ],
 )
 def test_a_flag_that_is_no_range_is_refused_by_name(flag):

@@ -264,7 +264,8 @@ def two_or_more(concern: str, field: dataclasses.Field) -> dict[str, Any]:
         start, end = (0.25, most) if most else (start + 0.5, start + 1.5)
         return {**optional, str(start): start, str(end): float(end)}
     if kinds == set(typing.get_args(Numbers)):
-        return {**optional, "2": 2, "3..5": (3, 5)}
+        one = {} if field.name == "brightness_range" else {"2": 2}
+        return {**optional, **one, "3..5": (3, 5)}
     assert kinds == {str}
     words = ("none", "imagenet") if field.name == "weights" else ("all", "2")
     return {word: word for word in words}

@@ -142,7 +142,7 @@ def _write(
 ) -> None:
     lines: list[str] = []
     model.summary(print_fn=lines.append, line_length=80)
-    environment = json.loads((first.path / "environment.json").read_text())
+    environment = json.loads((first.path / "environment.json").read_text(encoding="utf-8"))
     run.create("\n".join(lines), environment)
     with atomic.atomic_path(run.path / "model.keras") as temporary:
         model.save(temporary)

@@ -120,7 +120,7 @@ class Evaluation:
                 pathlib.Path(asked.activation_maps),
             )
         with output_file(asked.json or out_dir / "evaluation.json") as temporary:
-            temporary.write_text(json.dumps(values, indent=2) + "\n")
+            temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         matrix, classes = np.array(values["confusion_matrix"]), list(values["by_class"])
         plots.confusion_matrix(matrix, classes, out_dir / "confusion_matrix.png")
         calibration_error = values["expected_calibration_error"]
@@ -287,7 +287,7 @@ def _seen(run: run_directory.Run, config: EvaluateConfig, digests: np.ndarray) -
     data = run.config.data
     if config.data.data_dir is not None:
         data = dataclasses.replace(data, data_dir=config.data.data_dir)
-    environment = json.loads((run.path / "environment.json").read_text())
+    environment = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))
     unknown = dict.fromkeys(["trained_on", "validated_on", "test_images_chose_the_model"])
     if not data.archive and not records.is_prepared(data.dataset, data_dir=data.data_dir):
         return unknown  # It is not worth a download.

@@ -263,6 +263,11 @@ def export(run: run_directory.Run, config: ArtifactConfig) -> Export:
         )
     path = pathlib.Path(config.output or run.path / export_format.name).expanduser().absolute()
     _check_free(path, config.overwrite)
+    if config.format == "saved_model" and (special := set(str(path)) & set("*?[\\")):
+        raise UserError(
+            f"output {path}: TensorFlow takes the path of a SavedModel with {min(special)} for a "
+            "pattern and cannot load it; pass another --output"
+        )
     model = nested.in_precision(saved_networks.load_model(run), keras.DTypePolicy("float32"))
     classes = run.result["classes"]
     format = run_data.format_of(run.config.data)

@@ -70,12 +70,11 @@ def _find(image: str, reading: ReadingOptions) -> list[Source]:
     elif os.path.lexists(path):
         found = [Source(_as_text(path), functools.partial(_read_file, path))]
     else:
-        matches = {
-            source: None
-            for match in _matching(path, reading.follow_links)
-            for source in _of_match(match, reading)
-        }
-        found = list(matches)
+        found = [
+            source
+            for match in sorted(matches(path, recursive=True, follow_links=reading.follow_links))
+            for source in _of_match(str(match), reading)
+        ]
     if not found:
         raise UserError("no image there; expected a file, folder, zip or pattern")
     return found
@@ -87,19 +86,30 @@ def _of_match(match: str, reading: ReadingOptions) -> list[Source]:
     return _found_or_fault(match, reading)
 
 
-def _matching(pattern: pathlib.Path, follow_links: bool) -> list[str]:
-    """Returns the paths that match a pattern, sorted; `**` does not follow links to folders."""
-    if follow_links or "**" not in pattern.parts:
-        return sorted(glob.glob(str(pattern), recursive=True))
-    first = pattern.parts.index("**")
-    within = pathlib.PurePath(*pattern.parts[first:])
-    tops = map(pathlib.Path, glob.glob(str(pathlib.Path(*pattern.parts[:first]))))
-    return sorted(
-        str(path)
+def matches(
+    pattern: pathlib.Path, *, recursive: bool = False, follow_links: bool = True
+) -> set[pathlib.Path]:
+    """Returns the paths that match a pattern; folders that exist by their very name are none.
+
+    Args:
+      pattern: The pattern.
+      recursive: Whether `**` stands for any folders.
+      follow_links: Whether it also stands for links to folders.
+    """
+    literal = next(path for path in (pattern, *pattern.parents) if os.path.lexists(path))
+    if literal == pattern:
+        return {pattern}
+    rest = pattern.relative_to(literal)
+    if follow_links or not recursive or "**" not in rest.parts:
+        return {literal / n for n in glob.glob(str(rest), root_dir=literal, recursive=recursive)}
+    first = rest.parts.index("**")
+    tops = matches(literal.joinpath(*rest.parts[:first]))
+    return {
+        path
         for top in tops
-        for path in top.glob(str(within))
+        for path in top.glob(str(pathlib.Path(*rest.parts[first:])))
         if not any(part.startswith(".") for part in path.relative_to(top).parts)
-    )
+    }
 
 
 def _in_folder(folder: pathlib.Path, reading: ReadingOptions) -> list[Source]:

@@ -26,7 +26,6 @@ if TYPE_CHECKING:  # --help must not wait for TensorFlow.
     from pizza_steak.input_pipeline import Shares
     from trainers.hardware.clusters import Cluster
 
-_PRECISIONS = ("auto", "float32", "mixed_float16", "mixed_bfloat16", "float64")
 _ASKED = "as asked"
 # With 3 GiB, small trainings fail in many ways, some of which end the process.
 _LEAST_ADDRESSES = 4 * 2**30
@@ -154,10 +153,11 @@ def _mirrored(devices: tuple[str, ...]) -> "tf.distribute.Strategy":
 
 
 def prepare(config: DevicesConfig) -> None:
-    """Sets the environment variables of TensorFlow and Keras, then imports TensorFlow.
+    """Sets the environment variable of oneDNN, then imports TensorFlow.
 
     Raises:
-      UserError: The process may not have the addresses that TensorFlow needs.
+      UserError: Keras computes with another backend, or the process may not have the addresses that
+        TensorFlow needs.
     """
     if os.name == "posix":
         import resource
@@ -168,7 +168,6 @@ def prepare(config: DevicesConfig) -> None:
                 f"address space: limited to {allowed / 2**30:.1f} GiB (ulimit -v); expected "
                 f"{_LEAST_ADDRESSES / 2**30:.0f} GiB, because TensorFlow maps more than it uses"
             )
-    os.environ["KERAS_BACKEND"] = "tensorflow"
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1" if config.onednn == "on" else "0")
     with preemption.sigterm_kept():  # `clusters` handles SIGTERM, not the threads that start here.
         from pizza_steak.tensorflow_import import import_tensorflow  # Imports TFDS.
@@ -188,15 +187,11 @@ def choose(config: DevicesConfig, cluster: "Cluster | None" = None) -> Devices:
     processes. TensorFlow can do neither once it has computed anything.
 
     Raises:
-      UserError: The precision is unknown, a device does not exist, flags contradict each other, or
-        a process of the cluster does not come.
+      UserError: A device does not exist, flags contradict each other, or a process of the cluster
+        does not come.
     """
     import tensorflow as tf
 
-    if config.precision not in _PRECISIONS:
-        raise UserError(
-            f"precision {config.precision!r}: unknown; expected one of {', '.join(_PRECISIONS)}"
-        )
     if config.strategy == "multi_worker" and cluster is None:
         raise UserError("strategy multi_worker: works in trainers.fit only; expected another")
     if cluster and (config.cpu_devices or 1) > 1:
@@ -270,7 +265,7 @@ def _indices(asked: Numbers | None, kind: str, count: int) -> list[int]:
         return list(range(count))
     indices: Sequence[float]
     if isinstance(asked, int | float):
-        indices, text = range(int(asked)) if asked == int(asked) else (), str(asked)
+        indices, text = range(int(asked)), str(asked)
     else:
         indices, text = asked, ",".join(map(str, asked))
     known = len(indices) == len(set(indices)) and set(indices) <= set(range(count))
@@ -307,7 +302,7 @@ def _precision(
 def _cpu_has_bfloat16() -> bool:
     """Returns whether the processor has bfloat16 instructions; False if that is unknown."""
     try:
-        told = pathlib.Path("/proc/cpuinfo").read_text()
+        told = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return False
     return bool({"amx_bf16", "avx512_bf16"} & set(told.split()))

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 import pathlib
 import random
 from collections.abc import Mapping, Sequence
@@ -53,7 +54,7 @@ def is_application(config: ModelConfig) -> bool:
 def is_saved(config: ModelConfig) -> bool:
     """Returns whether the flags name the directory of a run, or a file."""
     text = config.model
-    return "/" in text or text.endswith(".keras") or pathlib.Path(text).expanduser().exists()
+    return "/" in text or text.endswith(".keras") or os.path.exists(os.path.expanduser(text))
 
 
 def with_absolute_paths(config: ModelConfig) -> ModelConfig:

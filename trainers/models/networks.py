@@ -37,6 +37,7 @@ _COMMON_SIZES = {
 
 # Sizes of the head of a backbone; the other sizes are those of the networks built here.
 _HEAD_SIZES = {"dense_layers": 0, "dense_units": 64}
+_MOST_FILTERS = 100_000  # A convolution of 3 x 3 between two such blocks has 90 billion weights.
 _SIZES_OF_BLOCKS = (
     *("filters", "filter_growth", "blocks", "convolutions", "kernel_size", "padding", "pool_size"),
     "global_pooling",
@@ -138,7 +139,13 @@ def check(config: ModelConfig, image_shape: tuple[int, int, int]) -> None:
     """
     if is_built_here(config):
         _refuse(config, ("weights", "features", "trainable"), "have no pretrained weights")
-        if not fits(sizes_of(config), image_shape):
+        sizes = sizes_of(config)
+        if (last := _filters(sizes, max(sizes.blocks, 1) - 1)) > _MOST_FILTERS:
+            raise UserError(
+                f"filter_growth {sizes.filter_growth:g}: gives the last of {sizes.blocks} blocks "
+                f"{last:.3g} filters; expected at most {_MOST_FILTERS:,}"
+            )
+        if not fits(sizes, image_shape):
             height, width, _ = image_shape
             raise UserError(
                 f"model {config.model!r}: its layers do not fit images of {height} x {width} "
@@ -198,7 +205,7 @@ def blocks(inputs: keras.KerasTensor, sizes: Sizes) -> keras.KerasTensor:
     """
     x = inputs
     for block in range(sizes.blocks):
-        filters = max(1, round(sizes.filters * sizes.filter_growth**block))
+        filters = _filters(sizes, block)
         for _ in range(sizes.convolutions):
             x = _activated(
                 x, layers.Conv2D, sizes, filters, sizes.kernel_size, padding=sizes.padding
@@ -206,6 +213,11 @@ def blocks(inputs: keras.KerasTensor, sizes: Sizes) -> keras.KerasTensor:
         if sizes.pool_size > 1:
             x = layers.MaxPooling2D(sizes.pool_size)(x)
     return layers.GlobalAveragePooling2D()(x) if sizes.global_pooling else layers.Flatten()(x)
+
+
+def _filters(sizes: Sizes, block: int) -> int:
+    """Returns the filters of each convolution in a block, counted from 0."""
+    return max(1, round(sizes.filters * sizes.filter_growth**block))
 
 
 def head(features: keras.KerasTensor, sizes: Sizes, num_classes: int) -> keras.KerasTensor:

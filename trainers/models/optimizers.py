@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from pizza_steak.errors import UserError
+from pizza_steak.errors import FlagError, UserError
 from trainers.configuration import OptimisationConfig
 
 
@@ -12,7 +12,7 @@ def optimizer_class(name: str) -> type[keras.optimizers.Optimizer]:
     """Returns the Keras optimizer of that name, in upper or lower case.
 
     Raises:
-      UserError: There is no such optimizer.
+      FlagError: There is no such optimizer.
     """
     base, wrapper = keras.optimizers.Optimizer, keras.optimizers.LossScaleOptimizer
     known = {
@@ -21,7 +21,7 @@ def optimizer_class(name: str) -> type[keras.optimizers.Optimizer]:
         if isinstance(kind, type) and issubclass(kind, base) and kind not in (base, wrapper)
     }
     if name.lower() not in known:
-        raise UserError(f"optimizer {name!r}: unknown; expected one of {', '.join(sorted(known))}")
+        raise FlagError(f"optimizer {name!r}: unknown; expected one of {', '.join(sorted(known))}")
     return known[name.lower()]
 
 

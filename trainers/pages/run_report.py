@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import glob
 import io
 import json
 import math
@@ -18,6 +17,7 @@ from pizza_steak.atomic import output_file
 from pizza_steak.errors import UserError
 from pizza_steak.flags import fields
 from trainers.configuration import FitConfig, ReportConfig
+from trainers.finished.sources import matches
 from trainers.pages import layout, plots
 from trainers.runs import identity, run_directory, scores
 
@@ -156,8 +156,8 @@ def find(pattern: str) -> tuple[list[Entry], list[str]]:
     Raises:
       UserError: There is no run.
     """
-    matches = map(pathlib.Path, glob.glob(os.path.expanduser(pattern)))
-    folders = sorted(path.absolute() for path in matches if path.is_dir())
+    found = matches(pathlib.Path(pattern).expanduser())
+    folders = sorted(path.absolute() for path in found if path.is_dir())
     if not folders:
         raise UserError(f"runs {pattern!r}: no folder matches; expected run directories")
     root = os.path.commonpath([folder.parent for folder in folders])
@@ -306,7 +306,7 @@ def _read(folder: pathlib.Path, name: str) -> Entry:
         validated = run.logs if config.data.validation_split != "none" else []
         history |= {metric: [row[metric] for row in validated] for metric in _VALIDATION_METRICS}
     with _reading(folder / "environment.json") as file:
-        environment = json.loads(file.read_text())
+        environment = json.loads(file.read_text(encoding="utf-8"))
         devices = ", ".join([*map(str, environment["names"]), str(environment["precision"])])
         if "splits" in environment:
             splits = environment["splits"]

@@ -11,6 +11,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
+from pizza_steak import flagfile
 from pizza_steak.errors import UserError
 from pizza_steak.flags import (
     as_argument,
@@ -55,12 +56,14 @@ def read(kind: type, path: pathlib.Path) -> Any:
     values = absl_flags.FlagValues()
     define_flags(kind, values)
     try:
-        values(["", f"--undefok={_REMOVED}", f"--flagfile={path}"])
+        values(["", f"--undefok={_REMOVED}", *flagfile.expand([f"--flagfile={path}"], kind)])
     except absl_flags.UnrecognizedFlagError as error:
         raise UserError(
             f"{path}: --{error.flagname} is not a flag of this version; remove that line, or use "
             "the version that wrote it"
         ) from error
+    except flagfile.FlagfileError as error:
+        raise UserError(str(error)) from error
     except absl_flags.Error as error:
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
     return from_flags(kind, values)

@@ -82,7 +82,7 @@ class Run:
     @property
     def result(self) -> dict[str, Any]:
         """The content of result.json."""
-        return json.loads((self.path / "result.json").read_text())
+        return json.loads((self.path / "result.json").read_text(encoding="utf-8"))
 
     @property
     def config(self) -> FitConfig:
@@ -122,7 +122,7 @@ class Run:
         """The rows of metrics.csv: Keras's logs of each epoch."""
         if not self.metrics_csv.exists():
             return []
-        return checkpoint.read_logs(self.metrics_csv.read_text())
+        return checkpoint.read_logs(self.metrics_csv.read_text(encoding="utf-8"))
 
     @property
     def history(self) -> dict[str, list[float]]:
@@ -151,12 +151,12 @@ class Run:
             atomic.make_folder(self.path)
             self._remove_parts()
             self._remove_half_written()
-            (self.path / "summary.txt").write_text(summary + "\n")
+            (self.path / "summary.txt").write_text(summary + "\n", encoding="utf-8")
             atomic.sync(self.path)
             self._write_json("environment.json", environment)
             # Last, because a folder with this file is a run that can be resumed.
             with atomic_path(self.path / "run.flags") as temporary:
-                temporary.write_text(self.flags)
+                temporary.write_text(self.flags, encoding="utf-8")
         except OSError as error:
             with contextlib.suppress(OSError):
                 self.remove()
@@ -186,7 +186,7 @@ class Run:
 
     @property
     def _environment(self) -> dict[str, Any]:
-        return json.loads((self.path / "environment.json").read_text())
+        return json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
 
     def check_same_batches(self, fingerprint: str, batch_size: int) -> None:
         """Checks that a run is resumed with the batches that it was started with.
@@ -246,7 +246,7 @@ class Run:
 
     def _write_json(self, name: str, values: dict[str, Any]) -> None:
         with atomic_path(self.path / name) as temporary:
-            temporary.write_text(json.dumps(values, indent=2) + "\n")
+            temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def kept_epoch(history: Mapping[str, Sequence[float]]) -> int:
@@ -394,7 +394,7 @@ def _check_same_identity(run: Run, config: FitConfig) -> None:
     if changed := identity.changes(run.config, config):
         raise UserError(
             f"run_dir {run.path}: was started with other flags ({changed}); to resume it, pass "
-            f"its own: --flagfile={flags}"
+            f"its own: {shlex.quote(f'--flagfile={flags}')}"
         )
 
 

@@ -126,7 +126,8 @@ def measure(config: BenchmarkConfig) -> Report:
     """
     measuring = config.measuring
     chosen = _chosen(measuring)
-    for path in map(pathlib.Path, filter(None, (measuring.json, measuring.plot))):
+    for name in filter(None, (measuring.json, measuring.plot)):
+        path = pathlib.Path(name).expanduser()
         if path.is_dir() or not path.parent.is_dir():
             raise UserError(f"{path}: cannot be written; expected a file in an existing folder")
     if measuring.threads:
@@ -135,13 +136,15 @@ def measure(config: BenchmarkConfig) -> Report:
         setting = stages.prepare(config, folder, peers=not PEERS.keys().isdisjoint(chosen))
         measured = _in_turns(chosen, setting)
         if measuring.profile:
-            with _quiet(), tf.profiler.experimental.Profile(measuring.profile):
+            with _quiet(), tf.profiler.experimental.Profile(os.path.expanduser(measuring.profile)):
                 OURS[END_TO_END](setting, lambda count: None)
         augmented = setting.asked and setting.asked.on_batches
         report = report_of(measured, _about(setting), source=ON_HOST if augmented else WARM)
     if measuring.json:
         with output_file(measuring.json) as temporary:
-            temporary.write_text(json.dumps(dataclasses.asdict(report), indent=2) + "\n")
+            temporary.write_text(
+                json.dumps(dataclasses.asdict(report), indent=2) + "\n", encoding="utf-8"
+            )
     if measuring.plot:
         speeds = {row.name: row.turns for row in report.rows}
         plots.throughput(speeds, PEERS, pathlib.Path(measuring.plot))

@@ -77,7 +77,9 @@ def train_chapter(config: ChapterConfig) -> str:
         results[name] = loop.fit(dataclasses.replace(fit_config(config, name), run=run)).values
     rows = {name: compare(values, CHAPTER[name][1]) for name, values in results.items()}
     with atomic_path(folder / "comparison.json") as temporary:
-        temporary.write_text(json.dumps({"runs": rows, "baselines": BASELINES}, indent=2) + "\n")
+        temporary.write_text(
+            json.dumps({"runs": rows, "baselines": BASELINES}, indent=2) + "\n", encoding="utf-8"
+        )
     histories = {name: values["history"] for name, values in results.items()}
     plots.comparison(histories, folder / "comparison.png")
     return (

@@ -1,13 +1,12 @@
 """Trains a classifier from Python, with the words of the flags: `trainers.train`."""
 
-import contextlib
 import dataclasses
 import functools
 import inspect
 import os
 import pathlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from absl import flags as absl_flags
@@ -16,6 +15,7 @@ from pizza_steak import flagfile, help
 from pizza_steak.archive import ReadingOptions
 from pizza_steak.errors import UserError, naming_arguments
 from pizza_steak.flags import as_argument, define_flags, fields, from_flags
+from pizza_steak.tensorflow_import import import_tensorflow
 from trainers.configuration import DevicesConfig, FitConfig
 from trainers.hardware import devices
 from trainers.runs import run_directory
@@ -114,8 +114,9 @@ def train(archive: str | os.PathLike[str] | None = None, **flags: Any) -> Traine
     (None, 32, 32, 3)
 
     The same values give the same weights as the command, and the same files in `run.run_dir`. The
-    training sets the random seeds of Python, NumPy and TensorFlow. The first call of a process
-    imports TensorFlow as the command does, if nothing else has imported it before.
+    training uses the random seeds and the settings of Keras that the command uses, and gives yours
+    back at its end; threads that train take turns. The first call of a process imports TensorFlow
+    as the command does, if nothing else has imported it before.
 
     Args:
       archive: Path of a zip or folder of class folders; by default the images are those of the
@@ -134,9 +135,9 @@ def train(archive: str | os.PathLike[str] | None = None, **flags: Any) -> Traine
         _prepare(config.devices)
         # They import TensorFlow.
         from trainers.hardware import clusters
-        from trainers.training import loop
+        from trainers.training import loop, surroundings
 
-        with _precision_kept():
+        with surroundings.kept():
             result = loop.fit(config, clusters.from_environment(config))
     return TrainedRun(result.run_dir, result.values)
 
@@ -208,23 +209,16 @@ def _configuration(words: Mapping[str, Any]) -> FitConfig:
 def _argument(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return f"--{name}={str(value).lower()}"
-    return as_argument(name, tuple(value) if isinstance(value, list) else value)
+    several = isinstance(value, Iterable) and not isinstance(value, str)
+    return as_argument(name, tuple(value) if several else value)
 
 
 def _prepare(config: DevicesConfig) -> None:
-    """Imports TensorFlow as a command does, unless it is imported already."""
+    """Imports TensorFlow as a command does, unless it is imported already.
+
+    Raises:
+      UserError: Keras computes with another backend.
+    """
     if "tensorflow" not in sys.modules:
         devices.prepare(config)
-
-
-@contextlib.contextmanager
-def _precision_kept() -> Iterator[None]:
-    """Restores Keras's dtype policy, that of the whole process, after the block."""
-    import keras
-
-    policy, floatx = keras.config.dtype_policy(), keras.config.floatx()
-    try:
-        yield
-    finally:
-        keras.config.set_floatx(floatx)
-        keras.config.set_dtype_policy(policy)
+    import_tensorflow()

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from pizza_steak.flags import Numbers
+from pizza_steak.flags import Numbers, check_finite
 
 _WORDS = {"true": True, "false": False}
 _NONE = "none"
@@ -181,21 +181,20 @@ def _parse_value(text: str, kind: Any, choices: Sequence[str]) -> Any:
         if choices and text not in choices:
             raise ValueError(f"{text}: expected some of {','.join(choices)}")
         return text
-    if kind is Numbers and _PAIR in text:
+    if kind == Numbers and _PAIR in text:
         return tuple(_parse_number(number, kind) for number in text.split(_PAIR))
     return _parse_number(text, kind)
 
 
 def _parse_number(text: str, kind: Any) -> int | float:
     try:
-        if kind is Numbers:
+        if kind == Numbers:
             try:
-                return int(text)
+                kind = type(int(text))
             except ValueError:
                 kind = float
         value: int | float = kind(text)
-        if not math.isfinite(value):
-            raise ValueError
+        check_finite(text, value)
     except ValueError as error:
         name = "a whole number" if kind is int else "a number"
         raise ValueError(

@@ -429,7 +429,7 @@ class Durable(keras_tuner.Oracle):
           OSError, ValueError or LookupError: The files are damaged.
         """
         folder = pathlib.Path(self._project_dir)
-        state = json.loads((folder / "oracle.json").read_text())
+        state = json.loads((folder / "oracle.json").read_text(encoding="utf-8"))
         trials = {path.parent.name: path for path in folder.glob("trial_*/trial.json")}
         known = [f"trial_{trial_id}" for trial_id in state["start_order"]]
         for name in trials.keys() - set(known):
@@ -475,7 +475,7 @@ class Durable(keras_tuner.Oracle):
     @staticmethod
     def _write(path: pathlib.Path, state: dict[str, Any]) -> None:
         with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(state))
+            temporary.write_text(json.dumps(state), encoding="utf-8")
 
 
 def is_final(trial: Trial) -> bool:

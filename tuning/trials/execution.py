@@ -104,7 +104,7 @@ class Execution:
         "seconds", "cpu_seconds", "parameters", "predict_cpu_ms" (CPU milliseconds an image, or
         None) and "pruned".
         """
-        return json.loads(self._file.read_text()) if self._file.exists() else None
+        return json.loads(self._file.read_text(encoding="utf-8")) if self._file.exists() else None
 
     @property
     def failure(self) -> str | None:
@@ -115,7 +115,7 @@ class Execution:
         """Writes down the outcome, so that the execution is not tried again."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
         with atomic.atomic_path(self._file) as temporary:
-            temporary.write_text(json.dumps(outcome, indent=2) + "\n")
+            temporary.write_text(json.dumps(outcome, indent=2) + "\n", encoding="utf-8")
 
     def fail(self, reason: str, details: str = "") -> None:
         """Writes down a failure."""

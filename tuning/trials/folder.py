@@ -117,7 +117,8 @@ class Folder:
         with atomic.atomic_path(self.flags) as temporary:
             temporary.write_text(
                 f"{identity.to_flagfile(self.config)}"
-                f"# The fingerprint of the images:\n# {self.fingerprint}\n"
+                f"# The fingerprint of the images:\n# {self.fingerprint}\n",
+                encoding="utf-8",
             )
 
     def check_same(self) -> None:
@@ -135,7 +136,7 @@ class Folder:
     def _differences(self) -> str:
         if changed := identity.changes(identity.read(SweepConfig, self.flags), self.config):
             return f"was started with other flags ({changed})"
-        if self.flags.read_text().splitlines()[-1] != f"# {self.fingerprint}":
+        if self.flags.read_text(encoding="utf-8").splitlines()[-1] != f"# {self.fingerprint}":
             return "the images have changed since the sweep was started"
         return ""
 

@@ -240,7 +240,7 @@ def _points(space: SearchSpace, path: str) -> list[dict[str, Any]]:
 
 def _best_rows(path: str) -> list[dict[str, str]]:
     """Returns the rows of the best trials of another sweep's table, the best first."""
-    with pathlib.Path(path).expanduser().open(newline="") as file:
+    with pathlib.Path(path).expanduser().open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["status"] == "completed"]
     objective = "val_accuracy" if rows and "val_accuracy" in rows[0] else "val_loss"
     rows = [row for row in rows if not row.get("finalist")]

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from multiprocessing import connection, forkserver
 from typing import Any
 
+from pizza_steak import command
 from pizza_steak.errors import UserError, fault_of_the_machine
 
 # TensorFlow and Keras keep some memory of every model.
@@ -213,6 +214,7 @@ def _call(
     )  # Ctrl-C reaches every process; the parent ends this one.
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.update(environment)
+    command.own_process()
     try:
         function(*arguments)
     except Exception as error:

@@ -9,6 +9,7 @@ from keras_tuner.engine.trial import Trial, TrialStatus
 from pizza_steak import atomic
 from pizza_steak.errors import UserError
 from trainers.runs import scores
+from trainers.runs.run_directory import command_line
 from tuning.pages import page, table
 from tuning.trials import engine
 from tuning.trials.plan import Plan
@@ -197,7 +198,7 @@ class Progress:
     def _write_table(self) -> None:
         objective, names = self.plan.config.search.objective, list(self.plan.space.ranges)
         with atomic.atomic_path(self.plan.folder.path / "trials.csv") as temporary:
-            temporary.write_text(table.to_csv(self.rows, objective, names))
+            temporary.write_text(table.to_csv(self.rows, objective, names), encoding="utf-8")
 
     def summary(self, winner: page.Winner | None) -> str:
         """Returns the results of the sweep, as text.
@@ -220,14 +221,14 @@ class Progress:
         said = f"{len(rows) - finals} trials ({', '.join(counts)})"
         if finals:
             said += f" and {finals} finals"
+        repeat = command_line("fit", f"--flagfile={folder / 'best.flags'}")
         return "\n".join(
             [
                 f"{said} in {max(self.oracle.ended_after.values()):.0f} s; {self.best_so_far}",
                 f"trained on all training images: test accuracy "
                 f"{scores.test_accuracy_text(result)}",
                 *scores.test_cautions(result, "the settings"),
-                f"repeat {'a member' if 'members' in result else 'it'}: "
-                f"python -m trainers.fit --flagfile={folder / 'best.flags'}",
+                f"repeat {'a member' if 'members' in result else 'it'}: {repeat}",
                 f"results saved to {folder}",
                 f"page saved to {folder / 'sweep.html'}",
             ]

@@ -173,7 +173,7 @@ class Runner:
                 f"sweep_dir {folder.path}: is not the chief's; expected a folder that chief and "
                 "workers share"
             )
-        if self._flags != (flags := folder.flags.read_text()):
+        if self._flags != (flags := folder.flags.read_text(encoding="utf-8")):
             folder.check_same()
             self._flags = flags
 
@@ -200,7 +200,11 @@ class Runner:
         histories = [
             values
             for file in sorted((plan.folder.path / "trials").glob("*.json"))
-            if (values := json.loads(file.read_text()).get("history", {}).get(objective))
+            if (
+                values := json.loads(file.read_text(encoding="utf-8"))
+                .get("history", {})
+                .get(objective)
+            )
         ]
         return Pruning(objective, medians(histories, plan.config.trial.min_epochs), plan.minimized)
 
@@ -234,8 +238,8 @@ def _starts_without_an_epoch(run: run_directory.Run) -> int:
     path = run.path.with_name(f".{run.path.name}.starts")
     epochs, before = run.progress.epochs, [0, 0]
     if path.exists():
-        before = json.loads(path.read_text())
+        before = json.loads(path.read_text(encoding="utf-8"))
     starts = before[1] + 1 if before[0] == epochs else 1
     with atomic.atomic_path(path) as temporary:
-        temporary.write_text(json.dumps([epochs, starts]))
+        temporary.write_text(json.dumps([epochs, starts]), encoding="utf-8")
     return starts

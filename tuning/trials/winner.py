@@ -33,7 +33,9 @@ def train(progress: Progress) -> page.Winner | None:
     config = _final_config(progress, best)
     flags = identity.to_flagfile(config)
     with atomic.atomic_path(folder / "best.flags") as temporary:
-        temporary.write_text(f"# Trial {best.trial_id}: {progress.best_so_far}\n{flags}")
+        temporary.write_text(
+            f"# Trial {best.trial_id}: {progress.best_so_far}\n{flags}", encoding="utf-8"
+        )
     final = plan.config.final
     if final.final_models == 1 and not final.average_flips:
         _fit(plan, config, folder / "best")
