@@ -11,7 +11,7 @@ standard error. The exit status is 1 if anything is missing or unreadable.
 
 import sys
 
-from trainers import command
+from trainers import command, user_code
 from trainers.configuration import PredictConfig
 from trainers.hardware import devices
 
@@ -24,6 +24,7 @@ def main(config: PredictConfig, images: list[str]) -> None:
     devices.prepare(run.config.devices)
     from trainers.finished import prediction
 
+    user_code.import_all(config.prediction.code)
     asked = config.prediction
     prediction.check_outputs(asked)
     predictions = prediction.predict(run, images, asked.batch_size)

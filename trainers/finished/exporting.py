@@ -30,6 +30,7 @@ from pizza_steak.atomic import output_file, remove
 from pizza_steak.errors import UserError
 from pizza_steak.tensorflow_import import stderr_dropped
 from trainers import data as run_data
+from trainers import user_code
 from trainers.configuration import ArtifactConfig
 from trainers.finished import loading
 from trainers.models import nested, saved_networks
@@ -255,6 +256,7 @@ def export(run: run_directory.Run, config: ArtifactConfig) -> Export:
       UserError: The model or the images cannot be read, packages are missing, the output exists, or
         the export does not predict what the Keras model predicts; then the export is removed.
     """
+    user_code.import_all(config.code)
     export_format = _FORMATS[config.format]
     if missing := [name for name in export_format.packages if not importlib.util.find_spec(name)]:
         raise UserError(
@@ -267,7 +269,8 @@ def export(run: run_directory.Run, config: ArtifactConfig) -> Export:
     classes = run.result["classes"]
     format = run_data.format_of(run.config.data)
     _check_fits(model, format, classes, run)
-    sample = _sample(run_data.load(run.config.data))
+    data_config = dataclasses.replace(run.config.data, data_dir=config.data_dir)
+    sample = _sample(run_data.load(data_config))
     expected = loading.class_probabilities(model.predict(sample.images, verbose=0))
     with output_file(path) as temporary, stderr_dropped():  # Converters log a lot.
         export_format.write(_Classifier(model, classes, format), temporary)

@@ -10,7 +10,6 @@ import keras
 from pizza_steak import augmentation, normalization  # noqa: F401  Registers layers.
 from pizza_steak.errors import UserError, first_line
 from pizza_steak.flags import Numbers
-from trainers import user_code
 from trainers.configuration import ModelConfig
 from trainers.models import nested
 from trainers.runs import run_directory
@@ -62,24 +61,20 @@ def build(
 def load_model(run: run_directory.Run) -> keras.Model:
     """Returns the model of a finished run, not compiled.
 
+    It imports no code. Layers of the user's have been registered before, as by --code.
+
     Raises:
       UserError: The file is missing, is not a Keras model, or contains code of its own.
     """
     path = run.path / "model.keras"
     if not zipfile.is_zipfile(path):
         raise UserError(f"model {path}: missing, or no Keras model; train the run again")
-    # A run is loaded for its own test before it has a result.
-    paths = run.result.get("members", ()) if run.finished else ()
-    members = [run_directory.Run(pathlib.Path(path)) for path in paths]
-    for member in [run, *members]:  # A member that is an average has the flags of its first one.
-        own = member.config.model.model if (member.path / "run.flags").exists() else ""
-        if user_code.is_function(own):  # It may register layers of its own.
-            user_code.import_module("model", own)
     try:
         return keras.models.load_model(path, compile=False)
     except Exception as error:  # Keras, zipfile, json and h5py raise different ones.
         raise UserError(
-            f"model {path}: cannot be loaded ({first_line(error)}); train the run again"
+            f"model {path}: cannot be loaded ({first_line(error)}); train the run again, or if it "
+            "has layers of your own, pass --code=FILE.py"
         ) from error
 
 

@@ -16,7 +16,6 @@ saved_model/, model.tflite, model.onnx  the exports of trainers.export
 """
 
 import contextlib
-import csv
 import dataclasses
 import json
 import os
@@ -32,7 +31,7 @@ from pizza_steak import atomic
 from pizza_steak.atomic import atomic_path, remove
 from pizza_steak.errors import UserError
 from trainers.configuration import FitConfig
-from trainers.runs import identity
+from trainers.runs import identity, run_files
 from trainers.runs.checkpoint import Progress, Saved, read_progress
 
 LATEST = "latest"
@@ -53,6 +52,13 @@ _PARTS = (
     "saved_model",
     "model.tflite",
     "model.onnx",
+)
+
+
+# What every result.json has.
+_ALWAYS = (
+    *("classes", "parameters", "test_accuracy", "test_loss", "start_seconds", "fit_seconds"),
+    *("fit_cpu_seconds", "train_images_per_second", "epoch_end_seconds"),
 )
 
 
@@ -79,8 +85,12 @@ class Run:
 
     @property
     def result(self) -> dict[str, Any]:
-        """The content of result.json."""
-        return json.loads((self.path / "result.json").read_text())
+        """The content of result.json.
+
+        Raises:
+          UserError: The file is damaged.
+        """
+        return run_files.read_json(self.path / "result.json", run_files.RESULT, _ALWAYS)
 
     @property
     def config(self) -> FitConfig:
@@ -113,17 +123,13 @@ class Run:
 
     @property
     def logs(self) -> list[dict[str, float]]:
-        """The rows of metrics.csv: Keras's logs of each epoch."""
+        """The rows of metrics.csv: Keras's logs of each epoch.
+
+        Raises:
+          UserError: The file is damaged.
+        """
         metrics = self.path / "metrics.csv"
-        if not metrics.exists():
-            return []
-        with metrics.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        # CSVLogger writes the columns of validation even without validation.
-        return [
-            {name: float(row[name]) for name in row if name != "epoch" and row[name] != "NA"}
-            for row in rows
-        ]
+        return run_files.read_metrics(metrics) if metrics.exists() else []
 
     @property
     def history(self) -> dict[str, list[float]]:
@@ -178,8 +184,14 @@ class Run:
             remove(self.path / part)
 
     @property
-    def _environment(self) -> dict[str, Any]:
-        return json.loads((self.path / "environment.json").read_text())
+    def environment(self) -> dict[str, Any]:
+        """The content of environment.json.
+
+        Raises:
+          UserError: The file is damaged.
+        """
+        path, needed = self.path / "environment.json", ("dataset", "fingerprint")
+        return run_files.read_json(path, run_files.ENVIRONMENT, needed)
 
     def check_same_batches(self, fingerprint: str, batch_size: int) -> None:
         """Checks that a run is resumed with the batches that it was started with.
@@ -189,7 +201,7 @@ class Run:
         """
         if not self.resumed:
             return
-        before = self._environment
+        before = self.environment
         if (size := before.get("batch_size", batch_size)) != batch_size:
             raise UserError(
                 f"run_dir {self.path}: was started with a batch size of {size}, but "
@@ -213,7 +225,7 @@ class Run:
         """
         if not self.resumed or digest is None:
             return
-        if self._environment["backbone"]["digest"] != digest:
+        if (self.environment.get("backbone") or {}).get("digest") != digest:
             raise UserError(
                 f"run_dir {self.path}: the weights of --model have changed since the run was "
                 "started; pass --overwrite to start it anew"
