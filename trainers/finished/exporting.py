@@ -265,10 +265,11 @@ def export(run: run_directory.Run, config: ArtifactConfig) -> Export:
         )
     path = pathlib.Path(config.output or run.path / export_format.name).expanduser().absolute()
     _check_free(path, config.overwrite)
-    model = nested.in_precision(saved_networks.load_model(run), keras.DTypePolicy("float32"))
+    model = saved_networks.load_model(run)
+    loading.check_fits(model, run)
+    model = nested.in_precision(model, keras.DTypePolicy("float32"))
     classes = run.result["classes"]
     format = run_data.format_of(run.config.data)
-    _check_fits(model, format, classes, run)
     data_config = dataclasses.replace(run.config.data, data_dir=config.data_dir)
     sample = _sample(run_data.load(data_config))
     expected = loading.class_probabilities(model.predict(sample.images, verbose=0))
@@ -291,18 +292,6 @@ def _check_free(path: pathlib.Path, overwrite: bool) -> None:
         raise UserError(f"output {path}: is a folder but not a SavedModel; pass another --output")
     if not overwrite:
         raise UserError(f"output {path}: already exists; pass --overwrite or another --output")
-
-
-def _check_fits(
-    model: keras.Model, format: decoding.Format, classes: Sequence[str], run: run_directory.Run
-) -> None:
-    shape, columns = model.input_shape[1:], model.output_shape[-1]
-    if shape != format.shape or max(columns, 2) != len(classes):
-        raise UserError(
-            f"model {run.path / 'model.keras'}: takes images of {shape} and returns {columns} "
-            f"probabilities, but the run has images of {format.shape} and {len(classes)} classes; "
-            "train the run again"
-        )
 
 
 def _sample(data: run_data.Data) -> _Sample:

@@ -48,8 +48,21 @@ ENVIRONMENT: dict[Any, Any] = {
     "splits": {str: {"fingerprint": str}},
 }
 
+# What a sweep keeps of a trial.
+OUTCOME: dict[Any, Any] = {
+    "cpu_seconds": float,
+    "failure": str,
+    "history": {str: [float]},
+    "parameters": int,
+    "predict_cpu_ms": (float, None),
+    "pruned": bool,
+    "seconds": float,
+}
 
-def read_json(path: pathlib.Path, types: dict[Any, Any], needed: Sequence[str]) -> dict[str, Any]:
+
+def read_json(
+    path: pathlib.Path, types: dict[Any, Any], needed: Sequence[str] = ()
+) -> dict[str, Any]:
     """Returns the content of a JSON file.
 
     Args:
