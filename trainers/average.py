@@ -20,7 +20,7 @@ def main(config: AverageConfig) -> None:
 
     made, result = averaging.average(config.averaging)
     asked = config.averaging
-    print(results.FitResult(made, result, None, asked.data_dir, asked.code).summary())
+    command.show(results.FitResult(made, result, None, asked.data_dir, asked.code).summary())
 
 
 if __name__ == "__main__":

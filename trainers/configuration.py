@@ -733,8 +733,9 @@ class ServersConfig:
     )
     host: str | None = flag(
         None,
-        "Name or address of this machine for other machines; by default localhost, which only "
-        "this machine can reach, or with --dispatcher the address that connects to it.",
+        "Name or address of this machine, for the trainings and the other servers; by default, "
+        "with --dispatcher, the address that connects to it. TensorFlow listens on all addresses, "
+        "whatever this is.",
     )
 
 

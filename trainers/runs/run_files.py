@@ -5,6 +5,7 @@ import io
 import json
 import math
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,16 +16,21 @@ _MOST_BYTES = 2**26
 _MOST_LETTERS = 4096  # Of a text, such as the name of a class.
 _LARGEST = 1e39  # No float32 is larger. Python writes 1e308 with 309 digits.
 
+# A text without control characters, which archives refuse in names of classes, and without halves
+# of surrogate pairs, which no file can hold.
+_NAME = "name"
+_UNNAMED = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+
 # The types of what is read. A list has one type of items, and a dict with the key `str` one type of
 # values; other dicts have the types of these keys, and may have more keys.
 RESULT: dict[Any, Any] = {
-    "classes": [str],
+    "classes": [_NAME],
     "epoch_end_seconds": [float],
     "fit_cpu_seconds": float,
     "fit_seconds": float,
     "flips": bool,
     "history": {str: [float]},
-    "largest_class": str,
+    "largest_class": _NAME,
     "largest_class_share": float,
     "members": [str],
     "model": str,
@@ -41,10 +47,10 @@ RESULT: dict[Any, Any] = {
 ENVIRONMENT: dict[Any, Any] = {
     "backbone": ({"digest": str}, None),
     "batch_size": int,
-    "dataset": str,
-    "fingerprint": str,
-    "names": [str],
-    "precision": str,
+    "dataset": _NAME,
+    "fingerprint": _NAME,
+    "names": [_NAME],
+    "precision": _NAME,
     "splits": {str: {"fingerprint": str}},
 }
 
@@ -99,7 +105,7 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
         ]
     except (OSError, ValueError, TypeError, csv.Error) as error:
         raise damaged(path, error) from error
-    if any(abs(value) > _LARGEST for row in rows for value in row.values()):
+    if any(_LARGEST < abs(value) < math.inf for row in rows for value in row.values()):
         raise UserError(f"{path}: damaged (a number is out of range)")
     return rows
 
@@ -121,6 +127,8 @@ def _wrong(value: Any, kind: Any, name: str = "") -> str:
     if isinstance(kind, dict):
         if not isinstance(value, dict):
             return f"{name}: expected an object" if name else "expected an object"
+        if str in kind and (wrong := _wrong(list(value), [_NAME], name)):
+            return wrong
         wanted = {key: kind.get(str, kind.get(key)) for key in value if str in kind or key in kind}
         names = {key: name or str(key) for key in wanted}  # Of the outermost object.
         found = (_wrong(value[key], wanted[key], names[key]) for key in wanted)
@@ -130,9 +138,16 @@ def _wrong(value: Any, kind: Any, name: str = "") -> str:
         fits = number and not _LARGEST < abs(value) < math.inf
     elif kind is int:
         fits = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
-    elif kind is str:
+    elif kind in (str, _NAME):
         fits = isinstance(value, str) and len(value) <= _MOST_LETTERS
+        fits = fits and not (kind == _NAME and _UNNAMED.search(value))
     else:
         fits = isinstance(value, kind)
-    expected = {float: "a number", int: "a whole number", str: "a text", bool: "true or false"}
+    expected = {
+        float: "a number",
+        int: "a whole number",
+        str: "a text",
+        bool: "true or false",
+        _NAME: "a name",
+    }
     return "" if fits else f"{name}: expected {expected[kind]}"

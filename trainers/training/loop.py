@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from pizza_steak import input_pipeline
 from pizza_steak.errors import UserError
+from pizza_steak.text_width import printable
 from trainers import data as run_data
 from trainers import setup, user_code
 from trainers.configuration import FitConfig
@@ -84,7 +85,8 @@ def _plan(config: FitConfig) -> tuple[Run, dict[str, Any] | None]:
 
 
 def _start(training: Training) -> None:
-    print(descriptions.plan_table(training.ready, training.run), flush=True)
+    table = descriptions.plan_table(training.ready, training.run)
+    print(printable(table, keep="\n"), flush=True)
     training.start()
 
 
