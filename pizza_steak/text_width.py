@@ -9,7 +9,7 @@ _UNSAFE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 # A spreadsheet program computes a cell that begins so (OWASP, "CSV Injection").
-_FORMULAS = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
+_FORMULAS = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -32,8 +32,10 @@ def printable(text: str, keep: str = "") -> str:
 def spreadsheet_cell(text: str) -> str:
     """Returns a text for a cell of a CSV file, which no spreadsheet program computes.
 
-    A text that could be a formula gets an apostrophe in front.
+    It is `printable`: Python's csv module does not quote a carriage return, after which a row would
+    begin. A text that could be a formula gets an apostrophe in front.
     """
+    text = printable(text)
     return f"'{text}" if text.startswith(_FORMULAS) else text
 
 

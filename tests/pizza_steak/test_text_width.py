@@ -44,9 +44,15 @@ def test_line_breaks_may_be_kept():
     assert printable("a\n\x1bb\n", keep="\n") == "a\n\\x1bb\n"
 
 
-@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff20"])
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\uff1d", "\uff20"])
 def test_a_formula_becomes_a_text(start):
     assert spreadsheet_cell(f"{start}cmd|' /C calc'!A0") == f"'{start}cmd|' /C calc'!A0"
+
+
+@pytest.mark.parametrize("start", ["\t", "\r", "\n", "a\r\n", "a\x0b", "a\x85", "a\u2028"])
+def test_no_cell_begins_a_line_with_a_formula(start):
+    text = spreadsheet_cell(f"{start}=1+1")
+    assert text.splitlines() == [text] and not text.startswith(tuple("=\t"))
 
 
 @pytest.mark.parametrize("text", ["a=b", "1-2.jpg", "a/@eaDir", "'=1", "", "0.5"])
