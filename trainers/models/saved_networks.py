@@ -74,7 +74,7 @@ def load_model(run: run_directory.Run) -> keras.Model:
       UserError: The file is missing, is not a Keras model, or contains code of its own.
     """
     path = run.path / "model.keras"
-    if not path.is_file():  # It may be a pipe.
+    if not path.is_file() or not zipfile.is_zipfile(path):  # It may be a pipe.
         raise UserError(f"model {path}: missing, or no Keras model; train the run again")
     try:
         _check_file(path)

@@ -37,7 +37,7 @@ _GALLERIES = (
 _TRAINING_METRICS = ("loss", "accuracy")
 _VALIDATION_METRICS = ("val_loss", "val_accuracy")
 _MOST_BYTES = 2**25  # Of a figure.
-_MOST_PIXELS = 50_000_000
+_MOST_PIXELS = 20_000_000
 _PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
 # The numbers of result.json that the page shows.
 _NUMBERS = (

@@ -30,6 +30,7 @@ from typing import Any
 from pizza_steak import atomic
 from pizza_steak.atomic import atomic_path, remove
 from pizza_steak.errors import UserError
+from pizza_steak.text_width import printable
 from trainers.configuration import FitConfig
 from trainers.runs import identity, run_files
 from trainers.runs.checkpoint import Progress, Saved, read_progress
@@ -319,7 +320,7 @@ def named_run(run_dir: str | None) -> Run:
             f"run_dir latest: no finished run in {pathlib.Path('runs').absolute()}; expected a "
             "run that trainers.fit made there, or the --run_dir of another"
         )
-    print(f"run_dir latest: {newest.parent}", file=sys.stderr)
+    print(printable(f"run_dir latest: {newest.parent}"), file=sys.stderr)
     return open_run(str(newest.parent))
 
 
