@@ -12,8 +12,15 @@ from PIL import Image
 from small_runs import run_command, snapshot, time_limit
 
 from pizza_steak.errors import UserError
-from trainers.configuration import EvaluateConfig, PageConfig, ReportConfig
-from trainers.finished import evaluation, prediction
+from trainers.configuration import (
+    ArtifactConfig,
+    AveragingConfig,
+    EvaluateConfig,
+    EvaluationDataConfig,
+    PageConfig,
+    ReportConfig,
+)
+from trainers.finished import averaging, evaluation, exporting, prediction
 from trainers.pages import run_report
 from trainers.runs import run_directory
 
@@ -279,6 +286,20 @@ def test_its_flags_name_no_place_no_host_and_no_code(run, tmp_path, monkeypatch)
         evaluated = evaluation.evaluate(run_directory.open_run(str(run)), EvaluateConfig())
     assert evaluated.values["images"] == 12
     assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("command", ["evaluate", "average", "export"])
+def test_records_are_where_the_user_says(run, tmp_path, command):
+    data_dir, opened = str(tmp_path / "data"), run_directory.open_run(str(run))
+    if command == "evaluate":
+        config = EvaluateConfig(data=EvaluationDataConfig(data_dir=data_dir))
+        evaluation.evaluate(opened, config)
+    elif command == "average":
+        made = AveragingConfig((str(run),), True, str(tmp_path / "average"), data_dir=data_dir)
+        averaging.average(made)
+    else:
+        exporting.export(opened, ArtifactConfig(format="litert", data_dir=data_dir))
+    assert (tmp_path / "data" / "pizza_steak").is_dir()
 
 
 @pytest.mark.slow
