@@ -21,9 +21,17 @@ from pizza_steak import flagfile
 from pizza_steak.errors import FlagError, UserError, fault_of_the_machine, quoted
 from pizza_steak.flags import define_flags, fields, from_flags
 from pizza_steak.help import help_of, suggestions
+from pizza_steak.text_width import printable
 
 _HELP = {"-h", "-help", "--help", "-?", "--helpshort"}
 _FULL_HELP = {"-helpfull", "--helpfull"}
+
+
+class _Formatter(logging.Formatter):
+    """Formats a warning; names of files in it may have any characters."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), keep="\n")
 
 
 def run(main: Callable[..., None], config: type, arguments: str | None = None) -> None:
@@ -42,25 +50,26 @@ def run(main: Callable[..., None], config: type, arguments: str | None = None) -
     own_process()
     define_flags(config)
     flags.FLAGS.set_gnu_getopt()  # Flags may follow arguments.
-    absl_logging.get_absl_handler().setFormatter(logging.Formatter("warning: %(message)s"))
+    absl_logging.get_absl_handler().setFormatter(_Formatter("warning: %(message)s"))
 
     def call(argv: list[str]) -> None:
         try:
             with _quiet_when_cut_short():
                 main(from_flags(config), *([argv[1:]] if arguments else ()))
         except KeyboardInterrupt as error:  # Its message, if any, says how to go on.
-            print(*("interrupted", *error.args), file=sys.stderr)
+            print(printable(" ".join(map(str, ("interrupted", *error.args)))), file=sys.stderr)
             sys.exit(128 + signal.SIGINT)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {printable(str(error))}", file=sys.stderr)
             sys.exit(2 if isinstance(error, FlagError) else 1)
         except MemoryError as error:
             sys.exit(f"error: out of memory {error}".rstrip())
         except Exception as error:
             if user_error := quoted(error):
-                sys.exit(f"error: {user_error}")
+                sys.exit(f"error: {printable(str(user_error))}")
             if fault := fault_of_the_machine(error):
-                sys.exit(f"error: {fault}; run the same command again when that is mended")
+                again = "run the same command again when that is mended"
+                sys.exit(f"error: {printable(fault)}; {again}")
             raise
 
     app.run(call, flags_parser=functools.partial(_parse, config=config, arguments=arguments))
@@ -91,9 +100,13 @@ def _set_keras_defaults(keras: ModuleType) -> None:
 
 
 def show(text: str) -> None:
-    """Prints a text, which its reader, such as `head`, may cut short."""
+    """Prints lines, which their reader, such as `head`, may cut short.
+
+    Other characters that steer a terminal are escaped: the names of files and classes may have
+    them.
+    """
     with _quiet_when_cut_short():
-        print(text)
+        print(printable(text, keep="\n"), flush=True)
 
 
 @contextlib.contextmanager
@@ -133,5 +146,5 @@ def _parse(argv: list[str], config: type, arguments: str | None) -> list[str]:
 
 
 def _exit_for_flags(message: str, hint: str = "; --helpfull lists the flags") -> NoReturn:
-    print(f"error: {message}{hint}", file=sys.stderr)
+    print(f"error: {printable(message)}{hint}", file=sys.stderr)
     sys.exit(2)

@@ -46,19 +46,25 @@ def serve(
       dispatcher: Address host:port of a dispatcher on another machine.
       workers: Number of workers; each takes any free port.
       port: Port of the dispatcher here, 0 for any free port.
-      host: Name or address under which others reach this machine. By default localhost; with
-        `dispatcher`, this machine's address in the dispatcher's network.
+      host: Name or address under which others reach this machine; needed without `dispatcher`.
+        By default this machine's address in the dispatcher's network.
 
     Yields:
       The dispatcher's address, for `input_pipeline.batches`.
 
     Raises:
-      UserError: The port is in use, or the other dispatcher does not answer.
+      UserError: The host is missing, the port is in use, or the other dispatcher does not answer.
     """
     servers = []
     try:
         if dispatcher is None:
-            host = host or "localhost"
+            if host is None:
+                # TensorFlow 2.21 binds 0.0.0.0 and has no other credentials than "grpc".
+                raise UserError(
+                    "host: missing; TensorFlow's service listens on all addresses of this machine, "
+                    "and whoever reaches its ports can read and write your files: pass "
+                    "--host=localhost if no one else does, or this machine's name"
+                )
             servers.append(_dispatcher(port))
             dispatcher = f"{host}:{servers[0].target.rpartition(':')[2]}"
             reached_at = servers[0].target.partition("://")[2]

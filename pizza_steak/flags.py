@@ -35,6 +35,7 @@ def flag(
     check: Callable[[Any], Any] | None = None,
     identity: bool = True,
     per_process: bool = False,
+    typed: bool | Callable[[str], bool] = False,
     one_of: str | None = None,
     repeated: bool = False,
     common: bool = False,
@@ -53,6 +54,9 @@ def flag(
       identity: Whether a run is resumed only with the value that it was started with. The flagfile
         of a run holds these flags and no others.
       per_process: Whether each process of a cluster may have a value of its own.
+      typed: Whether only the user may set it, or which values only the user may: it names a place
+        to write to, a host or code. In the flagfile of a run, which may be another person's, it
+        does not count (`flagfile.WRITTEN`).
       one_of: Name of a group of flags. Exactly one flag of the group must be given.
       repeated: Whether the flag may be repeated; its value is the tuple of all values.
       common: Whether --help shows the flag; --helpfull shows all.
@@ -65,12 +69,19 @@ def flag(
         "check": check,
         "identity": identity,
         "per_process": per_process,
+        "typed": typed,
         "one_of": one_of,
         "repeated": repeated,
         "common": common,
         "aliases": aliases.split(),
     }
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def only_typed(field: dataclasses.Field, value: Any) -> bool:
+    """Returns whether only the user may set a flag to a value, and not the flagfile of a run."""
+    typed = field.metadata["typed"]
+    return typed(value) if callable(typed) and isinstance(value, str) else typed is True
 
 
 def same_flag(concern: Any, name: str, **changes: Any) -> Any:

@@ -13,7 +13,7 @@ from pizza_steak.configuration import PreparedConfig, seconds
 
 def main(config: PreparedConfig) -> None:
     removal = config.removal
-    print(
+    command.show(
         preparations.report(
             data_dir=removal.data_dir,
             remove=removal.remove,

@@ -5,6 +5,7 @@ import io
 import os
 import pathlib
 import subprocess
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 
@@ -15,6 +16,9 @@ from PIL import Image
 from small_runs import ROOT, SIZE, layout, start_command, train_and_test, write_backbone
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # As every command has it.
+# What is prepared without a --data_dir; TFDS reads this when it is imported.
+_data_dir = tempfile.TemporaryDirectory(prefix="tensorflow_datasets-")
+os.environ["TFDS_DATA_DIR"] = _data_dir.name
 # Until all tests are collected: the objects of imported packages stay, and to look for garbage
 # among them takes seconds.
 gc.disable()

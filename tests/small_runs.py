@@ -1,10 +1,12 @@
 """Pictures that are told apart in a second, and commands on them."""
 
+import contextlib
 import csv
 import io
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -230,3 +232,19 @@ def write_backbone(
     )
     model.save(path)
     return path
+
+
+@contextlib.contextmanager
+def time_limit(seconds: int):
+    """Ends a block that hangs."""
+
+    def end(*_):
+        pytest.fail(f"longer than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)

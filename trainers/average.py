@@ -18,7 +18,9 @@ def main(config: AverageConfig) -> None:
     from trainers.finished import averaging
     from trainers.training import results
 
-    print(results.FitResult(*averaging.average(config.averaging)).summary())
+    made, result = averaging.average(config.averaging)
+    asked = config.averaging
+    command.show(results.FitResult(made, result, None, asked.data_dir, asked.code).summary())
 
 
 if __name__ == "__main__":

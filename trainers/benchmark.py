@@ -29,9 +29,9 @@ def main(config: BenchmarkConfig) -> None:
     # Imports TensorFlow, which --help must not wait for.
     from trainers.throughput import measurement
 
-    print(measurement.measure(config).summary())
+    command.show(measurement.measure(config).summary())
     if config.measuring.plot:
-        print(f"\nfigure saved to {config.measuring.plot}")
+        command.show(f"\nfigure saved to {config.measuring.plot}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ def main(config: ChapterConfig) -> None:
     # Imports TensorFlow, for which --help must not wait.
     from trainers.training import comparison
 
-    print(comparison.train_chapter(config))
+    command.show(comparison.train_chapter(config))
 
 
 if __name__ == "__main__":

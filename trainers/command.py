@@ -5,6 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 from pizza_steak import command
+from pizza_steak.command import show  # noqa: F401  For the commands.
+from pizza_steak.text_width import printable
 from trainers.hardware import devices, preemption
 
 
@@ -21,7 +23,7 @@ def run(main: Callable[..., None], config: type, arguments: str | None = None) -
                 devices.prepare(values.devices)
             main(values, *rest)
         except preemption.PreemptedError as error:
-            print(f"preempted; {error}", file=sys.stderr)
+            print(printable(f"preempted; {error}"), file=sys.stderr)
             sys.exit(preemption.EXIT_STATUS)
 
     command.run(call, config, arguments)

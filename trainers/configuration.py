@@ -39,6 +39,10 @@ def _check_factor(value: float | None) -> None:
         raise ValueError("expected a factor other than 0, which makes all images black")
 
 
+def _names_code(text: str) -> bool:
+    return any(map(user_code.is_function, text.split(",")))  # A sweep has several values.
+
+
 def _check_functions(texts: Sequence[str]) -> None:
     for text in texts:
         if not user_code.is_function(text):
@@ -63,7 +67,9 @@ class DataConfig:
     data_dir: str | None = flag(
         None,
         "Folder for records and decoded images; by default ~/tensorflow_datasets.",
+        identity=False,
         per_process=True,
+        typed=True,
         aliases="cache_dir",
     )
     train_split: str | None = flag(
@@ -173,6 +179,7 @@ class DataConfig:
         check=_check_address,
         identity=False,
         per_process=True,
+        typed=True,
     )
     on_bad_image: str = flag(
         "fail",
@@ -284,6 +291,7 @@ class ModelConfig:
         "tinyvgg, playground, dense, conv3 and conv3_pool. It may also be the directory of a "
         "finished run; a .keras file; or FILE.py:FUNCTION, or MODULE:FUNCTION, a function of yours "
         "that takes (image_shape, num_classes) and returns a Keras model.",
+        typed=_names_code,
         common=True,
         aliases="arch architecture backbone network",
     )
@@ -590,6 +598,7 @@ class RunConfig:
         "Folder of the run; by default runs/<model>-<time>.",
         identity=False,
         per_process=True,
+        typed=True,
         common=True,
         aliases="log_dir logdir name out out_dir output output_dir project save_dir",
     )
@@ -598,6 +607,7 @@ class RunConfig:
         "Replace the run in --run_dir.",
         identity=False,
         per_process=True,
+        typed=True,
         common=True,
         aliases="exist_ok force",
     )
@@ -608,6 +618,7 @@ class RunConfig:
         ("auto",),
         identity=False,
         per_process=True,
+        typed=True,
         common=True,
         aliases="continue",
     )
@@ -627,6 +638,16 @@ class RunConfig:
         check=_check_functions,
         identity=False,
         per_process=True,
+        typed=True,
+        repeated=True,
+    )
+    code: tuple[str, ...] = flag(
+        (),
+        "FILE.py or MODULE of yours to import first: it registers the layers of the run that "
+        "--model names.",
+        identity=False,
+        per_process=True,
+        typed=True,
         repeated=True,
     )
 
@@ -707,12 +728,14 @@ class MeasuringConfig:
     threads: int | None = flag(
         None, "Number of processor cores to use, for the peers too; Linux only.", minimum=1
     )
-    json: str | None = flag(None, "File for the figures, as JSON.", common=True)
+    json: str | None = flag(None, "File for the figures, as JSON.", typed=True, common=True)
     plot: str | None = flag(
-        None, "File for a chart of the figures: .png, .pdf or .svg.", common=True
+        None, "File for a chart of the figures: .png, .pdf or .svg.", typed=True, common=True
     )
     profile: str | None = flag(
-        None, "Folder for a TensorBoard trace of one more turn of end-to-end training."
+        None,
+        "Folder for a TensorBoard trace of one more turn of end-to-end training.",
+        typed=True,
     )
 
 
@@ -764,8 +787,9 @@ class ServersConfig:
     )
     host: str | None = flag(
         None,
-        "Name or address of this machine for other machines; by default localhost, which only "
-        "this machine can reach, or with --dispatcher the address that connects to it.",
+        "Name or address of this machine, for the trainings and the other servers; by default, "
+        "with --dispatcher, the address that connects to it. TensorFlow listens on all addresses, "
+        "whatever this is.",
     )
 
 
@@ -774,6 +798,15 @@ class DataServiceConfig:
     """All flags of `trainers.data_service`."""
 
     servers: ServersConfig = ServersConfig()
+
+
+# Of the commands that use finished runs.
+_DATA_DIR = flag(None, "Folder for records and decoded images; by default ~/tensorflow_datasets.")
+_CODE = flag(
+    (),
+    "FILE.py or MODULE of yours to import first: it registers layers that the run's network has.",
+    repeated=True,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -796,6 +829,8 @@ class AveragingConfig:
         aliases="out_dir output",
     )
     overwrite: bool = flag(False, "Replace the run in --run_dir.", aliases="force")
+    data_dir: str | None = _DATA_DIR
+    code: tuple[str, ...] = _CODE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -825,6 +860,8 @@ class ArtifactConfig:
         "File or folder to write; by default saved_model, model.tflite or model.onnx in --run_dir.",
     )
     overwrite: bool = flag(False, "Replace an existing export.")
+    data_dir: str | None = _DATA_DIR
+    code: tuple[str, ...] = _CODE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -859,14 +896,18 @@ class EvaluationConfig:
         "File for a figure of the most confident right and wrong predictions, each image beside a "
         "heat map of what the prediction depends on (Grad-CAM): .png, .pdf or .svg.",
     )
+    code: tuple[str, ...] = _CODE
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationDataConfig:
-    """Which images to evaluate on; a flag that is not given has the run's value."""
+    """Which images to evaluate on; a flag that is not given has the run's value.
+
+    The folder for records and decoded images is not the run's.
+    """
 
     archive: str | None = flag(None, "Zip file or folder of class folders, with the run's classes.")
-    data_dir: str | None = flag(None, "Folder for records and decoded images.")
+    data_dir: str | None = _DATA_DIR
     follow_links: bool | None = same_flag(SourceConfig, "follow_links", default=None)
     zip_encoding: str | None = same_flag(SourceConfig, "zip_encoding")
     max_unpacked_gb: float | None = same_flag(SourceConfig, "max_unpacked_gb")
@@ -907,6 +948,7 @@ class PredictionConfig:
     follow_links: bool = flag(False, "Follow links to folders, and to files outside a folder.")
     zip_encoding: str | None = same_flag(SourceConfig, "zip_encoding")
     max_unpacked_gb: float | None = same_flag(SourceConfig, "max_unpacked_gb")
+    code: tuple[str, ...] = _CODE
 
 
 @dataclasses.dataclass(frozen=True)

@@ -227,9 +227,10 @@ def format_of(config: DataConfig) -> decoding.Format:
     """Returns the format that images are decoded to.
 
     Raises:
-      UserError: The image size is neither one whole number nor two.
+      UserError: The image size is missing, or is neither one whole number nor two.
     """
-    assert config.image_size is not None  # `setup.resolved` has replaced it.
+    if config.image_size is None:  # `setup.resolved` has replaced it, but for a damaged run.flags.
+        raise UserError("image_size: missing; a run.flags without it is damaged")
     return decoding.Format(
         decoding.size_of(config.image_size),
         config.interpolation,

@@ -1,9 +1,10 @@
 """Starts a tf.data service, which decodes and augments images.
 
-python -m trainers.data_service --port=5050
+python -m trainers.data_service --port=5050 --host=localhost
 
-Ctrl-C or SIGTERM stops it. Whoever reaches its ports can make its processes
-read and write files: keep the ports within a network that you trust.
+Ctrl-C or SIGTERM stops it. TensorFlow listens on all addresses of the machine,
+whatever --host is. Whoever reaches the ports can make the processes read and
+write files: keep the ports within a network that you trust.
 """
 
 import contextlib
@@ -13,6 +14,11 @@ import threading
 
 from trainers import command
 from trainers.configuration import DataServiceConfig
+
+_OPEN = (
+    "open on all addresses of this machine: the port of each dispatcher and worker; whoever "
+    "reaches one can read and write your files"
+)
 
 
 def main(config: DataServiceConfig) -> None:
@@ -25,7 +31,8 @@ def main(config: DataServiceConfig) -> None:
         from pizza_steak import data_service
 
         with data_service.serve(**dataclasses.asdict(config.servers)) as address:
-            print(f"{address} is ready; train with --data_service={address}", flush=True)
+            print(f"{address} is ready; train with --data_service={address}")
+            print(_OPEN, flush=True)
             threading.Event().wait()
     print("stopped")
 

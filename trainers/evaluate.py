@@ -17,10 +17,10 @@ def main(config: EvaluateConfig) -> None:
     from trainers.finished import evaluation
 
     outcome = evaluation.evaluate(run, config)
-    print(outcome.summary())
-    print(f"\nfigures saved to {outcome.write(config.evaluation)}")
+    command.show(outcome.summary())
+    command.show(f"\nfigures saved to {outcome.write(config.evaluation)}")
     if config.evaluation.activation_maps:
-        print(f"figure saved to {config.evaluation.activation_maps}")
+        command.show(f"figure saved to {config.evaluation.activation_maps}")
 
 
 if __name__ == "__main__":

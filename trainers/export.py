@@ -16,7 +16,7 @@ def main(config: ExportConfig) -> None:
     devices.prepare(run.config.devices)
     from trainers.finished import exporting
 
-    print(exporting.export(run, config.artifact).summary())
+    command.show(exporting.export(run, config.artifact).summary())
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def main(config: FitConfig) -> None:
     from trainers.hardware import clusters
     from trainers.training import loop
 
-    print(loop.fit(config, clusters.from_environment(config)).summary())
+    command.show(loop.fit(config, clusters.from_environment(config)).summary())
 
 
 if __name__ == "__main__":

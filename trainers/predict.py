@@ -12,7 +12,7 @@ standard error. The exit status is 1 if anything is missing or unreadable.
 import sys
 
 from pizza_steak.archive import ReadingOptions
-from trainers import command
+from trainers import command, user_code
 from trainers.configuration import PredictConfig
 from trainers.hardware import devices
 
@@ -25,6 +25,7 @@ def main(config: PredictConfig, images: list[str]) -> None:
     devices.prepare(run.config.devices)
     from trainers.finished import prediction
 
+    user_code.import_all(config.prediction.code)
     asked = config.prediction
     prediction.check_outputs(asked)
     reading = ReadingOptions(asked.follow_links, asked.zip_encoding, asked.max_unpacked_gb)

@@ -11,7 +11,7 @@ def main(config: ReportConfig) -> None:
     # Imports Matplotlib, for which --help must not wait.
     from trainers.pages import run_report
 
-    print(run_report.write(config))
+    command.show(run_report.write(config))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
-"""Loads functions of the user's, which flags name as FILE.py:FUNCTION or MODULE:FUNCTION."""
+"""Loads functions of the user's, which flags name as FILE.py:FUNCTION or MODULE:FUNCTION.
+
+Only flags that the user types name code: none of it is imported because of a file of a run.
+"""
 
 import importlib
 import importlib.util
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -27,7 +30,7 @@ def load(flag: str, text: str) -> Callable[..., Any]:
       UserError: There is no such file, module or function, or the import fails.
     """
     place, _, name = text.rpartition(":")
-    function = getattr(import_module(flag, text), name, None)
+    function = getattr(_import(flag, text, place), name, None)
     if not callable(function):
         raise UserError(f"{flag} {text}: {place} has no function {name}")
     return function
@@ -51,13 +54,17 @@ def call(flag: str, text: str, function: Callable[..., Any], *arguments: Any) ->
         ) from error
 
 
-def import_module(flag: str, text: str) -> ModuleType:
-    """Imports the file or module of a function of the user's; the arguments are those of `load`.
+def import_all(texts: Sequence[str]) -> None:
+    """Imports the files and modules that the values of --code name, with or without a function.
 
     Raises:
-      UserError: There is no such file or module, or the import fails.
+      UserError: There is no such file or module, or an import fails.
     """
-    place = text.rpartition(":")[0]
+    for text in texts:
+        _import("code", text, text.rpartition(":")[0] if is_function(text) else text)
+
+
+def _import(flag: str, text: str, place: str) -> ModuleType:
     path = pathlib.Path(place).expanduser()
     try:
         if not place.endswith(".py"):

@@ -307,6 +307,7 @@ class FinalConfig:
         "runs/sweep",
         "Folder of the sweep; a sweep there with the same flags is resumed.",
         identity=False,
+        typed=True,
         common=True,
         aliases="out_dir output output_dir run_dir",
     )
@@ -318,6 +319,7 @@ class FinalConfig:
         "Replace a finished sweep in --sweep_dir, or one with other flags; an unfinished one with "
         "the same flags is resumed.",
         identity=False,
+        typed=True,
         aliases="force",
     )
 
@@ -363,6 +365,7 @@ class RangeTestConfig:
     plot: str = flag(
         "learning_rate.png",
         "File for the figure: .png, .pdf or .svg.",
+        typed=True,
         common=True,
         aliases="output",
     )

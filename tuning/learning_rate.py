@@ -14,8 +14,8 @@ def main(config: LearningRateConfig) -> None:
     # Imports TensorFlow, for which --help must not wait.
     from tuning import learning_rate_finder
 
-    print(learning_rate_finder.run(config).summary())
-    print(f"figure saved to {config.range_test.plot}")
+    command.show(learning_rate_finder.run(config).summary())
+    command.show(f"figure saved to {config.range_test.plot}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ def main(config: SweepConfig) -> None:
     # Imports TensorFlow, for which --help must not wait.
     from tuning.trials import loop
 
-    print(loop.sweep(config))
+    command.show(loop.sweep(config))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pizza_steak.configuration import InspectConfig
 def main(config: InspectConfig) -> None:
     from pizza_steak import inspection  # Imports Matplotlib, which --help must not wait for.
 
-    print(inspection.report(config))
+    command.show(inspection.report(config))
 
 
 if __name__ == "__main__":

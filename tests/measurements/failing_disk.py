@@ -30,8 +30,8 @@ SMALL = ["--image_size=32", "--batch_size=8", "--filters=4", "--learning_rate=0.
 COMMANDS = {
     "fit": ("trainers", [*SMALL, "--archive=../shades", "--data_dir=data", "--run_dir=run",
                          "--epochs=2", "--checkpoint_every=2", "--resume=auto"]),
-    "evaluate": ("trainers", ["--run_dir=../run"]),
-    "export": ("trainers", ["--run_dir=../run", "--format=saved_model", "--overwrite"]),
+    "evaluate": ("trainers", ["--run_dir=../run", "--data_dir=../data"]),
+    "export": ("trainers", ["--run_dir=../run", "--data_dir=../data", "--output=model", "--overwrite"]),
     "report": ("trainers", ["--runs_dir=..", "--output=report.html"]),
     "sweep": ("tuning", [*SMALL, "--archive=../shades", "--data_dir=../data", "--sweep_dir=sweep",
                          "--tuner=random", "--max_trials=2", "--max_epochs=1", "--min_epochs=1",

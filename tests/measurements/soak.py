@@ -30,10 +30,10 @@ SMALL += ["--archive=../shades", "--data_dir=data"]
 COMMANDS = [
     ("trainers", "fit", [*SMALL, "--run_dir=run", "--epochs=3", "--checkpoint_every=2",
                          "--resume=auto"]),
-    ("trainers", "evaluate", ["--run_dir=run"]),
+    ("trainers", "evaluate", ["--run_dir=run", "--data_dir=data"]),
     ("tuning", "sweep", [*SMALL, "--sweep_dir=sweep", "--tuner=random", "--max_trials=3",
                          "--max_epochs=2", "--min_epochs=1", "--finalists=1", "--final_epochs=2"]),
-    ("trainers", "export", ["--run_dir=run", "--overwrite"]),
+    ("trainers", "export", ["--run_dir=run", "--data_dir=data", "--overwrite"]),
 ]  # fmt: skip
 FAULTS = [(errno.ENOSPC, True), (errno.EROFS, True), (errno.EIO, False), (errno.EMFILE, False)]
 FAULTS += [(0, False)] * 3  # Killed.

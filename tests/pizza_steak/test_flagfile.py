@@ -4,6 +4,7 @@ import os
 import pathlib
 
 import pytest
+from small_runs import time_limit
 
 from pizza_steak import flagfile
 from pizza_steak.configuration import PreparedConfig
@@ -98,3 +99,73 @@ def test_every_flagfile_says_the_command_that_uses_it():
     folder = pathlib.Path(flagfile.__file__).parent / "flagfiles"
     for path in folder.glob("*.flags"):
         assert f"--flagfile={path.name}" in path.read_text()
+
+
+# The flagfiles of runs and sweeps may be another person's.
+
+ONLY_TYPED = [
+    "--run_dir=/home/me/runs/mine",
+    "--overwrite",
+    "--resume=auto",
+    "--data_dir=/home/me",
+    "--data_service=grpc://192.0.2.1:5050",
+    "--callback=hostile.py:make",
+    "--code=hostile.py",
+    "--model=hostile.py:build",
+    "--model=antigravity:build",
+]
+
+
+@pytest.mark.parametrize("line", ONLY_TYPED)
+@pytest.mark.parametrize("name", ["run.flags", "best.flags", "RUN.FLAGS"])
+def test_the_flagfile_of_a_run_names_no_place_no_host_and_no_code(elsewhere, name, line):
+    (elsewhere / "theirs").mkdir()
+    (elsewhere / "theirs" / name).write_text(f"--epochs=3\n{line}\n")
+    flag = line.partition("=")[0]
+    with pytest.raises(FlagfileError) as caught:
+        expand(f"--flagfile=theirs/{name}")
+    assert str(caught.value).startswith(f"theirs/{name}: {flag} does not count in the flagfile of ")
+    assert "\n" not in str(caught.value)
+    # Within another flagfile too.
+    (elsewhere / "mine.flags").write_text(f"--flagfile=theirs/{name}\n")
+    with pytest.raises(FlagfileError, match=f"{flag} does not count"):
+        expand("--flagfile=mine.flags")
+    # What is typed counts, and a flagfile of one's own may say all of it.
+    assert expand(f"--flagfile=theirs/{name}", line) == ["--epochs=3", line]
+    assert expand(line, f"--flagfile=theirs/{name}") == [line, "--epochs=3"]
+    (elsewhere / "mine.flags").write_text(f"{line}\n")
+    assert expand("--flagfile=mine.flags") == [line]
+
+
+@pytest.mark.parametrize("line", ["--sweep_dir=/home/me", "--overwrite", "--model=a.py:f,tinyvgg"])
+def test_nor_does_that_of_a_sweep(elsewhere, line):
+    (elsewhere / "theirs").mkdir()
+    (elsewhere / "theirs" / "sweep.flags").write_text(f"--workers=2\n{line}\n")
+    with pytest.raises(FlagfileError, match="does not count"):
+        flagfile.expand(["--flagfile=theirs/sweep.flags"], SweepConfig)
+    assert "--first_trials=tuned" in flagfile.expand(["--flagfile=sweep.flags"], SweepConfig)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["--flagfile=/dev/zero", "--flagfile\n/dev/zero", "-flagfile=a", "--undefok=a", "password=1"],
+)
+def test_the_flagfile_of_a_run_is_read_as_plain_lines(elsewhere, text):
+    (elsewhere / "run.flags").write_text(f"--epochs=3\n{text}\n")
+    with pytest.raises(FlagfileError) as caught:
+        expand("--flagfile=run.flags")
+    assert str(caught.value).startswith("run.flags: has a line that is not --name=value; ")
+    assert "password" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["run.flags", "mine.flags"])
+def test_a_flagfile_without_end_is_not_read_to_its_end(elsewhere, name):
+    (elsewhere / name).symlink_to("/dev/zero")
+    with pytest.raises(FlagfileError, match=r"not a regular file|larger than 1 MiB"):
+        expand(f"--flagfile={name}")
+
+
+def test_the_flagfile_of_a_run_is_no_pipe(elsewhere):
+    os.mkfifo(elsewhere / "run.flags")
+    with time_limit(20), pytest.raises(FlagfileError, match="not a regular file"):
+        expand("--flagfile=run.flags")

@@ -522,7 +522,8 @@ def test_an_average_with_a_function_of_the_users_is_used_in_another_process(
     flags = [flag for flag in small_flags if not flag.startswith(("--filters", "--convolutions"))]
     fit(*flags, *GUESSING, f"--model={tmp_path}/mine.py:build", f"--run_dir={tmp_path}/own")
     average([two[0], tmp_path / "own"], tmp_path / "run")
-    argv = [f"--run_dir={tmp_path}/run", f"--out_dir={tmp_path}/out"]
+    code = f"--code={tmp_path}/mine.py"
+    argv = [f"--run_dir={tmp_path}/run", f"--out_dir={tmp_path}/out", code]
     status, stdout, stderr = run_command(*argv, command="evaluate")
     assert (status, stderr) == (0, "")
     assert f"accuracy {scores.test_accuracy_text(result_of(tmp_path / 'run'))}" in stdout

@@ -688,13 +688,23 @@ def test_a_function_of_the_users_trains_as_any_network(head_flags, folder, tmp_p
 
 
 @pytest.mark.slow
-def test_a_layer_of_the_users_is_known_to_other_commands(head_flags, folder, tmp_path):
+def test_a_layer_of_the_users_is_known_to_other_commands_with_its_code(
+    head_flags, folder, tmp_path
+):
     flags = [flag for flag in head_flags if not flag.startswith("--dropout")]
     flags += [f"--model={folder}/own.py:with_a_layer_of_its_own", "--image_size=32"]
-    fit(*flags, "--epochs=1", f"--run_dir={tmp_path}/run")
-    status, stdout, stderr = run_command(f"--run_dir={tmp_path}/run", command="evaluate")
+    result = fit(*flags, "--epochs=1", f"--run_dir={tmp_path}/run")
+    code = f"--code={folder}/own.py:with_a_layer_of_its_own"
+    assert result.summary().count(code) == 3
+    argv = [f"--run_dir={tmp_path}/run", *(f for f in flags if f.startswith("--data_dir"))]
+    status, stdout, stderr = run_command(*argv, code, command="evaluate")
     assert (status, stderr) == (0, "")
     assert "accuracy" in stdout
+    # The run's own files name that code too, but it is not imported because of them.
+    status, stdout, stderr = run_command(*argv, command="evaluate")
+    assert (status, stdout) == (1, "")
+    (line,) = stderr.splitlines()
+    assert line.endswith("if it has layers of your own, pass --code=FILE.py")
 
 
 def test_a_run_stands_on_a_run_of_the_users_function(head_flags, folder, tmp_path):

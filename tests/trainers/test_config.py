@@ -70,7 +70,7 @@ def test_no_flags_give_the_defaults():
     ],
 )
 def test_a_flagfile_of_a_configuration_gives_it_back(config, tmp_path):
-    flagfile = tmp_path / "run.flags"
+    flagfile = tmp_path / "all.flags"
     flagfile.write_text(to_flags(config))
     assert parse_flags(f"--flagfile={flagfile}") == config
 

@@ -40,11 +40,12 @@ def workers():
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     address = f"grpc://localhost:{port}"
-    processes = [start(f"--port={port}", "--workers=0", fresh=True)]
+    processes = [start(f"--port={port}", "--workers=0", "--host=localhost", fresh=True)]
     processes += [start(f"--dispatcher=localhost:{port}") for _ in range(2)]
     try:
         for process in processes:
             assert f"--data_service={address}\n" in process.stdout.readline()
+            assert "open on all addresses of this machine" in process.stdout.readline()
         yield address, processes[1:]
         alive = [process for process in processes if process.poll() is None]
         assert stop(alive) == [("stopped\n", "", 0)] * len(alive)
@@ -122,9 +123,17 @@ def test_a_port_that_another_listens_on_is_refused(service):
     port = service.rpartition(":")[2]
     with (
         pytest.raises(UserError, match=f"port {port}: .* pass another --port"),
-        data_service.serve(port=int(port)),
+        data_service.serve(port=int(port), host="localhost"),
     ):
         pass
+
+
+@pytest.mark.parametrize("options", [{}, {"port": 5050}, {"workers": 2}])
+def test_it_opens_no_port_unless_the_user_says_for_whom(options, monkeypatch):
+    monkeypatch.setattr(socket, "socket", None)  # Nothing may listen before.
+    with pytest.raises(UserError, match="pass --host=localhost") as caught:
+        data_service.serve(**options).__enter__()
+    assert str(caught.value).startswith("host: missing; ")
 
 
 @pytest.mark.parametrize("cache", ["disk", "memory"])

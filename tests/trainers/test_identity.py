@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import shlex
 
 import pytest
 from small_runs import parse_flags
@@ -95,6 +96,39 @@ def test_the_flagfile_of_a_run_gives_its_identity(run_flags):
     config = identity.read(FitConfig, run_flags)
     assert not identity.changes(config, parse_flags(*FLAGS, "--archive=food.zip"))
     assert config == parse_flags(*FLAGS, f"--archive={pathlib.Path('food.zip').absolute()}")
+
+
+def test_what_only_the_user_may_set_has_its_default_in_the_flagfile_of_a_run(run_flags):
+    before = identity.read(FitConfig, run_flags)
+    lines = ["--data_dir=/home/me", "--data_service=grpc://192.0.2.1:1", "--callback=a.py:b"]
+    lines += ["--run_dir=/home/me", "--overwrite", "--resume", "--code=a.py"]
+    run_flags.write_text("\n".join([run_flags.read_text(), *lines]))
+    assert identity.read(FitConfig, run_flags) == before
+
+
+@pytest.mark.parametrize("line", ["--flagfile=/dev/zero", "--undefok=wings", "rest: 5", "--seed 5"])
+def test_the_flagfile_of_a_run_has_plain_lines_only(run_flags, line):
+    run_flags.write_text(f"{run_flags.read_text()}\n{line}\n")
+    with pytest.raises(UserError) as caught:
+        identity.read(FitConfig, run_flags)
+    assert str(caught.value).startswith(f"{run_flags}: has a line that is not --name=value; ")
+
+
+def test_the_command_to_resume_has_what_the_flagfile_of_a_run_does_not_set(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--archive=food.zip", "--data_dir=data", "--model=own.py:build", "--seed=7"]
+    run = plan(parse_flags(*flags, "--run_dir=run"))
+    assert "data_dir" not in run.flags
+    run.create("", {})
+    _, _, _, *typed = shlex.split(run.command_to_resume)
+    assert typed == [
+        f"--flagfile={tmp_path}/run/run.flags",
+        f"--data_dir={tmp_path}/data",
+        "--model=own.py:build",
+        f"--run_dir={tmp_path}/run",
+        "--resume",
+    ]
+    assert plan(parse_flags(*typed)).resumed
 
 
 def test_processes_of_a_cluster_may_differ_in_paths_and_devices_alone():

@@ -1,6 +1,7 @@
 """`python -m trainers.predict`: the pictures that it finds, and what it says of them."""
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -310,6 +311,34 @@ def test_a_file_may_end_with_zeros(run, tmp_path):
     assert file.getvalue().endswith(b"\0")
     (tmp_path / "black.bmp").write_bytes(file.getvalue())
     assert prediction.predict(run, [str(tmp_path / "black.bmp")]).faults == {}
+
+
+FORMULAS = ["=1+1.jpg", "+1.jpg", "-2.jpg", "@SUM.jpg"]
+
+
+def test_no_cell_of_a_csv_is_a_formula(run, jpeg, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a\r=1.jpg").write_bytes(jpeg())
+    for name in FORMULAS:
+        (tmp_path / name).write_bytes(jpeg())
+    asked = PredictionConfig(csv="a.csv", json="a.json", annotate="annotated")
+    paths = [*FORMULAS, "a\r=1.jpg", "=none"]
+    predictions = prediction.predict(run, paths)
+    predictions = dataclasses.replace(predictions, classes=["=cmd|' /C calc'!A0", "-b"])
+    predictions.write(asked)
+    with open("a.csv", newline="", encoding="utf-8") as file:
+        _, *rows = csv.reader(file)
+    assert [row[0] for row in rows] == [*(f"'{p}" for p in FORMULAS), r"a\r=1.jpg", "'=none"]
+    for _, name, probability, error in rows[: len(FORMULAS)]:
+        assert name in ("'=cmd|' /C calc'!A0", "'-b")
+        assert 0.5 <= float(probability) <= 1 and not error
+    names = [row["path"] for row in json.loads((tmp_path / "a.json").read_text())]
+    assert names == paths
+    with open("annotated/predictions.csv", newline="", encoding="utf-8") as file:
+        _, *listed = csv.reader(file)
+    assert not any(cell.startswith(tuple("=+-@")) for row in listed for cell in row)
+    predictions.write(asked)  # The folder is known again.
+    assert len(os.listdir("annotated")) == 2 + len(FORMULAS)
 
 
 def test_json_and_csv_say_the_same_as_the_probabilities(run, folder, tmp_path):

@@ -412,11 +412,12 @@ def test_a_run_may_be_resumed_with_other_intervals_between_backups(finished, tmp
 
 @pytest.mark.parametrize("resume_comes_last", [True, False])
 def test_resume_of_a_finished_run_gives_its_numbers_and_changes_nothing(
-    finished, tmp_path, resume_comes_last
+    finished, small_flags, tmp_path, resume_comes_last
 ):
     run_dir = shutil.copytree(finished.run_dir, tmp_path / "run")
     before = snapshot(run_dir)
     flags = [f"--run_dir={run_dir}", "--resume", f"--flagfile={run_dir}/run.flags"]
+    flags += [flag for flag in small_flags if flag.startswith("--data_dir")]
     again = fit(*(reversed(flags) if resume_comes_last else flags))
     assert again.values == finished.values
     assert again.summary() == finished.summary().replace(str(finished.run_dir), str(run_dir))

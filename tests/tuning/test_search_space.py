@@ -316,7 +316,7 @@ def test_each_flag_of_a_run_may_be_a_range(make_space, concern, field):
 def test_the_runs_have_the_values_of_the_range(make_space, tmp_path, flag, name, expected):
     space = make_space(*flag.split())
     found = set()
-    flagfile = tmp_path / "run.flags"
+    flagfile = tmp_path / "all.flags"
     for hp in points(space, 40):
         config = space.fit_config(hp.values, run_dir="runs/a")
         flagfile.write_text(to_flags(config))
@@ -339,7 +339,7 @@ def test_a_range_of_degrees_gives_degrees_between_its_ends(make_space):
 @pytest.mark.parametrize("flags", [[], LARGE])
 def test_a_point_is_the_flags_of_a_run(make_space, tmp_path, flags):
     space = make_space(*flags, "--max_epochs=7", "--seed=5", "--augment_on=device")
-    flagfile = tmp_path / "run.flags"
+    flagfile = tmp_path / "all.flags"
     for hp in points(space, 100):
         config = space.fit_config(hp.values, run_dir="runs/a")
         flagfile.write_text(to_flags(config))

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pizza_steak import atomic, decoding, fonts
 from pizza_steak.errors import UserError, told
+from pizza_steak.text_width import printable, spreadsheet_cell
 from trainers.finished.sources import Source
 
 # It names the images of a folder, so that the folder is known again.
@@ -61,7 +62,9 @@ def write(path: str, labels: Mapping[Source, Sequence[tuple[str, float]]]) -> No
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["file", "path", "class", "probability"])
     for source, found in labels.items():
-        writer.writerow([names[source.path], source.path, *found[0]])
+        name, probability = found[0]
+        cells = map(spreadsheet_cell, (names[source.path], source.path, name))
+        writer.writerow([*cells, probability])
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name in _listed(folder) - set(names.values()):
@@ -69,7 +72,7 @@ def write(path: str, labels: Mapping[Source, Sequence[tuple[str, float]]]) -> No
         with atomic.atomic_path(folder / LISTING) as temporary:
             temporary.write_text(table.getvalue(), encoding="utf-8")
         for source, found in tqdm.tqdm(labels.items(), "annotating", unit=" images", disable=None):
-            lines = [f"{name} {100 * probability:.0f} %" for name, probability in found]
+            lines = [f"{printable(name)} {100 * probability:.0f} %" for name, probability in found]
             image = annotated(_read(source), lines)
             with atomic.atomic_path(folder / names[source.path]) as temporary:
                 image.save(temporary, "JPEG", quality=90)
@@ -134,8 +137,11 @@ def _listed(folder: pathlib.Path) -> set[str]:
     if not listing.is_file():
         return set()
     with listing.open(newline="", encoding="utf-8", errors="replace") as file:
-        named = {row.get("file") for row in csv.DictReader(file)}
-    return {name for name in os.listdir(folder) if name in named}
+        try:
+            named = {row.get("file") for row in csv.DictReader(file)}
+        except csv.Error:  # Not a list of ours.
+            return set()
+    return {name for name in os.listdir(folder) if spreadsheet_cell(name) in named}
 
 
 def _read(source: Source) -> Image.Image:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import pathlib
 import statistics
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import keras
 from pizza_steak import atomic
 from pizza_steak.errors import UserError, told
 from trainers import data as run_data
+from trainers import user_code
 from trainers.configuration import AveragingConfig, FitConfig
 from trainers.finished import loading, testing
 from trainers.pages import plots
@@ -41,6 +41,7 @@ def average(asked: AveragingConfig) -> tuple[pathlib.Path, dict[str, Any]]:
       UserError: A run does not exist, is not finished, or has other classes, images or outputs than
         the first; or the directory cannot be written.
     """
+    user_code.import_all(asked.code)
     if not asked.run_dir:
         raise UserError("run_dir: missing; expected the folder for the average")
     if not asked.runs or (len(asked.runs) == 1 and not asked.average_flips):
@@ -67,7 +68,9 @@ def average(asked: AveragingConfig) -> tuple[pathlib.Path, dict[str, Any]]:
                 f"shape {models[0].output_shape}; expected the same"
             )
     model = average_model(models, flips=asked.average_flips)
-    data_config = run_data.with_batch_size(config.data)
+    data_config = run_data.with_batch_size(
+        dataclasses.replace(config.data, data_dir=asked.data_dir)
+    )
     data = run_data.load(data_config)
     runs[0].warn_of_other_images(data.records.fingerprint)
     tested = testing.test(model, data, "test", run_data.batch_size_of(data_config))
@@ -142,8 +145,7 @@ def _write(
 ) -> None:
     lines: list[str] = []
     model.summary(print_fn=lines.append, line_length=80)
-    environment = json.loads((first.path / "environment.json").read_text(encoding="utf-8"))
-    run.create("\n".join(lines), environment)
+    run.create("\n".join(lines), first.environment)
     with atomic.atomic_path(run.path / "model.keras") as temporary:
         model.save(temporary)
     plots.confusion_matrix(

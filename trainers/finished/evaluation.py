@@ -15,6 +15,7 @@ from pizza_steak.atomic import output_file, remove
 from pizza_steak.errors import UserError, told
 from pizza_steak.text_width import padded, text_width
 from trainers import data as run_data
+from trainers import user_code
 from trainers.configuration import DataConfig, EvaluateConfig, EvaluationConfig
 from trainers.finished import activation_maps, loading, testing
 from trainers.pages import plots
@@ -184,6 +185,7 @@ def evaluate(run: run_directory.Run, config: EvaluateConfig) -> Evaluation:
     Raises:
       UserError: The model or the images cannot be loaded, or the images have other classes.
     """
+    user_code.import_all(config.evaluation.code)
     data_config = run_data.with_batch_size(_data_config(run, config))
     _check_classes(run, data_config)
     purpose, split = _split(run, config, data_config)
@@ -284,10 +286,7 @@ def _seen(run: run_directory.Run, config: EvaluateConfig, digests: np.ndarray) -
       config: The flags.
       digests: The digests of the evaluated images.
     """
-    data = run.config.data
-    if config.data.data_dir is not None:
-        data = dataclasses.replace(data, data_dir=config.data.data_dir)
-    environment = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))
+    data = dataclasses.replace(run.config.data, data_dir=config.data.data_dir)
     unknown = dict.fromkeys(["trained_on", "validated_on", "test_images_chose_the_model"])
     if not data.archive and not records.is_prepared(data.dataset, data_dir=data.data_dir):
         return unknown  # It is not worth a download.
@@ -295,7 +294,7 @@ def _seen(run: run_directory.Run, config: EvaluateConfig, digests: np.ndarray) -
         found = run_data.open_splits(data)
     except UserError:  # The images are gone.
         return unknown
-    if found.records.fingerprint != environment["fingerprint"]:
+    if found.records.fingerprint != run.environment["fingerprint"]:
         return unknown
     trained, validated = (
         splits.shared(digests, found.records.digests[found.rows.get(purpose, np.arange(0))])

@@ -30,6 +30,7 @@ from pizza_steak.atomic import output_file, remove
 from pizza_steak.errors import UserError
 from pizza_steak.tensorflow_import import stderr_dropped
 from trainers import data as run_data
+from trainers import user_code
 from trainers.configuration import ArtifactConfig
 from trainers.finished import loading
 from trainers.models import nested, saved_networks
@@ -255,6 +256,7 @@ def export(run: run_directory.Run, config: ArtifactConfig) -> Export:
       UserError: The model or the images cannot be read, packages are missing, the output exists, or
         the export does not predict what the Keras model predicts; then the export is removed.
     """
+    user_code.import_all(config.code)
     export_format = _FORMATS[config.format]
     if missing := [name for name in export_format.packages if not importlib.util.find_spec(name)]:
         raise UserError(
@@ -268,11 +270,12 @@ def export(run: run_directory.Run, config: ArtifactConfig) -> Export:
             f"output {path}: TensorFlow takes the path of a SavedModel with {min(special)} for a "
             "pattern and cannot load it; pass another --output"
         )
-    model = nested.in_precision(saved_networks.load_model(run), keras.DTypePolicy("float32"))
+    model = saved_networks.load_model(run)
+    loading.check_fits(model, run)
+    model = nested.in_precision(model, keras.DTypePolicy("float32"))
     classes = run.result["classes"]
     format = run_data.format_of(run.config.data)
-    _check_fits(model, format, classes, run)
-    data = run_data.load(run.config.data)
+    data = run_data.load(dataclasses.replace(run.config.data, data_dir=config.data_dir))
     run.warn_of_other_images(data.records.fingerprint)
     sample = _sample(data, format)
     expected = loading.class_probabilities(model.predict(sample.images, verbose=0))
@@ -295,18 +298,6 @@ def _check_free(path: pathlib.Path, overwrite: bool) -> None:
         raise UserError(f"output {path}: is a folder but not a SavedModel; pass another --output")
     if not overwrite:
         raise UserError(f"output {path}: already exists; pass --overwrite or another --output")
-
-
-def _check_fits(
-    model: keras.Model, format: decoding.Format, classes: Sequence[str], run: run_directory.Run
-) -> None:
-    shape, columns = model.input_shape[1:], model.output_shape[-1]
-    if shape != format.shape or max(columns, 2) != len(classes):
-        raise UserError(
-            f"model {run.path / 'model.keras'}: takes images of {shape} and returns {columns} "
-            f"probabilities, but the run has images of {format.shape} and {len(classes)} classes; "
-            "train the run again"
-        )
 
 
 def _sample(data: run_data.Data, format: decoding.Format) -> _Sample:

@@ -17,7 +17,7 @@ from pizza_steak import cores, decoded, decoding, progress_bar
 from pizza_steak.archive import ReadingOptions
 from pizza_steak.atomic import output_file
 from pizza_steak.errors import UserError
-from pizza_steak.text_width import padded, text_width
+from pizza_steak.text_width import padded, printable, spreadsheet_cell, text_width
 from trainers import data as run_data
 from trainers.configuration import PredictionConfig
 from trainers.finished import annotation, loading
@@ -97,7 +97,7 @@ class Predictions:
         if count < 2:
             return ""
         found = collections.Counter(self.top(index, 1)[0][0] for index in self._readable)
-        named = [f"{name} {count:,}" for name, count in found.most_common(_COUNTED)]
+        named = [f"{printable(name)} {count:,}" for name, count in found.most_common(_COUNTED)]
         if (others := len(found) - _COUNTED) > 0:
             named.append(f"{others:,} other classes")
         return f"{count:,} images: {', '.join(named)}\n"
@@ -105,20 +105,21 @@ class Predictions:
     def errors(self) -> str:
         """Returns a line for each path or image that has no prediction."""
         rows = (row for row in self.rows() if "error" in row)
-        return "".join(f"error: {row['path']}: {row['error']}\n" for row in rows)
+        return "".join(printable(f"error: {row['path']}: {row['error']}") + "\n" for row in rows)
 
     @functools.cached_property
     def _readable(self) -> list[int]:
         return [index for index in range(len(self.sources)) if index not in self.faults]
 
     def _lines(self, top: int) -> str:
-        path_width = max(text_width(self.paths[index]) for index in self._readable or [0])
-        class_width = max(map(text_width, self.classes))
+        paths = [printable(path) for path in self.paths]
+        path_width = max(text_width(paths[index]) for index in self._readable or [0])
+        class_width = max(text_width(printable(name)) for name in self.classes)
         lines = []
         for index in self._readable:
-            cells = [padded(self.paths[index], path_width)]
+            cells = [padded(paths[index], path_width)]
             for name, probability in self.top(index, top):
-                cells += [padded(name, class_width), f"{probability:.4f}"]
+                cells += [padded(printable(name), class_width), f"{probability:.4f}"]
             lines.append("  ".join(cells) + "\n")
         return "".join(lines)
 
@@ -131,11 +132,13 @@ class Predictions:
         numbered = [(f"class_{n}", f"probability_{n}") for n in range(2, top + 1)]
         columns = ["path", "class", "probability", *itertools.chain(*numbered), "error"]
         writer.writerow(columns)
-        for index, path in enumerate(self.paths):
+        for index, path in enumerate(map(spreadsheet_cell, self.paths)):
             if index in self.faults:
-                writer.writerow([path, *[""] * (2 * top), self.faults[index]])
+                fault = spreadsheet_cell(self.faults[index])
+                writer.writerow([path, *[""] * (2 * top), fault])
             else:
-                writer.writerow([path, *itertools.chain(*self.top(index, top)), ""])
+                found = ((spreadsheet_cell(name), p) for name, p in self.top(index, top))
+                writer.writerow([path, *itertools.chain(*found), ""])
         return file.getvalue()
 
 

@@ -1,19 +1,25 @@
 """Networks in .keras files and in finished runs, whole and without their heads."""
 
+import io
 import json
 import pathlib
 import re
 import zipfile
 
+import h5py
 import keras
 
 from pizza_steak import augmentation, normalization  # noqa: F401  Registers layers.
 from pizza_steak.errors import UserError, first_line
 from pizza_steak.flags import Numbers
-from trainers import user_code
 from trainers.configuration import ModelConfig
 from trainers.models import nested
 from trainers.runs import run_directory
+
+# What Keras writes into a .keras file of a network for images, without compression.
+_CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
+_MEMBERS = {_CONFIG, _WEIGHTS, "metadata.json"}
+_MOST_BYTES_OF_CONFIG = 2**26
 
 _COLOR_MODES = {1: "grayscale", 3: "rgb", 4: "rgba"}
 
@@ -62,24 +68,21 @@ def build(
 def load_model(run: run_directory.Run) -> keras.Model:
     """Returns the model of a finished run, not compiled.
 
+    It imports no code. Layers of the user's have been registered before, as by --code.
+
     Raises:
       UserError: The file is missing, is not a Keras model, or contains code of its own.
     """
     path = run.path / "model.keras"
-    if not zipfile.is_zipfile(path):
+    if not path.is_file() or not zipfile.is_zipfile(path):  # It may be a pipe.
         raise UserError(f"model {path}: missing, or no Keras model; train the run again")
-    # A run is loaded for its own test before it has a result.
-    paths = run.result.get("members", ()) if run.finished else ()
-    members = [run_directory.Run(pathlib.Path(path)) for path in paths]
-    for member in [run, *members]:  # A member that is an average has the flags of its first one.
-        own = member.config.model.model if (member.path / "run.flags").exists() else ""
-        if user_code.is_function(own):  # It may register layers of its own.
-            user_code.import_module("model", own)
     try:
+        _check_file(path)
         return keras.models.load_model(path, compile=False)
     except Exception as error:  # Keras, zipfile, json and h5py raise different ones.
         raise UserError(
-            f"model {path}: cannot be loaded ({first_line(error)}); train the run again"
+            f"model {path}: cannot be loaded ({first_line(error)}); train the run again, or if it "
+            "has layers of your own, pass --code=FILE.py"
         ) from error
 
 
@@ -102,7 +105,7 @@ def path_of(config: ModelConfig) -> pathlib.Path:
       UserError: There is no such file or folder.
     """
     path = pathlib.Path(config.model).expanduser().absolute()
-    if not path.exists():
+    if not path.is_file() and not path.is_dir():
         raise UserError(
             f"model {config.model}: no such file or folder; expected a .keras file or the "
             "directory of a finished run"
@@ -114,9 +117,10 @@ def _input_size(path: pathlib.Path) -> tuple[int, int] | None:
     """Returns the height and width of a .keras file's images, without loading it."""
     try:
         with zipfile.ZipFile(path) as file:
-            first, *_ = json.loads(file.read("config.json"))["config"]["layers"]
+            _check_members(file)
+            first, *_ = json.loads(file.read(_CONFIG))["config"]["layers"]
         _, height, width, _ = first["config"]["batch_shape"]
-    except (OSError, zipfile.BadZipFile, LookupError, TypeError, ValueError):
+    except (OSError, zipfile.BadZipFile, LookupError, TypeError, ValueError, RecursionError):
         return None  # `_load` says what is wrong.
     return (height, width) if height and width else None
 
@@ -124,12 +128,61 @@ def _input_size(path: pathlib.Path) -> tuple[int, int] | None:
 def _load(path: pathlib.Path) -> keras.Model:
     """Loads a .keras file; Keras refuses one that contains code."""
     try:
+        _check_file(path)
         model = keras.saving.load_model(path, compile=False)
     except Exception as error:  # Keras, zipfile, json and h5py raise different ones.
         raise UserError(f"model {path}: cannot be loaded ({first_line(error)})") from error
     if not isinstance(model, keras.Model) or not is_functional(model):
         raise UserError(f"model {path}: expected a functional or sequential Keras model")
     return model
+
+
+def _check_file(path: pathlib.Path) -> None:
+    """Checks that a .keras file has what Keras writes, and nothing else, before Keras reads it.
+
+    Keras's safe mode keeps code out. This keeps out what it lets through: compressed members, which
+    may be of any size, and HDF5 that takes its data from other files (keras pull request 23163).
+
+    Raises:
+      ValueError: It has something else.
+    """
+    with zipfile.ZipFile(path) as file:
+        _check_members(file)
+        weights = file.read(_WEIGHTS)
+    with h5py.File(io.BytesIO(weights)) as group:
+        _check_group(group, set())
+
+
+def _check_members(file: zipfile.ZipFile) -> None:
+    members = {member.filename: member for member in file.infolist()}
+    expected = {_CONFIG, _WEIGHTS} <= members.keys() <= _MEMBERS
+    if not expected or len(file.infolist()) != len(members):
+        raise ValueError(f"expected a .keras file, a zip of {', '.join(sorted(_MEMBERS))}")
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members.values()):
+        raise ValueError("its members are compressed; load it and save it again with Keras")
+    if members[_CONFIG].file_size > _MOST_BYTES_OF_CONFIG:
+        raise ValueError(f"{_CONFIG} is larger than {_MOST_BYTES_OF_CONFIG:,} bytes")
+
+
+def _check_group(group: h5py.Group, seen: set[int]) -> None:
+    for name in group:
+        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            raise ValueError("its weights have a link")
+        item = group[name]
+        address = h5py.h5o.get_info(item.id).addr
+        if address in seen:  # A group may be within itself.
+            raise ValueError("its weights have a name for what has another name")
+        seen.add(address)
+        if isinstance(item, h5py.Group):
+            _check_group(item, seen)
+        # No data in other files; no compression, nor data that is not there.
+        elif not isinstance(item, h5py.Dataset) or (
+            item.external
+            or item.is_virtual
+            or item.dtype.hasobject
+            or item.id.get_storage_size() != item.nbytes
+        ):
+            raise ValueError("its weights are not plain arrays")
 
 
 def is_functional(model: keras.Model) -> bool:

@@ -6,6 +6,8 @@ from typing import Any
 
 import jinja2
 
+from pizza_steak.text_width import printable
+
 
 def render(template: pathlib.Path, **values: Any) -> str:
     """Returns the page of a template.
@@ -18,10 +20,16 @@ def render(template: pathlib.Path, **values: Any) -> str:
         loader=jinja2.FileSystemLoader([template.parent, pathlib.Path(__file__).parent]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_finalized,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     return environment.get_template(template.name).render(values)
+
+
+def _finalized(value: Any) -> Any:
+    is_markup = hasattr(value, "__html__")  # Its values have been finalized.
+    return printable(value, keep="\n\t") if isinstance(value, str) and not is_markup else value
 
 
 def data_uri(content: bytes, kind: str) -> str:

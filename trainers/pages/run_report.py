@@ -1,9 +1,12 @@
-"""The report: one HTML page about several runs, without scripts, network or other files."""
+"""The report: one HTML page about several runs, without scripts, network or other files.
+
+A run may be another person's. A file of it that is damaged, or is not what a run writes, leaves the
+run out of the page.
+"""
 
 import contextlib
 import dataclasses
 import io
-import json
 import math
 import os
 import pathlib
@@ -13,13 +16,14 @@ from typing import Any
 
 from PIL import Image
 
+from pizza_steak import regular_file
 from pizza_steak.atomic import output_file
 from pizza_steak.errors import UserError
 from pizza_steak.flags import fields
 from trainers.configuration import FitConfig, ReportConfig
 from trainers.finished.sources import matches
 from trainers.pages import layout, plots
-from trainers.runs import identity, run_directory, scores
+from trainers.runs import identity, run_directory, run_files, scores
 
 # The figures of a run that the page shows: file, title, whether it has photographs, and the scale
 # at which its words are as large as in the other figures.
@@ -32,6 +36,9 @@ _GALLERIES = (
 )
 _TRAINING_METRICS = ("loss", "accuracy")
 _VALIDATION_METRICS = ("val_loss", "val_accuracy")
+_MOST_BYTES = 2**25  # Of a figure.
+_MOST_PIXELS = 20_000_000
+_PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
 # The numbers of result.json that the page shows.
 _NUMBERS = (
     "parameters",
@@ -298,16 +305,15 @@ def _read(folder: pathlib.Path, name: str) -> Entry:
     """
     if not (folder / "run.flags").is_file():
         raise UserError(f"{folder}: not a run directory; run.flags is missing")
-    with _reading(folder / "run.flags") as file:
-        run = run_directory.Run(folder)
-        config = run.config
+    run = run_directory.Run(folder)
+    config = run.config
     with _reading(folder / "metrics.csv"):
         history = {metric: [row[metric] for row in run.logs] for metric in _TRAINING_METRICS}
         validated = run.logs if config.data.validation_split != "none" else []
         history |= {metric: [row[metric] for row in validated] for metric in _VALIDATION_METRICS}
-    with _reading(folder / "environment.json") as file:
-        environment = json.loads(file.read_text(encoding="utf-8"))
-        devices = ", ".join([*map(str, environment["names"]), str(environment["precision"])])
+    with _reading(folder / "environment.json"):
+        environment = run.environment
+        devices = ", ".join([*environment["names"], environment["precision"]])
         if "splits" in environment:
             splits = environment["splits"]
             validated_on = splits["validation"]["fingerprint"] if "validation" in splits else ""
@@ -325,11 +331,14 @@ def _read(folder: pathlib.Path, name: str) -> Entry:
             if bounds := result.get("test_accuracy_interval"):  # Older versions wrote none.
                 not_learned = "".join(scores.not_learned(result, bounds)) or None
             timed_epochs = len(result["epoch_end_seconds"])
-            classes = [str(label) for label in result["classes"]]
+            classes = result["classes"]
     figures = {}
     for part, _, photographs, _ in _GALLERIES:
-        with _reading(folder / part) as file:
-            if file.exists():
+        if (folder / part).exists():
+            with _reading(folder / part) as file:
+                # A link could show a private image to whoever gets the page.
+                if not file.resolve().is_relative_to(folder.resolve()):
+                    raise UserError(f"{file}: is a link to a file outside the run")
                 figures[part] = _embed(file, photographs)
     return Entry(
         name,
@@ -353,13 +362,20 @@ def _reading(file: pathlib.Path) -> Iterator[pathlib.Path]:
     """Turns errors from reading a file into a `UserError` that names the file."""
     try:
         yield file
-    except (OSError, ValueError, TypeError, LookupError) as error:
-        raise UserError(f"{file}: damaged ({type(error).__name__}: {error})") from error
+    except (OSError, ValueError, TypeError, LookupError, SyntaxError) as error:
+        # Pillow raises a SyntaxError for a PNG with a wrong chunk.
+        raise run_files.damaged(file, error) from error
 
 
 def _embed(file: pathlib.Path, photographs: bool) -> EmbeddedImage:
-    with Image.open(file) as image:
-        content, kind = file.read_bytes(), "png"
+    content, kind = regular_file.read(file, _MOST_BYTES), "png"
+    if not content.startswith(_PNG_START):
+        raise UserError(f"{file}: not a PNG")
+    width, height = (int.from_bytes(content[start : start + 4], "big") for start in (16, 20))
+    if width * height > _MOST_PIXELS:
+        raise UserError(f"{file}: has more than {_MOST_PIXELS:,} pixels")
+    # Without its formats, Pillow would open PostScript too, and start Ghostscript.
+    with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
         if photographs:  # A PNG would be ten times as large.
             compressed, kind = io.BytesIO(), "webp"
             image.convert("RGB").save(compressed, kind, quality=85)

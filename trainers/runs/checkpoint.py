@@ -10,7 +10,6 @@ A .npz file is a zip, with a CRC-32 of each array. The backup before the last is
 case that the last is damaged.
 """
 
-import csv
 import dataclasses
 import io
 import json
@@ -27,6 +26,7 @@ from absl import logging
 
 from pizza_steak.atomic import atomic_path, make_folder, sync
 from pizza_steak.errors import UserError
+from trainers.runs import run_files
 
 if TYPE_CHECKING:
     import keras  # Not at run time: the progress can be read without TensorFlow.
@@ -77,16 +77,7 @@ class Saved:
     @property
     def logs(self) -> list[dict[str, float]]:
         """Keras's logs of each finished epoch."""
-        return read_logs(self.metrics_csv)
-
-
-def read_logs(metrics_csv: str) -> list[dict[str, float]]:
-    """Returns Keras's logs of each epoch from the content of metrics.csv."""
-    # CSVLogger writes the columns of validation even without validation.
-    return [
-        {name: float(row[name]) for name in row if name != "epoch" and row[name] != "NA"}
-        for row in csv.DictReader(io.StringIO(metrics_csv))
-    ]
+        return run_files.logs_of(self.metrics_csv)
 
 
 def write(

@@ -1,7 +1,8 @@
 """The identity of a run or a sweep: the flags that cannot change when it is resumed.
 
 Each flag says at its definition whether it is one of them (`pizza_steak.flags.flag`). Flags are
-compared by value: a flag that a run's flagfile does not have counts as its default.
+compared by value: a flag that a run's flagfile does not have counts as its default. The flagfile of
+a run may come from another person: flags that only the user may set do not count in it.
 """
 
 import dataclasses
@@ -19,11 +20,12 @@ from pizza_steak.flags import (
     define_flags,
     fields,
     from_flags,
+    only_typed,
     to_flags,
 )
 
-# Flags of older versions, separated by commas, that are ignored: a model shows its --class_mode.
-_REMOVED = "class_mode"
+# Flags of older versions that are ignored: a model shows its --class_mode.
+_REMOVED = ("class_mode",)
 
 
 def to_flagfile(config: Any) -> str:
@@ -33,18 +35,28 @@ def to_flagfile(config: Any) -> str:
 
 
 def other_flags(config: Any, without: Container[str]) -> tuple[str, ...]:
-    """Returns flags that are not of the identity, as they are typed, unless they have defaults."""
+    """Returns the flags that a flagfile of `to_flagfile` does not set, as they are typed.
+
+    Args:
+      config: The configuration; flags with their default are left out.
+      without: More flags to leave out.
+    """
+    config = _with_absolute_paths(config)
     return tuple(
         argument
         for concern, field in fields(type(config))
-        if not field.metadata["identity"] and field.name not in without
+        if field.name not in without
         if (value := getattr(getattr(config, concern), field.name)) != field.default
+        if not field.metadata["identity"] or only_typed(field, value)
         for argument in as_arguments(field, value)
     )
 
 
 def read(kind: type, path: pathlib.Path) -> Any:
-    """Returns the configuration that a flagfile gives.
+    """Returns the configuration that the flagfile of a run or a sweep gives.
+
+    A flag that only the user may set has its default. --model may name code: do not import it, for
+    this file is no order to do so.
 
     Args:
       kind: The class of the configuration, such as `FitConfig`.
@@ -55,15 +67,18 @@ def read(kind: type, path: pathlib.Path) -> Any:
     """
     values = absl_flags.FlagValues()
     define_flags(kind, values)
+    known = {field.name: field for _, field in fields(kind)}
+    ignored = {*_REMOVED, *(name for name in known if known[name].metadata["typed"] is True)}
     try:
-        values(["", f"--undefok={_REMOVED}", *flagfile.expand([f"--flagfile={path}"], kind)])
+        lines = flagfile.plain_lines(path, known)
+        values(["", *(line for name, line in lines if name not in ignored)])
+    except flagfile.FlagfileError as error:
+        raise UserError(str(error)) from error
     except absl_flags.UnrecognizedFlagError as error:
         raise UserError(
             f"{path}: --{error.flagname} is not a flag of this version; remove that line, or use "
             "the version that wrote it"
         ) from error
-    except flagfile.FlagfileError as error:
-        raise UserError(str(error)) from error
     except absl_flags.Error as error:
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
     return from_flags(kind, values)

@@ -33,8 +33,9 @@ from absl import logging
 from pizza_steak import atomic
 from pizza_steak.atomic import atomic_path, remove
 from pizza_steak.errors import UserError, told
+from pizza_steak.text_width import printable
 from trainers.configuration import FitConfig
-from trainers.runs import checkpoint, identity
+from trainers.runs import checkpoint, identity, run_files
 from trainers.runs.checkpoint import Progress, Saved
 
 LATEST = "latest"
@@ -55,6 +56,13 @@ _PARTS = (
     "saved_model",
     "model.tflite",
     "model.onnx",
+)
+
+
+# What every result.json has.
+_ALWAYS = (
+    *("classes", "parameters", "test_accuracy", "test_loss", "start_seconds", "fit_seconds"),
+    *("fit_cpu_seconds", "train_images_per_second", "epoch_end_seconds"),
 )
 
 
@@ -81,8 +89,12 @@ class Run:
 
     @property
     def result(self) -> dict[str, Any]:
-        """The content of result.json."""
-        return json.loads((self.path / "result.json").read_text(encoding="utf-8"))
+        """The content of result.json.
+
+        Raises:
+          UserError: The file is damaged.
+        """
+        return run_files.read_json(self.path / "result.json", run_files.RESULT, _ALWAYS)
 
     @property
     def config(self) -> FitConfig:
@@ -119,10 +131,12 @@ class Run:
 
     @property
     def logs(self) -> list[dict[str, float]]:
-        """The rows of metrics.csv: Keras's logs of each epoch."""
-        if not self.metrics_csv.exists():
-            return []
-        return checkpoint.read_logs(self.metrics_csv.read_text(encoding="utf-8"))
+        """The rows of metrics.csv: Keras's logs of each epoch.
+
+        Raises:
+          UserError: The file is damaged.
+        """
+        return run_files.read_metrics(self.metrics_csv) if self.metrics_csv.exists() else []
 
     @property
     def history(self) -> dict[str, list[float]]:
@@ -185,8 +199,14 @@ class Run:
             remove(self.path / part)
 
     @property
-    def _environment(self) -> dict[str, Any]:
-        return json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
+    def environment(self) -> dict[str, Any]:
+        """The content of environment.json.
+
+        Raises:
+          UserError: The file is damaged.
+        """
+        path, needed = self.path / "environment.json", ("dataset", "fingerprint")
+        return run_files.read_json(path, run_files.ENVIRONMENT, needed)
 
     def check_same_batches(self, fingerprint: str, batch_size: int) -> None:
         """Checks that a run is resumed with the batches that it was started with.
@@ -196,7 +216,7 @@ class Run:
         """
         if not self.resumed:
             return
-        before = self._environment
+        before = self.environment
         if (size := before.get("batch_size", batch_size)) != batch_size:
             raise UserError(
                 f"run_dir {self.path}: was started with a batch size of {size}, but "
@@ -211,7 +231,7 @@ class Run:
 
     def warn_of_other_images(self, fingerprint: str) -> None:
         """Warns if the run's own images, with this fingerprint now, have changed since."""
-        before = self._environment
+        before = self.environment
         if before["fingerprint"] != fingerprint:
             logging.warning(
                 "the images of %s have changed since %s was trained", before["dataset"], self.path
@@ -228,7 +248,7 @@ class Run:
         """
         if not self.resumed or digest is None:
             return
-        if self._environment["backbone"]["digest"] != digest:
+        if (self.environment.get("backbone") or {}).get("digest") != digest:
             raise UserError(
                 f"run_dir {self.path}: the weights of --model have changed since the run was "
                 "started; pass --overwrite to start it anew"
@@ -344,7 +364,7 @@ def named_run(run_dir: str | None) -> Run:
             f"run_dir latest: no finished run in {pathlib.Path('runs').absolute()}; expected a "
             "run that trainers.fit made there, or the --run_dir of another"
         )
-    print(f"run_dir latest: {newest.parent}", file=sys.stderr)
+    print(printable(f"run_dir latest: {newest.parent}"), file=sys.stderr)
     return open_run(str(newest.parent))
 
 

@@ -13,8 +13,9 @@ import tensorflow as tf
 
 from pizza_steak import input_pipeline
 from pizza_steak.errors import UserError
+from pizza_steak.text_width import printable
 from trainers import data as run_data
-from trainers import setup
+from trainers import setup, user_code
 from trainers.configuration import FitConfig
 from trainers.finished import loading, testing
 from trainers.hardware import clusters, devices, preemption
@@ -45,6 +46,7 @@ def fit(config: FitConfig, cluster: clusters.Cluster | None = None) -> results.F
     config = setup.resolved(config)
     chosen = devices.choose(config.devices, cluster)
     with chosen.ending_together(), contextlib.ExitStack() as held:
+        user_code.import_all(config.run.code)
         run, result = chosen.from_chief(lambda: _plan(config, held))
         if result is None:
             functions = own_callbacks.load(config.run.callback) if chosen.is_chief else {}
@@ -67,8 +69,13 @@ def fit(config: FitConfig, cluster: clusters.Cluster | None = None) -> results.F
                     if stop:
                         notice.obey()
                 result = chosen.from_chief(lambda: _finish(training))
+    own_network = [config.model.model] if user_code.is_function(config.model.model) else []
     return results.FitResult(
-        run.path, result, cluster.name(0) if cluster and not chosen.is_chief else None
+        run.path,
+        result,
+        cluster.name(0) if cluster and not chosen.is_chief else None,
+        data_dir=config.data.data_dir,
+        code=(*config.run.code, *own_network),
     )
 
 
@@ -84,7 +91,8 @@ def _plan(config: FitConfig, held: contextlib.ExitStack) -> tuple[Run, dict[str,
 
 
 def _start(training: Training) -> None:
-    print(descriptions.plan_table(training.ready, training.run), flush=True)
+    table = descriptions.plan_table(training.ready, training.run)
+    print(printable(table, keep="\n"), flush=True)
     training.start()
 
 

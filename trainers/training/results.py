@@ -21,11 +21,15 @@ class FitResult:
       run_dir: The run directory.
       values: The content of its result.json.
       chief: The process that has the run directory; None if it is this one.
+      data_dir: The folder of its records, which other commands have to be given.
+      code: Code of the user's that registers its layers, which they have to be given.
     """
 
     run_dir: pathlib.Path
     values: dict[str, Any]
     chief: str | None = None
+    data_dir: str | None = None
+    code: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """Returns the main numbers, the run directory and what to do next, as text."""
@@ -34,6 +38,9 @@ class FitResult:
             return f"trained with {self.chief}, which saved the results to {self.run_dir}"
         run_dir = descriptions.short_path(self.run_dir)
         where = f"--run_dir={run_dir}"
+        data_dir = descriptions.short_path(pathlib.Path(self.data_dir)) if self.data_dir else None
+        images = [f"--data_dir={data_dir}"] if data_dir else []
+        code = [f"--code={text}" for text in self.code]
         return "\n".join(
             [
                 _average_line(values) if "members" in values else _epoch_line(values["history"]),
@@ -46,9 +53,9 @@ class FitResult:
                 f"results saved to {run_dir}",
                 "",
                 "next:",
-                command_line("evaluate", where),
-                command_line("predict", where, "photo.jpg"),
-                command_line("export", where),
+                command_line("evaluate", where, *images, *code),
+                command_line("predict", where, *code, "photo.jpg"),
+                command_line("export", where, *images, *code),
             ]
         )
 

@@ -6,6 +6,8 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pizza_steak.text_width import spreadsheet_cell
+
 STATUSES = ("completed", "pruned", "failed", "running")
 
 
@@ -98,7 +100,7 @@ def to_csv(rows: Sequence[Row], objective: str, settings: Sequence[str]) -> str:
                 row.parameters,
                 row.latency,
                 *(row.settings.get(name) for name in settings),
-                row.reason,
+                spreadsheet_cell(row.reason),
             ]
         )
     return file.getvalue()

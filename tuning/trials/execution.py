@@ -23,7 +23,7 @@ from pizza_steak import atomic  # noqa: E402
 from trainers.configuration import AveragingConfig, FitConfig  # noqa: E402
 from trainers.finished import averaging  # noqa: E402
 from trainers.hardware import devices  # noqa: E402
-from trainers.runs import run_directory  # noqa: E402
+from trainers.runs import run_directory, run_files  # noqa: E402
 from trainers.setup import Stage  # noqa: E402
 from trainers.training import loop  # noqa: E402
 from trainers.training.training import Training  # noqa: E402
@@ -103,8 +103,13 @@ class Execution:
         "failure" and "traceback" of a training that failed. Else "history" (the metrics by epoch),
         "seconds", "cpu_seconds", "parameters", "predict_cpu_ms" (CPU milliseconds an image, or
         None) and "pruned".
+
+        Raises:
+          UserError: The file is damaged.
         """
-        return json.loads(self._file.read_text(encoding="utf-8")) if self._file.exists() else None
+        if not self._file.exists():
+            return None
+        return run_files.read_json(self._file, run_files.OUTCOME)
 
     @property
     def failure(self) -> str | None:

@@ -162,7 +162,14 @@ class Folder:
             return
         try:
             oracle.reload()
-        except (OSError, ValueError, LookupError) as error:
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ) as error:
             raise UserError(
                 f"sweep_dir {self.path}: oracle/ is damaged ({error}); remove the folder to start "
                 "the sweep again"

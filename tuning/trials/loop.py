@@ -4,6 +4,7 @@ import contextlib
 import os
 
 from pizza_steak.errors import UserError, fault_of_the_machine
+from pizza_steak.text_width import printable
 from tuning.configuration import SweepConfig
 from tuning.trials import distribution, running, winner
 from tuning.trials.plan import Plan
@@ -31,7 +32,7 @@ def sweep(config: SweepConfig) -> str:
         plan.folder.open_oracle(oracle)
         progress = Progress(plan, oracle)
         oracle.on_end = progress.report
-        print(plan.table(oracle), flush=True)
+        print(printable(plan.table(oracle), keep="\n"), flush=True)
         try:
             running.run_trials(plan, oracle, distributed=bool(role))
             progress.check_failures()

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import functools
+import io
 import pathlib
 import shlex
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 from keras_tuner.engine.trial import Trial
 
-from pizza_steak import flagfile
+from pizza_steak import flagfile, regular_file
 from pizza_steak.errors import UserError, told
 from trainers import data as run_data
 from trainers import setup
@@ -25,6 +26,7 @@ from tuning.trials.execution import Execution, Pruning
 from tuning.trials.folder import Folder
 
 _TRIALS_OF_A_TABLE = 10
+_MOST_BYTES_OF_A_TABLE = 2**25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,8 +242,12 @@ def _points(space: SearchSpace, path: str) -> list[dict[str, Any]]:
 
 def _best_rows(path: str) -> list[dict[str, str]]:
     """Returns the rows of the best trials of another sweep's table, the best first."""
-    with pathlib.Path(path).expanduser().open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["status"] == "completed"]
+    content = regular_file.read(pathlib.Path(path).expanduser(), _MOST_BYTES_OF_A_TABLE).decode()
+    try:
+        table = list(csv.DictReader(io.StringIO(content, newline="")))
+    except csv.Error as error:
+        raise ValueError(str(error)) from error
+    rows = [row for row in table if row["status"] == "completed"]
     objective = "val_accuracy" if rows and "val_accuracy" in rows[0] else "val_loss"
     rows = [row for row in rows if not row.get("finalist")]
     rows.sort(key=lambda row: float(row[objective]), reverse=objective == "val_accuracy")

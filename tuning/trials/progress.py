@@ -8,7 +8,7 @@ from keras_tuner.engine.trial import Trial, TrialStatus
 
 from pizza_steak import atomic
 from pizza_steak.errors import UserError
-from trainers.runs import scores
+from trainers.runs import identity, scores
 from trainers.runs.run_directory import command_line
 from tuning.pages import page, table
 from tuning.trials import engine
@@ -210,8 +210,12 @@ class Progress:
         if winner is None:
             reason = rows[-1].reason if rows else "the images are too small for all networks"
             raise UserError(f"sweep_dir {folder}: no trial is completed; the last: {reason}")
-        result = winner.result
-        assert result  # The final training has ended.
+        result, best = winner.result, self.oracle.best_trial
+        assert result and best  # The final training has ended.
+        config = self.plan.space.fit_config(best.hyperparameters.values)
+        # The flagfile names no folder and no code.
+        typed = identity.other_flags(config, ("run_dir", "overwrite", "resume"))
+        again = command_line("fit", f"--flagfile={folder / 'best.flags'}", *typed)
         counts = [
             f"{count} {status}"
             for status in table.STATUSES
@@ -221,14 +225,13 @@ class Progress:
         said = f"{len(rows) - finals} trials ({', '.join(counts)})"
         if finals:
             said += f" and {finals} finals"
-        repeat = command_line("fit", f"--flagfile={folder / 'best.flags'}")
         return "\n".join(
             [
                 f"{said} in {max(self.oracle.ended_after.values()):.0f} s; {self.best_so_far}",
                 f"trained on all training images: test accuracy "
                 f"{scores.test_accuracy_text(result)}",
                 *scores.test_cautions(result, "the settings"),
-                f"repeat {'a member' if 'members' in result else 'it'}: {repeat}",
+                f"repeat {'a member' if 'members' in result else 'it'}: {again}",
                 f"results saved to {folder}",
                 f"page saved to {folder / 'sweep.html'}",
             ]

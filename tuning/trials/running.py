@@ -15,7 +15,7 @@ from keras_tuner.engine.trial import Trial
 from pizza_steak import atomic, cores
 from pizza_steak.errors import UserError
 from pizza_steak.tensorflow_import import stderr_dropped
-from trainers.runs import run_directory
+from trainers.runs import run_directory, run_files
 from tuning.configuration import SweepConfig
 from tuning.trials import distribution, engine, execution, processes
 from tuning.trials.execution import Execution, Pruning, score
@@ -200,11 +200,8 @@ class Runner:
         histories = [
             values
             for file in sorted((plan.folder.path / "trials").glob("*.json"))
-            if (
-                values := json.loads(file.read_text(encoding="utf-8"))
-                .get("history", {})
-                .get(objective)
-            )
+            for outcome in [run_files.read_json(file, run_files.OUTCOME)]
+            if (values := outcome.get("history", {}).get(objective))
         ]
         return Pruning(objective, medians(histories, plan.config.trial.min_epochs), plan.minimized)
 

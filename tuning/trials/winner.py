@@ -9,6 +9,7 @@ from keras_tuner.engine.trial import Trial
 
 from pizza_steak import atomic
 from pizza_steak.errors import UserError
+from trainers import user_code
 from trainers.configuration import AveragingConfig, FitConfig, RunConfig
 from trainers.runs import identity
 from trainers.runs.run_directory import Run, open_run
@@ -45,7 +46,7 @@ def train(progress: Progress) -> page.Winner | None:
         for seed, member in zip(seeds, members, strict=True):
             optimisation = dataclasses.replace(config.optimisation, seed=seed)
             _fit(plan, dataclasses.replace(config, optimisation=optimisation), member)
-        _average(plan, members, folder / "best")
+        _average(plan, config, members, folder / "best")
     return page.Winner(best.trial_id, flags, open_run(str(folder / "best")).result)
 
 
@@ -60,12 +61,17 @@ def _fit(plan: Plan, config: FitConfig, run_dir: pathlib.Path) -> None:
     _call(execution.fit, dataclasses.replace(config, run=run))
 
 
-def _average(plan: Plan, members: list[pathlib.Path], run_dir: pathlib.Path) -> None:
+def _average(
+    plan: Plan, config: FitConfig, members: list[pathlib.Path], run_dir: pathlib.Path
+) -> None:
+    model = config.model.model
     asked = AveragingConfig(
         runs=tuple(map(str, members)),
         run_dir=str(run_dir),
         average_flips=plan.config.final.average_flips,
         overwrite=True,
+        data_dir=config.data.data_dir,
+        code=(model,) if user_code.is_function(model) else (),
     )
     _call(execution.average, asked)
 
