@@ -70,11 +70,10 @@ def _find(image: str, reading: ReadingOptions) -> list[Source]:
     elif os.path.lexists(path):
         found = [Source(_as_text(path), functools.partial(_read_file, path))]
     else:
-        found = [
-            source
-            for match in sorted(matches(path, recursive=True, follow_links=reading.follow_links))
-            for source in _of_match(str(match), reading)
-        ]
+        there = matches(path, recursive=True, follow_links=reading.follow_links)
+        # A pattern may match a folder and what is in it.
+        sources = (source for match in sorted(there) for source in _of_match(str(match), reading))
+        found = list(dict.fromkeys(sources))
     if not found:
         raise UserError("no image there; expected a file, folder, zip or pattern")
     return found
