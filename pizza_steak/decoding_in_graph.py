@@ -154,10 +154,11 @@ def _decode_png(encoded: tf.Tensor, format: Format) -> tuple[tf.Tensor, tf.Tenso
 
 
 def _few_pixels(stored: tf.Tensor, format: Format) -> tf.Operation:
-    pixels = tf.reduce_prod(tf.cast(stored, tf.int64))
-    return tf.debugging.Assert(
-        pixels <= format.max_pixels, [f"expected at most {format.max_pixels} pixels, found", pixels]
-    )
+    stored = tf.cast(stored, tf.int64)
+    few = tf.reduce_prod(stored) <= format.max_pixels
+    short = tf.reduce_max(stored) <= decoding.MAX_SIDE
+    expected = f"expected at most {format.max_pixels} pixels, and {decoding.MAX_SIDE} on a side"
+    return tf.debugging.Assert(few & short, [expected, stored])
 
 
 def _orientation(encoded: tf.Tensor) -> tf.Tensor:
