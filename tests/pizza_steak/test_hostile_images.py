@@ -384,11 +384,4 @@ def test_the_graph_does_not_crash_on_random_damage_either():
         fuzzed_images.verdict(fuzzed_images.damaged(number, sound)[1], graph=True)
         for number in numbers
     ]
-    assert (
-        {"sound", "refused"}
-        <= {*found}
-        <= {
-            *("sound", "refused"),
-            *("sound, graph differs"),
-        }
-    )
+    assert {"sound", "refused"} <= {*found} <= {"sound", "refused", "sound, graph differs"}
