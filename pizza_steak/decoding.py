@@ -45,6 +45,8 @@ _DECODER_VERSION = 7
 # than the 61 million of full-frame cameras. Pillow refuses more than twice as many.
 MAX_PIXELS = 89_478_485
 MOST_PIXELS = 2 * MAX_PIXELS
+# The longest side of a JPEG. To shrink a longer one, Pillow needs a table of its length.
+MAX_SIDE = 65_535
 # Progressive JPEGs have about 10 scans. Each is a pass over all pixels, and takes 100 bytes.
 MAX_SCANS = 100
 # What else Pillow takes long over: parts of a TIFF, comments in a PPM of text.
@@ -358,8 +360,12 @@ def _check_pixels(width: int, height: int, format: Format) -> None:
     """Checks the size in the header of an image, before the image is decoded.
 
     Raises:
-      OSError: It has too many pixels.
+      OSError: It has too many pixels, or a side is too long.
     """
+    if max(width, height) > MAX_SIDE:
+        raise OSError(
+            f"{width:,} x {height:,} pixels, expected at most {MAX_SIDE:,} on each side; cut it up"
+        )
     if width * height > format.max_pixels:
         raise OSError(
             f"{width:,} x {height:,} are {width * height:,} pixels, expected at most "
