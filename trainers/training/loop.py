@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from pizza_steak import input_pipeline
+from pizza_steak import atomic, input_pipeline
 from pizza_steak.errors import UserError
 from pizza_steak.text_width import printable
 from trainers import data as run_data
@@ -87,6 +87,9 @@ def _plan(config: FitConfig, held: contextlib.ExitStack) -> tuple[Run, dict[str,
     result = run.result if run.finished else None
     if result and "members" in result:
         raise UserError(f"run_dir {run.path}: is an average of runs; it cannot be trained")
+    if result:
+        with contextlib.suppress(OSError):
+            atomic.remove(run.backup)  # The run was killed before it did so.
     return run, result
 
 
