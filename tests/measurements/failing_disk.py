@@ -15,7 +15,7 @@ import time
 
 import faults
 from absl import app, flags
-from small_runs import assert_same_run, layout, run_command, train_and_test
+from small_runs import assert_same_run, layout, run_command, train_and_test, write_backbone
 
 from pizza_steak import kept
 
@@ -28,15 +28,18 @@ FAULTS = {
 }
 SMALL = ["--image_size=32", "--batch_size=8", "--filters=4", "--learning_rate=0.01", "--seed=7"]
 COMMANDS = {
-    "fit": ("trainers", [*SMALL, "--archive=../shades", "--data_dir=data", "--run_dir=run",
+    "fit": ("trainers", "fit", [*SMALL, "--archive=../shades", "--data_dir=data", "--run_dir=run",
                          "--epochs=2", "--checkpoint_every=2", "--resume=auto"]),
-    "evaluate": ("trainers", ["--run_dir=../run", "--data_dir=../data"]),
-    "export": ("trainers", ["--run_dir=../run", "--data_dir=../data", "--output=model",
+    "head": ("trainers", "fit", [*SMALL[:2], *SMALL[3:], "--archive=../shades", "--data_dir=data",
+                                 "--run_dir=run", "--model=../small.keras", "--epochs=2",
+                                 "--resume=auto"]),
+    "evaluate": ("trainers", "evaluate", ["--run_dir=../run", "--data_dir=../data"]),
+    "export": ("trainers", "export", ["--run_dir=../run", "--data_dir=../data", "--output=model",
                             "--overwrite"]),
-    "report": ("trainers", ["--runs_dir=..", "--output=report.html"]),
-    "sweep": ("tuning", [*SMALL, "--archive=../shades", "--data_dir=../data", "--sweep_dir=sweep",
-                         "--tuner=random", "--max_trials=2", "--max_epochs=1", "--min_epochs=1",
-                         "--finalists=1", "--final_epochs=1"]),
+    "report": ("trainers", "report", ["--runs_dir=..", "--output=report.html"]),
+    "sweep": ("tuning", "sweep", [*SMALL, "--archive=../shades", "--data_dir=../data",
+                         "--sweep_dir=sweep", "--tuner=random", "--max_trials=2", "--max_epochs=1",
+                         "--min_epochs=1", "--finalists=1", "--final_epochs=1"]),
 }  # fmt: skip
 _COMMAND = flags.DEFINE_enum("command", "fit", COMMANDS, "The command.")
 _FAULT = flags.DEFINE_enum("fault", "full", FAULTS, "The fault.")
@@ -45,7 +48,7 @@ _FIRST = flags.DEFINE_integer("first", 1, "The first of them.")
 
 
 def main(argv):
-    package, arguments = COMMANDS[_COMMAND.value]
+    package, command, arguments = COMMANDS[_COMMAND.value]
     number, lasting = FAULTS[_FAULT.value]
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name).resolve()
@@ -53,14 +56,15 @@ def main(argv):
             path = folder / "shades" / file
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-        if _COMMAND.value != "fit":
+        write_backbone(folder / "small.keras")
+        if command != "fit":
             (folder / "first").mkdir()
-            fit = [*COMMANDS["fit"][1], "--run_dir=../run", "--data_dir=../data"]
+            fit = [*COMMANDS["fit"][2], "--run_dir=../run", "--data_dir=../data"]
             assert run_command(*fit, cwd=folder / "first")[0] == 0
 
         def run(under, **fault):
             under.mkdir(exist_ok=True)
-            return faults.run(under, package, _COMMAND.value, *arguments, **fault)
+            return faults.run(under, package, command, *arguments, **fault)
 
         whole = folder / "whole"
         expected = run(whole)
