@@ -22,6 +22,7 @@ import zlib
 from typing import BinaryIO, NamedTuple
 
 from pizza_steak.errors import ArchiveError
+from pizza_steak.regular_file import NOT_REGULAR, open_file
 
 _HEIF = frozenset({".heic", ".heif", ".hif"})
 # Suffixes of the image formats that Pillow reads. The decoder goes by the first bytes, not by the
@@ -57,7 +58,6 @@ _MOST_FOLDERS = 100
 _MOST_LETTERS = 4096  # Linux has no longer paths.
 _PACKED_WITH = {9: "Deflate64", 12: "bzip2", 14: "LZMA", 93: "Zstandard", 95: "XZ"}
 
-NOT_REGULAR = "not a regular file"
 LINK_TO_FOLDER = (
     "is a link to a folder, which is not followed; put the folder itself there, or pass "
     "--follow_links"
@@ -187,19 +187,11 @@ def checksum_file(path: str | os.PathLike[str]) -> tuple[int, tuple[int, ...]]:
 
 
 def _open_image(path: str | os.PathLike[str]) -> BinaryIO:
-    file = open(path, "rb", opener=_open_without_waiting)  # noqa: SIM115
-    status = os.fstat(file.fileno())
-    fault = _fault_of_size(status.st_size)
-    if not stat.S_ISREG(status.st_mode):
-        fault = NOT_REGULAR
-    if fault:
+    file = open_file(path)
+    if fault := _fault_of_size(os.fstat(file.fileno()).st_size):
         file.close()
         raise OSError(fault)
     return file
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # A pipe has no writer.
 
 
 def open_zip(path: pathlib.Path) -> zipfile.ZipFile:

@@ -9,7 +9,7 @@ import pathlib
 import re
 from collections.abc import Callable, Sequence
 
-from pizza_steak import members
+from pizza_steak import members, regular_file
 from pizza_steak.errors import UserError
 from pizza_steak.members import ReadingOptions
 
@@ -113,7 +113,9 @@ def matches(
 
 def _in_folder(folder: pathlib.Path, reading: ReadingOptions) -> list[Source]:
     listing = members.list_members(folder, reading)
-    irregular = (members.Member(name, name, (), members.NOT_REGULAR) for name in listing.irregular)
+    irregular = (
+        members.Member(name, name, (), regular_file.NOT_REGULAR) for name in listing.irregular
+    )
     found = sorted((*listing.members, *irregular), key=lambda member: member.member)
     return [
         Source(
