@@ -1,4 +1,4 @@
-"""Lists the prepared datasets, removes some, and finds damaged ones.
+"""Lists prepared datasets, removes some, and finds damaged files.
 
 python -m pizza_steak.prepared
 python -m pizza_steak.prepared --unused_for=30d

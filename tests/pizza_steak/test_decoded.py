@@ -210,7 +210,7 @@ decoded.decode(records.prepare(archive=sys.argv[1], data_dir=sys.argv[2]), 1024)
 """
     archive = make_archive(LAYOUT)
     process = start_python(code, archive, tmp_path)
-    while not any(map(holds_data, tmp_path.rglob("images.npy"))):
+    while not any(map(holds_data, tmp_path.glob("pizza_steak/*/1.0.0/.*.decoded-*/images.npy"))):
         assert process.poll() is None, process.stderr.read()
     process.kill()
     process.wait()

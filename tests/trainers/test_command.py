@@ -246,8 +246,10 @@ def test_a_reader_that_leaves_and_ctrl_c_end_a_command_without_a_traceback(
     start_python, main, status, message
 ):
     process = start_python(
-        "import os, signal; from trainers import command;"
+        "import os, select, signal; from trainers import command;"
         "from trainers.configuration import ReportConfig;"
+        # It waits until the reader has left.
+        "poll = select.poll(); poll.register(1, 0); poll.poll();"
         f"command.run(lambda config: {main}, ReportConfig)"
     )
     process.stdout.close()

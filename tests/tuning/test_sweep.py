@@ -241,7 +241,8 @@ def test_workers_and_trials_are_killed_and_ctrl_c_ends_it_in_order(start_sweep, 
     state = json.loads((folder / "oracle" / "oracle.json").read_text())
     (worker,) = (name for name, trial in state["ongoing_trials"].items() if trial == failing.name)
     workers = grandchildren(process, process.pid)  # In the order of their numbers.
-    (trial,) = grandchildren(process, workers.pop(int(worker.split()[1]) - 1))
+    own = workers.pop(int(worker.split()[1]) - 1)
+    (trial,) = grandchildren(process, own)
     os.kill(trial, signal.SIGSTOP)
     both = wait_until(lambda: (found := backed_up(folder)) and len(found) == 2 and found, process)
     (taken,) = set(both) - {failing}
@@ -251,6 +252,8 @@ def test_workers_and_trials_are_killed_and_ctrl_c_ends_it_in_order(start_sweep, 
     assert "killed" in next(line for line in told if line.startswith("worker "))
     begun = (taken / "run.flags").stat().st_mtime_ns
     os.kill(trial, signal.SIGKILL)
+    (again,) = wait_until(lambda: {*grandchildren(process, own)} - {trial}, process)
+    os.kill(again, signal.SIGKILL)  # Twice is no chance.
     line = next(line for line in told if line.startswith("trial "))
     assert line.startswith(f"trial {failing.name}  failed: killed")
     # The worker that is left goes on with the trial of the one that died.

@@ -22,6 +22,7 @@ from pizza_steak.errors import UserError, fault_of_the_machine
 # TensorFlow and Keras keep some memory of every model.
 _CALLS_OF_A_SERVER = 100
 _POLL_SECONDS = 0.5
+KILLED = "killed, as systems do when memory runs out"
 _CONTEXT = multiprocessing.get_context("forkserver")
 
 
@@ -197,7 +198,7 @@ def _serve(requests: connection.Connection) -> None:
 
 def _death(exit_code: int) -> str:
     if exit_code == -signal.SIGKILL:
-        return "killed, as systems do when memory runs out"
+        return KILLED
     if exit_code < 0:
         return f"ended by {signal.Signals(-exit_code).name}"
     return f"ended with exit status {exit_code}"

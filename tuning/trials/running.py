@@ -186,13 +186,17 @@ class Runner:
         search = self._plan.config.search
         seconds = search.trial_timeout or search.time_budget
         limit = processes.Limit(seconds or None, unwanted)
-        try:
-            if self._server:
-                self._server.run(execution.train, one, limit=limit)
-            else:
-                processes.run(execution.train, one, environment=self._environment, limit=limit)
-        except processes.ProcessError as error:
-            one.fail(str(error))
+        for again in (True, False):
+            try:
+                if self._server:
+                    self._server.run(execution.train, one, limit=limit)
+                else:
+                    processes.run(execution.train, one, environment=self._environment, limit=limit)
+            except processes.ProcessError as error:
+                if again and str(error) == processes.KILLED:
+                    continue  # Something else may have taken the memory: it resumes.
+                one.fail(str(error))
+            return
 
     def _pruning(self) -> Pruning:
         """Returns the median scores, by epoch, of the trials that have ended."""
