@@ -36,7 +36,7 @@ COMMANDS = {
     "evaluate": ("trainers", "evaluate", ["--run_dir=../run", "--data_dir=../data"]),
     "export": ("trainers", "export", ["--run_dir=../run", "--data_dir=../data", "--output=model",
                             "--overwrite"]),
-    "report": ("trainers", "report", ["--runs_dir=..", "--output=report.html"]),
+    "report": ("trainers", "report", ["--runs=../run", "--output=report.html"]),
     "sweep": ("tuning", "sweep", [*SMALL, "--archive=../shades", "--data_dir=../data",
                          "--sweep_dir=sweep", "--tuner=random", "--max_trials=2", "--max_epochs=1",
                          "--min_epochs=1", "--finalists=1", "--final_epochs=1"]),

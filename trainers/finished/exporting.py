@@ -26,7 +26,7 @@ import numpy as np
 import tensorflow as tf
 
 from pizza_steak import decoding, decoding_in_graph
-from pizza_steak.atomic import output_file, remove
+from pizza_steak.atomic import output_file, remove, remove_temporary
 from pizza_steak.errors import UserError
 from pizza_steak.tensorflow_import import stderr_dropped
 from trainers import data as run_data
@@ -265,6 +265,7 @@ def export(run: run_directory.Run, config: ArtifactConfig) -> Export:
         )
     path = pathlib.Path(config.output or run.path / export_format.name).expanduser().absolute()
     _check_free(path, config.overwrite)
+    remove_temporary(path)  # Exports may be large.
     if config.format == "saved_model" and (special := set(str(path)) & set("*?[\\")):
         raise UserError(
             f"output {path}: TensorFlow takes the path of a SavedModel with {min(special)} for a "
