@@ -43,9 +43,9 @@ def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
         remove(temporary)
 
 
-def remove_temporary(path: pathlib.Path) -> None:
-    """Removes what killed processes left of the `atomic_path` of a path."""
-    for left in path.parent.glob(f".{'?' * 32}.{glob.escape(path.name)}"):
+def remove_temporary(folder: pathlib.Path, name: str | None = None) -> None:
+    """Removes what killed processes left in a folder of an `atomic_path`, by default of any."""
+    for left in folder.glob(f".{'?' * 32}.{glob.escape(name) if name else '*'}"):
         remove(left)
 
 

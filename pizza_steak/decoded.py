@@ -139,7 +139,7 @@ def _decode_rows(
             (encoded,) = records.encoded(rows[place : place + 1])
         except OSError as error:
             raise MachineError(
-                f"records {records.folder}: cannot be read: {error.strerror or error}"
+                f"records {records.folder}: cannot be read: {told(error)}"
             ) from error
         return encoded
 

@@ -255,10 +255,7 @@ def report(config: InspectConfig) -> str:
     }
     cautions: list[str] = []
     if source.archive:
-        listed = read_archive(
-            source.archive,
-            ReadingOptions(source.follow_links, source.zip_encoding, source.max_unpacked_gb),
-        )
+        listed = read_archive(source.archive, ReadingOptions.of(source))
         found = inspect(str(listed.path), listed.left_out, _examples(listed), **options)
         cautions = [f"caution     {text}" for text in listed.warnings]
     else:

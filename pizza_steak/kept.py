@@ -37,7 +37,7 @@ def make_once(
     if _intact(path):
         return
     with locked(path):
-        atomic.remove_temporary(path)  # A live process would hold the lock.
+        atomic.remove_temporary(path.parent, path.name)  # A live process would hold the lock.
         intact = _intact(path)  # Another process may have made it in the meantime.
         if intact:
             return

@@ -19,9 +19,9 @@ import struct
 import unicodedata
 import zipfile
 import zlib
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
-from pizza_steak.errors import ArchiveError
+from pizza_steak.errors import ArchiveError, told
 from pizza_steak.regular_file import NOT_REGULAR, open_file
 
 _HEIF = frozenset({".heic", ".heif", ".hif"})
@@ -92,6 +92,11 @@ class ReadingOptions:
     zip_encoding: str | None = None
     max_unpacked_gb: float | None = None
 
+    @classmethod
+    def of(cls, flags: Any) -> "ReadingOptions":
+        """Returns the options that the flags of the same names give."""
+        return cls(flags.follow_links, flags.zip_encoding, flags.max_unpacked_gb)
+
 
 class Member(NamedTuple):
     """An image file of a zip or a folder.
@@ -153,7 +158,7 @@ def list_members(path: pathlib.Path, options: ReadingOptions) -> Listing:
         kind = stat.S_IFMT(path.stat().st_mode)
     except OSError as error:
         raise ArchiveError(
-            f"archive {path}: {_told(error).lower()}; expected a zip file or a folder"
+            f"archive {path}: {told(error).lower()}; expected a zip file or a folder"
         ) from error
     if kind == stat.S_IFDIR:
         return _list_folder(path, options.follow_links)
@@ -211,7 +216,7 @@ def open_zip(path: pathlib.Path) -> zipfile.ZipFile:
             f"archive {path}: {what}; expected a zip of class folders, or the folder itself"
         ) from error
     except OSError as error:
-        raise ArchiveError(f"archive {path}: cannot be read ({_told(error)})") from error
+        raise ArchiveError(f"archive {path}: cannot be read ({told(error)})") from error
     # zipfile ignores the number. One wrong bit in the length of a name would hide files.
     if (found := len(zip_file.infolist())) % 2**bits != count:
         zip_file.close()
@@ -253,11 +258,11 @@ def _list_folder(root: pathlib.Path, follow_links: bool) -> Listing:
         except OSError as error:
             if not below:
                 raise ArchiveError(
-                    f"archive {root}: cannot be read ({_told(error)}); expected a folder that "
+                    f"archive {root}: cannot be read ({told(error)}); expected a folder that "
                     "you may read"
                 ) from error
             if not listing.leaves_out_folder(below):
-                fault = f"cannot be read ({_told(error)}); change its permissions, or remove it"
+                fault = f"cannot be read ({told(error)}); change its permissions, or remove it"
                 listing.members.append(Member(below, below, (), fault))
             continue
         for entry in entries:
@@ -282,7 +287,7 @@ def _list_folder(root: pathlib.Path, follow_links: bool) -> Listing:
                     status = os.stat(root / place)
                     outside = link and not follow_links and not _is_within(root / place, real_root)
                 except OSError as error:
-                    fault = f"cannot be read ({_told(error)}); remove it, or mend it"
+                    fault = f"cannot be read ({told(error)}); remove it, or mend it"
                     listing.members.append(Member(place, place, (), fault))
                     continue
                 if not stat.S_ISREG(status.st_mode):
@@ -499,10 +504,6 @@ def shown(name: str) -> str:
 
 def _stamp(status: os.stat_result) -> tuple[int, ...]:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
-def _told(error: OSError) -> str:
-    return error.strerror or str(error)
 
 
 @functools.lru_cache(maxsize=1024)

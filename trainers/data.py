@@ -159,11 +159,6 @@ def load(config: DataConfig, split: str | None = None) -> Data:
     return Data(found.records, pictures, format.shape, found.classes, found.texts, rows, service)
 
 
-def reading_options(config: DataConfig) -> ReadingOptions:
-    """Returns how to read the archive that the flags name."""
-    return ReadingOptions(config.follow_links, config.zip_encoding, config.max_unpacked_gb)
-
-
 def open_splits(config: DataConfig, split: str | None = None) -> records.SplitRecords:
     """Prepares and splits the images that the flags name, but decodes nothing.
 
@@ -183,7 +178,7 @@ def open_splits(config: DataConfig, split: str | None = None) -> records.SplitRe
         archive=config.archive,
         classes=config.classes,
         data_dir=config.data_dir,
-        reading=reading_options(config),
+        reading=ReadingOptions.of(config),
     )
 
 

@@ -28,7 +28,7 @@ def main(config: PredictConfig, images: list[str]) -> None:
     user_code.import_all(config.prediction.code)
     asked = config.prediction
     prediction.check_outputs(asked)
-    reading = ReadingOptions(asked.follow_links, asked.zip_encoding, asked.max_unpacked_gb)
+    reading = ReadingOptions.of(asked)
     predictions = prediction.predict(run, images, asked.batch_size, reading)
     # A pipe gets the predictions and nothing else.
     print(predictions.write(asked), end="", flush=True)

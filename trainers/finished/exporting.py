@@ -265,7 +265,7 @@ def export(run: run_directory.Run, config: ArtifactConfig) -> Export:
         )
     path = pathlib.Path(config.output or run.path / export_format.name).expanduser().absolute()
     _check_free(path, config.overwrite)
-    remove_temporary(path)  # Exports may be large.
+    remove_temporary(path.parent, path.name)  # Exports may be large.
     if config.format == "saved_model" and (special := set(str(path)) & set("*?[\\")):
         raise UserError(
             f"output {path}: TensorFlow takes the path of a SavedModel with {min(special)} for a "

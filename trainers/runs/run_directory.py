@@ -191,8 +191,7 @@ class Run:
 
     def _remove_half_written(self) -> None:
         for folder in (self.path, self.backup):
-            for left in folder.glob(f".{'?' * 32}.*"):
-                remove(left)
+            atomic.remove_temporary(folder)
 
     def _remove_parts(self) -> None:
         for part in _PARTS:

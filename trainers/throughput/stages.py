@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from pizza_steak import decoded, records
+from pizza_steak.archive import ReadingOptions
 from pizza_steak.errors import UserError
 from trainers import data as run_data
 from trainers import setup
@@ -129,7 +130,7 @@ def prepare(config: BenchmarkConfig, folder: pathlib.Path, *, peers: bool) -> Se
 def _fresh_records(config: DataConfig, data_dir: str | os.PathLike[str]) -> records.Records:
     """Prepares records in a `data_dir` of their own, without decoded images."""
     if config.archive:
-        reading = run_data.reading_options(config)
+        reading = ReadingOptions.of(config)
         return records.prepare(archive=config.archive, data_dir=data_dir, reading=reading)
     kept = records.prepare(config.dataset, data_dir=config.data_dir).folder
     shutil.copytree(
