@@ -334,6 +334,36 @@ def test_a_backup_is_kept_as_long_as_a_trial_may_continue_it(promoted):
     assert promoted.backups[-1] == set()
 
 
+def test_a_trial_with_a_damaged_backup_trains_it_again(promoted, run_sweep, monkeypatch, caplog):
+    (longer,) = (trial for trial in promoted.trials if engine.run_of(trial) != trial.trial_id)
+    train, damaged = running.Runner._train, []
+
+    def damage_and_train(self, one, unwanted):
+        if one.run.has_progress:  # It is the promoted one.
+            for backup in one.run.backup.glob("*.npz"):
+                backup.write_bytes(bytes(backup.stat().st_size))
+            damaged.append(one.run.path)
+        train(self, one, unwanted)
+
+    monkeypatch.setattr(running.Runner, "_train", damage_and_train)
+    options = ["--tuner=hyperband", "--max_epochs=3", "--keep=2", "--ema=0.5"]
+    again = run_sweep("--learning_rate=0.001:0.01:log", "--optimizer=adam", *options)
+    (path,) = damaged
+    assert f"{path}: its backup is damaged; it starts anew" in caplog.messages
+    history = promoted.outcome(longer)["history"]
+    assert again.outcome(longer.trial_id)["history"] == history
+
+
+def test_a_final_training_with_a_damaged_backup_starts_anew(run_sweep, monkeypatch):
+    sweep = run_sweep("--max_trials=1", "--max_epochs=1", finish=True)
+    before = sweep.winner.result["test_loss"]
+    best = sweep.folder / "best"
+    (best / "result.json").unlink()
+    (best / "backup").mkdir()
+    (best / "backup" / "latest.npz").write_bytes(b"damaged")
+    assert winner.train(sweep.progress).result["test_loss"] == before
+
+
 # Pruning.
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import keras_tuner
 import tensorflow as tf
+from absl import logging
 from keras_tuner.engine.trial import Trial
 
 from pizza_steak import atomic, cores
@@ -180,6 +181,9 @@ class Runner:
     def _train(self, one: Execution, unwanted: threading.Event | None) -> None:
         if one.outcome:
             return
+        if one.run.is_damaged:
+            logging.warning("%s: its backup is damaged; it starts anew", one.run.path)
+            one.run.remove()  # What it has trained, it trains again.
         if _starts_without_an_epoch(one.run) > _STARTS_WITHOUT_AN_EPOCH:
             one.fail(f"ended the sweep {_STARTS_WITHOUT_AN_EPOCH} times in its first epoch")
             return

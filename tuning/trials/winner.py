@@ -57,6 +57,7 @@ def _fit(plan: Plan, config: FitConfig, run_dir: pathlib.Path) -> None:
     same = (run_dir / "run.flags").exists() and not identity.changes(there.config, config)
     if there.finished and "members" in there.result:
         same = False  # An average has the flags of its first member.
+    same = same and not there.is_damaged
     run = dataclasses.replace(run, resume=same, overwrite=not same)
     _call(execution.fit, dataclasses.replace(config, run=run))
 
