@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 
 from pizza_steak.archive import Archive, Picture
-from pizza_steak.atomic import atomic_path
+from pizza_steak.atomic import atomic_path, lock, remove_temporary
 
 # The name of the folder of caches in `preparations.home`.
 CACHE = ".contents"
@@ -57,6 +57,7 @@ def forget_missing(cache: pathlib.Path) -> None:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             if not os.path.isdir(json.loads(file.read_bytes())["folder"]):
                 file.unlink()
+                file.with_name(f".{file.name}.lock").unlink(missing_ok=True)
 
 
 def _checksums(archive: Archive, images: Sequence[Picture], cache: pathlib.Path) -> dict[str, int]:
@@ -76,8 +77,9 @@ def _checksums(archive: Archive, images: Sequence[Picture], cache: pathlib.Path)
     checksums = {member: crc for member, (*_, crc) in entries.items()}
     entries = {m: entry for m, entry in entries.items() if max(entry[1:-1]) < now - _TICK}
     if entries != remembered:
-        with contextlib.suppress(OSError):
-            cache.mkdir(parents=True, exist_ok=True)
+        # Filelock's Timeout is an OSError too: another process writes the same.
+        with contextlib.suppress(OSError), lock(file).acquire(timeout=0):
+            remove_temporary(cache, file.name)
             with atomic_path(file) as temporary:
                 temporary.write_text(
                     json.dumps({"folder": folder, "files": entries}), encoding="utf-8"

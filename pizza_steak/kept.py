@@ -37,7 +37,8 @@ def make_once(
     if _intact(path):
         return
     with locked(path):
-        atomic.remove_temporary(path.parent, path.name)  # A live process would hold the lock.
+        for name in (path.name, _file(path).name):  # A live process would hold the lock.
+            atomic.remove_temporary(path.parent, name)
         intact = _intact(path)  # Another process may have made it in the meantime.
         if intact:
             return

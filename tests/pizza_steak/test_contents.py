@@ -124,12 +124,22 @@ def test_only_new_and_changed_files_are_read(make_archive, jpeg, fingerprint, re
 )
 def test_a_damaged_cache_is_made_anew(aged, fingerprint, reads, tmp_path, content):
     expected = fingerprint(aged)
-    (cache,) = (tmp_path / "cache").iterdir()
+    (cache,) = (tmp_path / "cache").glob("*.json")
     good = cache.read_bytes()
     cache.write_bytes(content)
     assert fingerprint(aged) == expected
     assert cache.read_bytes() == good
     assert len(reads) == 2 * len(FOOD)
+
+
+def test_what_a_killed_process_left_is_removed(aged, fingerprint, tmp_path):
+    fingerprint(aged)
+    (file,) = (tmp_path / "cache").glob("*.json")
+    left = file.with_name(f".{'0' * 32}.{file.name}")
+    left.write_text("half")
+    file.unlink()
+    fingerprint(aged)
+    assert {path.name for path in file.parent.iterdir()} == {file.name, f".{file.name}.lock"}
 
 
 def test_it_needs_no_cache(make_archive, tmp_path):
@@ -182,11 +192,11 @@ def test_a_file_that_is_gone_is_named(make_archive, tmp_path):
 def test_caches_of_folders_that_are_gone_are_removed(aged, make_archive, fingerprint, tmp_path):
     gone = make_archive(FOOD, as_zip=False)
     fingerprint(aged)
-    (cache,) = (tmp_path / "cache").iterdir()
+    (cache,) = (tmp_path / "cache").glob("*.json")
     fingerprint(gone)
     shutil.rmtree(gone)
     contents.forget_missing(tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == [cache]
+    assert list((tmp_path / "cache").glob("*.json")) == [cache]
 
 
 def test_a_folder_its_copies_and_its_zip_share_their_records(make_archive, tmp_path):

@@ -87,6 +87,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     for left in (f".{'0' * 32}.array", f".{'f' * 32}.array"):
         (tmp_path / left).mkdir()
         (tmp_path / left / "images.npy").write_bytes(b"half")
+    (tmp_path / f".{'0' * 32}..array.checksums").write_text("half")
     (tmp_path / f".{'0' * 32}.other-array").write_text("another's")
     kept.make_once(tmp_path / "array", make)
     assert {path.name for path in tmp_path.iterdir()} == {
