@@ -34,7 +34,9 @@ class _Formatter(logging.Formatter):
         return printable(super().format(record), keep="\n")
 
 
-def run(main: Callable[..., None], config: type, arguments: str | None = None) -> None:
+def run(
+    main: Callable[..., None], config: type, arguments: str | None = None, *, gpus: bool = False
+) -> None:
     """Calls `main` with the configuration from the command line, then exits.
 
     The exit status is 0; 1 with one line on stderr for a `UserError`; 2 for wrong flags, with a
@@ -46,8 +48,12 @@ def run(main: Callable[..., None], config: type, arguments: str | None = None) -
       config: The class of the configuration, a dataclass of concerns.
       arguments: What the arguments that are not flags are called, such as "IMAGE"; one or more are
         then required. By default the command takes flags only.
+      gpus: Whether TensorFlow may use GPUs. A command that does not need them leaves their memory
+        to others.
     """
     own_process()
+    if not gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     define_flags(config)
     flags.FLAGS.set_gnu_getopt()  # Flags may follow arguments.
     absl_logging.get_absl_handler().setFormatter(_Formatter("warning: %(message)s"))

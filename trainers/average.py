@@ -14,7 +14,7 @@ def main(config: AverageConfig) -> None:
     from trainers.runs import run_directory
 
     for run_dir in (config.averaging.runs or ())[:1]:
-        devices.prepare(run_directory.open_run(run_dir).config.devices)
+        devices.prepare(devices.one_device(run_directory.open_run(run_dir).config.devices))
     from trainers.finished import averaging
     from trainers.training import results
 

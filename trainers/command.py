@@ -10,7 +10,9 @@ from pizza_steak.text_width import printable
 from trainers.hardware import devices, preemption
 
 
-def run(main: Callable[..., None], config: type, arguments: str | None = None) -> None:
+def run(
+    main: Callable[..., None], config: type, arguments: str | None = None, *, gpus: bool = True
+) -> None:
     """Runs a command as `pizza_steak.command.run` does; exits with status 75 if it is preempted.
 
     Devices are prepared for every configuration that has them. Without them nothing is computed,
@@ -26,4 +28,4 @@ def run(main: Callable[..., None], config: type, arguments: str | None = None) -
             print(printable(f"preempted; {error}"), file=sys.stderr)
             sys.exit(preemption.EXIT_STATUS)
 
-    command.run(call, config, arguments)
+    command.run(call, config, arguments, gpus=gpus)

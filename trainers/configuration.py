@@ -4,7 +4,6 @@ import dataclasses
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from pizza_steak.configuration import (
     MOST_PIXELS_A_SIDE,
@@ -27,11 +26,39 @@ def _check_dispatcher(text: str | None) -> None:
         raise ValueError(f"{text!r}: expected host:port")
 
 
-def _check_devices(value: Any) -> None:
-    if any(
-        isinstance(number, float) for number in (value if isinstance(value, tuple) else [value])
-    ):
-        raise ValueError("expected a whole number, or indices such as 0,2")
+def asked_devices(text: str) -> tuple[str, int | tuple[int, ...] | None]:
+    """Returns the kind of devices of a --devices, and which of them.
+
+    The kind is "GPU", "CPU" or "" for whatever there is. Which of them is a number of devices, the
+    indices of some, or None for all.
+
+    Raises:
+      ValueError: It is neither a number, nor indices, nor names such as gpu:3.
+    """
+    lower = text.lower()
+    if lower in ("gpu", "cpu"):
+        return lower.upper(), None
+    if re.fullmatch("[0-9]{1,4}", lower):
+        return "", int(lower)
+    if found := re.fullmatch("(?:(gpu|cpu):)?[0-9]{1,4}(?:,(?:\\1:)?[0-9]{1,4})*", lower):
+        return (found[1] or "").upper(), tuple(map(int, re.findall("[0-9]+", lower)))
+    raise ValueError(
+        f"{text!r}: expected a number of devices such as 2, indices such as 0,2, names such as "
+        "gpu:3, or cpu"
+    )
+
+
+def executed_steps(text: str) -> int | None:
+    """Returns the number of steps of a --steps_per_execution; None for auto.
+
+    Raises:
+      ValueError: It is neither "auto" nor a number of steps.
+    """
+    if text == "auto":
+        return None
+    if re.fullmatch("[1-9][0-9]{0,5}", text):
+        return int(text)
+    raise ValueError(f"{text!r}: expected 'auto', or a number of steps from 1 to 999,999")
 
 
 def _check_factor(value: float | None) -> None:
@@ -208,11 +235,13 @@ class AugmentationConfig(TransformConfig):
         maximum=100,
     )
     augment_on: str = flag(
-        "host",
-        "Where to augment: on the host, in the input pipeline (with --data_on_device on the "
-        "device, with the same random numbers), or on the device, as the model's first layers. "
-        "Keras's own layers are always in the model.",
-        ("host", "device"),
+        "auto",
+        "Where to augment, with the same random numbers: on the host, in the input pipeline, or on "
+        "the device, in the training step; auto: on a GPU, else on the host, and with "
+        "--data_service in its workers. With --data_on_device it is the device. Keras's own layers "
+        "are always in the model.",
+        ("auto", "host", "device"),
+        identity=False,
     )
     augmentation_cycle: int | None = flag(
         None,
@@ -517,15 +546,30 @@ class DevicesConfig:
         "trainers.fit only); auto: all that there are.",
         ("auto", "none", "mirrored", "multi_worker"),
     )
-    devices: Numbers | None = flag(
+    devices: str | None = flag(
         None,
-        "Number of devices, the first ones are used, or indices such as 0,2; by default all GPUs, "
-        "or without a GPU all of --cpu_devices.",
-        minimum=0,
-        maximum=4096,
-        check=_check_devices,
+        "Number of devices, of which the first are used; indices such as 0,2; names such as gpu:3; "
+        "or cpu. By default all GPUs, or without a GPU all of --cpu_devices.",
+        check=lambda text: text is None or asked_devices(text),
         per_process=True,
         aliases="device gpu gpus num_gpus",
+    )
+    require_gpu: bool = flag(
+        False,
+        "Fail rather than compute on the CPU.",
+        identity=False,
+        per_process=True,
+        aliases="no_cpu",
+    )
+    gpu_memory_limit: float | None = flag(
+        None,
+        "GiB of the memory of each GPU to take, at once; by default as much as is needed, when it "
+        "is needed.",
+        minimum=0.1,
+        maximum=4096.0,
+        identity=False,
+        per_process=True,
+        aliases="gpu_memory memory_limit",
     )
     cpu_devices: int | None = flag(
         None,
@@ -536,9 +580,10 @@ class DevicesConfig:
     precision: str = flag(
         "auto",
         "Keras dtype policy: float32, mixed_float16, mixed_bfloat16, float64 (to tell rounding "
-        "from errors), or auto: mixed_float16 on GPUs of compute capability 7.0 and above, else "
-        "float32.",
-        ("auto", "float32", "mixed_float16", "mixed_bfloat16", "float64"),
+        "from errors); auto: mixed_bfloat16 on GPUs of compute capability 8.0 and above, "
+        "mixed_float16 on those of 7.0 and above, else float32; or fastest: float32 or half "
+        "precision, whichever takes less time in some steps before the training.",
+        ("auto", "fastest", "float32", "mixed_float16", "mixed_bfloat16", "float64"),
         aliases="amp dtype fp16 half mixed_precision",
     )
     jit_compile: str = flag(
@@ -548,6 +593,14 @@ class DevicesConfig:
         ("auto", "on", "off"),
         aliases="compile xla",
     )
+    steps_per_execution: str = flag(
+        "auto",
+        "Training steps that TensorFlow runs in one call. Callbacks come, and checkpoints and "
+        "SIGTERM act, after each call. auto: as many as take 0.1 s, but never beyond a step that "
+        "is to be saved; 1 with several processes, and with a --callback that acts on steps.",
+        check=executed_steps,
+        identity=False,
+    )
     onednn: str = flag(
         "on",
         "Use oneDNN's CPU kernels; TensorFlow turns them off on some processors where they are "
@@ -556,7 +609,8 @@ class DevicesConfig:
     )
     deterministic: bool = flag(
         False,
-        "Use only deterministic operations. On a CPU all are; on a GPU some are slower.",
+        "Use only deterministic operations. On a CPU all are; on a GPU some are slower, and Keras "
+        "turns XLA off.",
     )
 
 

@@ -27,7 +27,7 @@ def main(config: DataServiceConfig) -> None:
         # Imports TensorFlow, for which --help must not wait.
         from pizza_steak.tensorflow_import import import_tensorflow
 
-        import_tensorflow().config.set_visible_devices([], "GPU")  # They belong to the training.
+        import_tensorflow()
         from pizza_steak import data_service
 
         with data_service.serve(**dataclasses.asdict(config.servers)) as address:
@@ -38,4 +38,4 @@ def main(config: DataServiceConfig) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, DataServiceConfig)
+    command.run(main, DataServiceConfig, gpus=False)

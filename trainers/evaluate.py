@@ -13,7 +13,7 @@ def main(config: EvaluateConfig) -> None:
     from trainers.runs import run_directory
 
     run = run_directory.named_run(config.evaluation.run_dir)
-    devices.prepare(run.config.devices)
+    devices.prepare(devices.one_device(run.config.devices))
     from trainers.finished import evaluation
 
     outcome = evaluation.evaluate(run, config)

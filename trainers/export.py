@@ -13,11 +13,11 @@ def main(config: ExportConfig) -> None:
     from trainers.runs import run_directory
 
     run = run_directory.named_run(config.artifact.run_dir)
-    devices.prepare(run.config.devices)
+    devices.prepare(devices.one_device(run.config.devices))
     from trainers.finished import exporting
 
     command.show(exporting.export(run, config.artifact).summary())
 
 
 if __name__ == "__main__":
-    command.run(main, ExportConfig)
+    command.run(main, ExportConfig, gpus=False)

@@ -22,7 +22,7 @@ def main(config: PredictConfig, images: list[str]) -> None:
     from trainers.runs import run_directory
 
     run = run_directory.named_run(config.prediction.run_dir)
-    devices.prepare(run.config.devices)
+    devices.prepare(devices.one_device(run.config.devices))
     from trainers.finished import prediction
 
     user_code.import_all(config.prediction.code)

@@ -15,4 +15,4 @@ def main(config: ReportConfig) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, ReportConfig)
+    command.run(main, ReportConfig, gpus=False)

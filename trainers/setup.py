@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from pizza_steak import input_pipeline
 from pizza_steak.errors import UserError
 from pizza_steak.flags import Numbers
 from trainers import data as run_data
@@ -20,6 +21,7 @@ from trainers.models import (
     mixing,
     networks,
     optimizers,
+    precision,
     preprocessing,
     trained_model,
 )
@@ -75,9 +77,9 @@ class Setup:
         return self.compiled_first
 
     @property
-    def augment(self) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None:
-        """The augmentation in the input pipeline; None if there is none, or it is in the model."""
-        return self.augmentation.on_batches if self.augmentation else None
+    def augment(self) -> Callable[[tf.Tensor, tf.Tensor], Any] | None:
+        """The augmentation in the input pipeline; None if there is none."""
+        return self.augmentation.in_pipeline if self.augmentation else None
 
     def could_fix_features(self, stage: Stage) -> bool:
         """Returns whether --augmentation_cycle, or no augmentation, gives a stage fixed features.
@@ -87,7 +89,7 @@ class Setup:
         """
         if stage.trainable or self.network.features is None or self.chosen.cluster or self.mixing:
             return False
-        return self.augmentation is None or not self.augmentation.layers
+        return self.augmentation is None or not self.augmentation.stateful
 
     def has_fixed_features(self, stage: Stage) -> bool:
         """Returns whether the head gets the same features of an image in all epochs of a stage.
@@ -97,9 +99,7 @@ class Setup:
         augmented_anew = self.augmentation is not None and self.augmentation.cycle is None
         return self.could_fix_features(stage) and not augmented_anew
 
-    def compiled(
-        self, stage: Stage, *, head_only: bool = False, steps_at_once: int = 1
-    ) -> trained_model.TrainedModel:
+    def compiled(self, stage: Stage, *, head_only: bool = False) -> trained_model.TrainedModel:
         """Returns the network, or its head alone, compiled for a stage.
 
         It has the layers of the network: a model that was compiled for another stage cannot be
@@ -108,7 +108,6 @@ class Setup:
         Args:
           stage: The stage.
           head_only: Whether to return the head.
-          steps_at_once: Keras's argument `steps_per_execution`.
         """
         config, chosen, network = self.config, self.chosen, self.network
         whole = network.head if head_only else network.model
@@ -121,6 +120,7 @@ class Setup:
             units = model.output_shape[-1]
             model.plain_loss = networks.loss_for(units)
             model.mixing = self.mixing
+            model.gather = self.augmentation.in_step if self.augmentation else None
             model.compile(
                 optimizer=optimizers.build(
                     config.optimisation,
@@ -134,7 +134,6 @@ class Setup:
                 ),
                 metrics=["accuracy"],
                 jit_compile=chosen.jit_compile,
-                steps_per_execution=steps_at_once,
             )
             # Keras would create the variables of optimizer and metrics at the first step, but a
             # backup is loaded into them before.
@@ -146,6 +145,10 @@ class Setup:
     def steps(self, purpose: str) -> int:
         """Returns the steps per epoch of a split; 0 if there is no such split."""
         return math.ceil(len(self.data.rows.get(purpose, ())) / self.config.data.batch_size)
+
+    def last_is_smaller(self, purpose: str) -> bool:
+        """Returns whether the last batch of a split holds fewer images than the others."""
+        return len(self.data.rows.get(purpose, ())) % self.config.data.batch_size != 0
 
 
 def image_size(data: DataConfig, model: ModelConfig) -> Numbers:
@@ -207,14 +210,46 @@ def prepare(
     networks.check(config.model, run_data.format_of(config.data).shape)
     check_training(config, chosen.jit_compile)
     data = load(config.data)
+    if chosen.precision == "fastest":
+        chosen = _in_fastest_precision(config, chosen, data)
+    return _built(config, chosen, data)
+
+
+def _in_fastest_precision(
+    config: Any, chosen: devices.Devices, data: run_data.Data
+) -> devices.Devices:
+    """Returns the hardware with the precision in which a training step takes the least time."""
+
+    def trained_in(policy: str) -> tuple[trained_model.TrainedModel, Any]:
+        ready = _built(config, dataclasses.replace(chosen, precision=policy), data)
+
+        def a_batch(shares: input_pipeline.Shares) -> tf.data.Dataset:
+            batches = data.batches(
+                "train", config.data.batch_size, shuffle=True, augment=ready.augment, shares=shares
+            )
+            return batches.take(len(shares.here)).cache().repeat()
+
+        return ready.model, chosen.dealt(a_batch)
+
+    found = precision.fastest(devices.precisions(config.devices), trained_in)
+    policy, reason = chosen.from_chief(lambda: found)
+    return dataclasses.replace(chosen, precision=policy, precision_reason=reason)
+
+
+def _built(config: Any, chosen: devices.Devices, data: run_data.Data) -> Setup:
+    """Builds and compiles the model for images."""
     # A backup finds variables by their paths, in which Keras numbers the layers of the process.
     keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(config.optimisation.seed)
     chosen.set_precision()
     images = data.batches("train", config.data.batch_size).map(lambda images, labels: images)
     with chosen.scope():
-        augmentation = preprocessing.augmentation_of(config.augmentation, config.optimisation.seed)
-        first_layers = augmentation.layers if augmentation else []
+        augmentation = preprocessing.augmentation_of(
+            config.augmentation,
+            config.optimisation.seed,
+            on_host=not chosen.on_gpu or data.service is not None,
+        )
+        first_layers = augmentation.stateful if augmentation else []
     first_layers = [*first_layers, *preprocessing.normalization_of(config.normalization, images)]
     with chosen.scope():
         network = networks.build(

@@ -172,11 +172,11 @@ def test_what_a_killed_removal_left_and_what_belongs_to_gone_folders_goes(make_a
     home = records.prepare(archive=folder, data_dir=tmp_path).folder.parents[1]
     half = home / f".{'0' * 32}.food-0123456789ab"
     half.mkdir()
-    assert len(list((home / contents.CACHE).iterdir())) == 1
+    assert len(list((home / contents.CACHE).glob("*.json"))) == 1
     shutil.rmtree(folder)
     preparations.report(data_dir=tmp_path, unused_for=0)
     assert not half.exists()
-    assert list((home / contents.CACHE).iterdir()) == []
+    assert list((home / contents.CACHE).glob("*.json")) == []
 
 
 def test_where_nothing_is_prepared(tmp_path):

@@ -11,5 +11,5 @@ def untrained(small_flags, tmp_path_factory):
     Its model has layers of this package, which a process that loads it has to know.
     """
     run_dir = tmp_path_factory.mktemp("untrained") / "run"
-    flags = ["--learning_rate=0", "--epochs=1", "--augment_on=device", "--vertical_flip"]
+    flags = ["--learning_rate=0", "--epochs=1", "--samplewise_center"]
     return fit(*small_flags, *flags, f"--run_dir={run_dir}").run_dir

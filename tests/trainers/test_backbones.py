@@ -602,11 +602,7 @@ BAD_INPUT = {
     ),
     "a cycle of Keras's own layers": (
         "--augmentation_cycle=2 --rand_augment=1",
-        "augmentation_cycle: layers in the model draw anew",
-    ),
-    "a cycle in the model": (
-        "--augmentation_cycle=2 --augment_on=device --horizontal_flip",
-        "expected --augment_on=host",
+        "augmentation_cycle: Keras's own layers, such as --rand_augment, draw anew",
     ),
     "features on the device": (
         "--data_on_device",

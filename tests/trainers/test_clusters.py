@@ -67,7 +67,8 @@ TWO_DEVICES = """
     collective.CollectiveAllReduceExtended._initialize_local_devices = (
         lambda self, resolver, host: (tuple(f"{host}/device:{half}" for half in halves), "CPU")
     )
-    devices._indices = lambda *asked: [0, 1]
+    from trainers.hardware import gpus
+    gpus.indices_of = lambda *asked: [0, 1]
 """
 PLAN_FOR_EVER = """
     import time

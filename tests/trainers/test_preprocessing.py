@@ -43,7 +43,7 @@ def test_training_pictures_are_augmented_and_no_others(small_flags, tmp_path):
         assert (run_dir / "augmentation.png").exists()
 
 
-def test_what_image_data_generator_takes_works_on_the_host_and_in_the_model(small_flags, tmp_path):
+def test_what_image_data_generator_takes_works_on_the_host_and_the_device(small_flags, tmp_path):
     flags = ["--width_shift_range=2", "--height_shift_range=-3,0,3", "--rotation_range=-20"]
     flags += ["--horizontal_flip=1", "--zoom_range=-0.2", "--brightness_range=1.2,0.8"]
     flags += ["--channel_shift_range=-9", "--epochs=1"]
@@ -55,12 +55,23 @@ def test_what_image_data_generator_takes_works_on_the_host_and_in_the_model(smal
 
 
 def test_an_augmented_run_that_is_resumed_sees_the_same_pictures(small_flags, tmp_path):
-    # Those augmented on the host are in every test of a resumed run.
+    # Those that the pipeline augments are in every test of a resumed run.
     flags = [*small_flags, *AUGMENTED, "--augment_on=device"]
     whole = fit(*flags, f"--run_dir={tmp_path}/whole")
     fit_and_stop(*flags, f"--run_dir={tmp_path}/stopped", epoch=2)
     resumed = fit(*flags, f"--run_dir={tmp_path}/stopped", "--resume")
     assert_same_run(resumed.run_dir, whole.run_dir)
+
+
+def test_augmentation_is_the_same_to_the_last_bit_on_the_host_and_the_device(small_flags, tmp_path):
+    flags = [*small_flags, *AUGMENTED, "--epochs=2"]
+    host, device = (
+        fit(*flags, f"--run_dir={tmp_path}/{place}", f"--augment_on={place}")
+        for place in ("host", "device")
+    )
+    assert_same_run(device.run_dir, host.run_dir)
+    names = [[type(layer).__name__ for layer in saved(run).layers] for run in (host, device)]
+    assert names[0] == names[1]  # Only Keras's own layers are in the model.
 
 
 def test_augmented_pixels_do_not_depend_on_where_pictures_are_kept(small_flags, tmp_path):

@@ -67,7 +67,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(on_host, small_flags, tmp_p
     assert_same_to_the_last_bit(fit(*flags, "--resume").run_dir, on_host.run_dir)
 
 
-def test_with_augmentation_in_the_model_it_is_the_same_too(small_flags, tmp_path):
+def test_with_augmentation_on_the_device_it_is_the_same_too(small_flags, tmp_path):
     flags = [*small_flags, "--rotation_range=20", "--augment_on=device", "--validation_split=none"]
     on_host = fit(*flags, "--epochs=2", f"--run_dir={tmp_path}/host")
     result = fit(*flags, "--epochs=2", f"--run_dir={tmp_path}/device", "--data_on_device")

@@ -17,7 +17,17 @@ from pizza_steak.errors import UserError
 from trainers.configuration import CHAPTERS_AUGMENTATION, BenchmarkConfig
 from trainers.throughput import measurement, stages
 from trainers.throughput.measurement import Measurement
-from trainers.throughput.stages import COLD, END_TO_END, ON_HOST, OURS, PEERS, SERVICE, STEP, WARM
+from trainers.throughput.stages import (
+    COLD,
+    END_TO_END,
+    INPUT,
+    ON_HOST,
+    OURS,
+    PEERS,
+    SERVICE,
+    STEP,
+    WARM,
+)
 
 COMMAND = {"command": "benchmark"}
 # Of 24 images to train on, 4 are cut out to validate on.
@@ -73,8 +83,9 @@ class CountedPictures:
         ("decoded array made", ALL),
         (WARM, PASSES * TRAIN),
         (ON_HOST, PASSES * TRAIN),
-        ("warm + augmentation in the model", PASSES * TRAIN),
-        (STEP, 3 * BATCH_SIZE),
+        ("warm + augmentation on the device", PASSES * TRAIN),
+        (INPUT, PASSES * TRAIN),
+        (STEP, TRAIN),
         (END_TO_END, TRAIN),
         *((name, TRAIN) for name in PEERS),
     ],
@@ -90,7 +101,8 @@ def test_a_stage_counts_each_picture_once(name, pictures, setting):
     [
         (WARM, PASSES),
         (ON_HOST, PASSES),
-        ("warm + augmentation in the model", PASSES),
+        ("warm + augmentation on the device", PASSES),
+        (INPUT, PASSES),
         (END_TO_END, 1),
     ],
 )
@@ -109,7 +121,8 @@ def test_a_stage_reads_what_it_counts(name, epochs, setting):
 def test_training_makes_the_steps_that_it_counts(name, setting):
     before = int(setting.model.optimizer.iterations)
     counts = counted(OURS[name], setting)
-    assert int(setting.model.optimizer.iterations) - before == len(counts) == 3
+    assert int(setting.model.optimizer.iterations) - before == 3
+    assert sum(counts) == TRAIN
 
 
 def test_the_peers_read_the_training_pictures(setting):
@@ -134,15 +147,18 @@ def test_the_augmented_stages_do_what_the_flags_ask_for(archive, tmp_path):
     setting = stages.prepare(dark, tmp_path, peers=True)
     images, _ = next(iter(setting.batches()))
     assert np.any(images)
-    assert not np.any(setting.in_model(images))
-    assert not np.any(next(iter(setting.batches_of_few()))[0])
+    draws = setting.augmentation.draw(tf.zeros((len(images), 2), tf.int64))
+    assert not np.any(setting.vary(images, draws))
+    assert not np.any(next(iter(setting.shuffled(setting.few, augment=setting.ready.augment)))[0])
 
 
 def test_without_such_flags_they_do_what_the_chapter_does(setting):
     images, _ = next(iter(setting.batches()))
     assert setting.ranges == CHAPTERS_AUGMENTATION
-    assert not np.array_equal(setting.in_model(images), images)
-    for batch, _ in setting.batches_of_few():  # Training has none, as the flags say.
+    draws = setting.augmentation.draw(tf.zeros((len(images), 2), tf.int64))
+    assert not np.array_equal(setting.vary(images, draws), images)
+    assert setting.ready.augment is None
+    for batch, _ in setting.shuffled(setting.few):  # Training has none, as the flags say.
         for picture in batch.numpy():
             assert (setting.data.pictures.array == picture).all(axis=(1, 2, 3)).any()
 
@@ -192,43 +208,38 @@ def turns(*speeds: float) -> list[Measurement]:
 
 def test_ratios_are_of_the_same_turn():
     measured = {END_TO_END: turns(90, 10, 45), STEP: turns(100, 20, 50)}
-    report = measurement.report_of(measured, {}, WARM)
+    report = measurement.report_of(measured, {}, 32)
     assert report.ratios == {f"{END_TO_END} / {STEP}": pytest.approx(0.9)}
 
 
 def test_a_row_has_median_and_spread():
-    (row,) = measurement.report_of({WARM: turns(40, 10, 20)}, {}, WARM).rows
+    (row,) = measurement.report_of({WARM: turns(40, 10, 20)}, {}, 32).rows
     assert (row.min, row.images_per_second, row.max) == pytest.approx((10, 20, 40))
     assert row.turns == pytest.approx([40, 10, 20])
     assert (row.repeats, row.cpu_seconds_per_1000) == (3, pytest.approx(10))
 
 
 @pytest.mark.parametrize(
-    "speeds, source, expected",
+    "speeds, expected",
     [
-        ({WARM: [900, 450], STEP: [90, 45]}, WARM, ["The training step", "of 10.0", "GPU"]),
-        ({WARM: [90, 45], STEP: [180, 90]}, WARM, ["The input", "of 2.0", "--decoded_cache"]),
+        ({INPUT: [900, 450], STEP: [90, 45]}, ["The training step", "of 10.0", "GPU"]),
+        ({INPUT: [90, 45], STEP: [180, 90]}, ["The input", "of 2.0", "--decoded_cache"]),
+        ({WARM: [900], INPUT: [30], STEP: [90]}, ["The input", "of 3.0", "--augment_on=device"]),
+        ({WARM: [45], INPUT: [30], STEP: [90]}, ["The input", "of 3.0", "--decoded_cache"]),
         (
-            {WARM: [900], ON_HOST: [30], STEP: [90]},
-            ON_HOST,
-            ["The input", "of 3.0", "--augment_on=device"],
+            {INPUT: [900], STEP: [90], END_TO_END: [72]},
+            ["80%", "takes 444.44 ms", "in memory 355.56 ms", "input 35.56 ms"],
         ),
-        (
-            {WARM: [45], ON_HOST: [30], STEP: [90]},
-            ON_HOST,
-            ["The input", "of 3.0", "--decoded_cache"],
-        ),
-        ({WARM: [900], STEP: [90], END_TO_END: [72]}, WARM, ["80%"]),
     ],
 )
-def test_the_verdict_names_the_slower_side(speeds, source, expected):
-    verdict = measurement.verdict(speeds, source)
+def test_the_verdict_names_the_slower_side(speeds, expected):
+    verdict = measurement.verdict(speeds, 32)
     assert [text for text in expected if text not in verdict] == []
 
 
 def test_without_figures_of_both_sides_there_is_no_verdict():
-    assert measurement.verdict({WARM: [900], ON_HOST: [90]}, WARM) is None
-    assert measurement.verdict({STEP: [900], WARM: [90]}, ON_HOST) is None
+    assert measurement.verdict({WARM: [900], INPUT: [90]}, 32) is None
+    assert measurement.verdict({STEP: [900], WARM: [90]}, 32) is None
 
 
 # -- The command.

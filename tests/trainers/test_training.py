@@ -390,7 +390,7 @@ def test_a_run_goes_on_after_the_step_that_sigterm_came_in(
     run_dir = tmp_path / "run"
     with monkeypatch.context() as patch, pytest.raises(PreemptedError, match=f"{run_dir} --resume"):
         patch.setattr(Backup, hook, terminated)
-        fit(*random_flags, f"--run_dir={run_dir}")
+        fit(*random_flags, f"--run_dir={run_dir}", "--steps_per_execution=1")
     assert checkpoint.read(run_dir / "backup").progress == saved
     assert_goes_on(run_dir, random_run, *random_flags)
 

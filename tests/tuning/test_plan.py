@@ -515,12 +515,12 @@ def test_a_sweep_goes_on_with_other_flags_that_are_not_its_identity(started):
 def test_a_sweep_goes_on_whatever_the_comments_and_new_flags_are(started):
     *lines, fingerprint = started().read_text().splitlines()
     old = ["# Reworded." if line.startswith("#") else line for line in lines]
-    old.remove("--augment_on=host")
+    old.remove("--color_mode=rgb")
     flags = started()
     flags.write_text("\n".join([*old, fingerprint]))
     started()
-    with pytest.raises(UserError, match=r"\(--augment_on=host, now --augment_on=device\)"):
-        started("--augment_on=device")
+    with pytest.raises(UserError, match=r"\(--color_mode=rgb, now --color_mode=grayscale\)"):
+        started("--color_mode=grayscale")
 
     flags.write_text("\n".join([*old, "--flux_capacitor=1", fingerprint]))
     with pytest.raises(UserError, match=f"{flags}: --flux_capacitor is not a flag of this version"):

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from pizza_steak import cores
 from pizza_steak.errors import UserError
-from pizza_steak.flags import Numbers
 from trainers.configuration import DevicesConfig
-from trainers.hardware import preemption
+from trainers.hardware import gpus, preemption
 
 if TYPE_CHECKING:  # --help must not wait for TensorFlow.
     import keras
@@ -29,6 +28,8 @@ if TYPE_CHECKING:  # --help must not wait for TensorFlow.
 _ASKED = "as asked"
 # With 3 GiB, small trainings fail in many ways, some of which end the process.
 _LEAST_ADDRESSES = 4 * 2**30
+# Batches that are copied to a GPU in advance.
+_ON_DEVICE = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Devices:
       onednn: Whether oneDNN's kernels are "on", "off" or "by default", which is TensorFlow's choice
         for the processor. It concerns CPUs only.
       cluster: The processes that train together; None for one process.
+      deterministic: Whether all operations are deterministic.
     """
 
     names: tuple[str, ...]
@@ -58,6 +60,12 @@ class Devices:
     jit_compile_reason: str
     onednn: str
     cluster: "Cluster | None" = None
+    deterministic: bool = False
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it computes on GPUs."""
+        return self.devices[0].startswith("GPU")
 
     @property
     def replicas(self) -> int:
@@ -94,18 +102,27 @@ class Devices:
     def dealt(self, batches: "Callable[[Shares], tf.data.Dataset]") -> "tf.data.Dataset":
         """Returns batches that are dealt out to the replicas, for Keras's fit.
 
+        They are in the memory of a GPU before they are needed. Keras cannot count them, and has to
+        be told the number of steps.
+
         Args:
           batches: Calls `input_pipeline.batches` with the given `shares`.
         """
+        import tensorflow as tf
+
         from pizza_steak.input_pipeline import Shares
 
         if self._strategy is None:
-            return batches(Shares())
+            made = batches(Shares())
+            return _on_device(made, self.devices[0]) if self.on_gpu else made
 
         def of_this_process(context: "tf.distribute.InputContext") -> "tf.data.Dataset":
             here = len(self.devices)
             first = context.input_pipeline_id * here
-            return batches(Shares(context.num_replicas_in_sync, range(first, first + here)))
+            made = batches(Shares(context.num_replicas_in_sync, range(first, first + here)))
+            # Else the processes would ask each other at each step whether any batch is left.
+            endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
+            return made.apply(endless)
 
         return self._strategy.distribute_datasets_from_function(of_this_process)
 
@@ -122,9 +139,26 @@ class Devices:
         """
         if model.jit_compile == self.jit_compile:
             return self
-        return dataclasses.replace(
-            self, jit_compile=model.jit_compile, jit_compile_reason="Keras's choice"
-        )
+        reason = "Keras's choice"
+        if not model.jit_compile:
+            reason = f"Keras turns it off {self._why_not_compiled(model)}".rstrip()
+        return dataclasses.replace(self, jit_compile=model.jit_compile, jit_compile_reason=reason)
+
+    def _why_not_compiled(self, model: "keras.Model") -> str:
+        """Returns the reason why Keras's auto, or `jit_compile=True`, leaves a model without XLA.
+
+        https://github.com/keras-team/keras/blob/v3.15.1/keras/src/trainers/trainer.py#L256
+        """
+        layers = {
+            type(layer).__name__
+            for layer in model._flatten_layers(include_self=False, recursive=False)
+            if not all(inner.supports_jit for inner in layer._flatten_layers())
+        }
+        if layers:
+            return f"for {', '.join(sorted(layers))}"
+        if self.deterministic:
+            return "with --deterministic"
+        return "" if self.strategy == "none" else f"with --strategy={self.strategy}"
 
     def topics(self) -> dict[str, str]:
         """Returns texts for the table of a run, by topic."""
@@ -142,6 +176,12 @@ class Devices:
         }
 
 
+def _on_device(batches: "tf.data.Dataset", device: str) -> "tf.data.Dataset":
+    import tensorflow as tf
+
+    return batches.apply(tf.data.experimental.prefetch_to_device(device, _ON_DEVICE))
+
+
 @functools.cache
 def _mirrored(devices: tuple[str, ...]) -> "tf.distribute.Strategy":
     """Returns one strategy per process: variables of one cannot be used in another."""
@@ -153,11 +193,11 @@ def _mirrored(devices: tuple[str, ...]) -> "tf.distribute.Strategy":
 
 
 def prepare(config: DevicesConfig) -> None:
-    """Sets the environment variable of oneDNN, then imports TensorFlow.
+    """Sets the environment variable of oneDNN, imports TensorFlow, and takes the asked GPUs.
 
     Raises:
-      UserError: Keras computes with another backend, or the process may not have the addresses that
-        TensorFlow needs.
+      UserError: Keras computes with another backend, the process may not have the addresses that
+        TensorFlow needs, or a device does not exist.
     """
     if os.name == "posix":
         import resource
@@ -169,10 +209,12 @@ def prepare(config: DevicesConfig) -> None:
                 f"{_LEAST_ADDRESSES / 2**30:.0f} GiB, because TensorFlow maps more than it uses"
             )
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1" if config.onednn == "on" else "0")
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # gpu:3 is number 3 of nvidia-smi.
     with preemption.sigterm_kept():  # `clusters` handles SIGTERM, not the threads that start here.
         from pizza_steak.tensorflow_import import import_tensorflow  # Imports TFDS.
 
         import_tensorflow()
+    gpus.take(config)
 
 
 def one_device(config: DevicesConfig) -> DevicesConfig:
@@ -201,81 +243,31 @@ def choose(config: DevicesConfig, cluster: "Cluster | None" = None) -> Devices:
         )
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
-    if config.cpu_devices:
-        _split_cpu(config.cpu_devices)
-    gpus = tf.config.get_visible_devices("GPU")
-    kind, count = ("GPU", len(gpus)) if gpus else ("CPU", config.cpu_devices or 1)
-    indices = _indices(config.devices, kind, count)
-    if config.strategy == "none":
-        if config.devices is not None and len(indices) > 1:
-            raise UserError(
-                f"devices: --strategy=none takes one device, not {len(indices)}; expected one, or "
-                "--strategy=mirrored"
-            )
-        indices = indices[:1]
+    taken = gpus.take(config)
+    kind = "GPU" if taken else "CPU"
+    indices: Sequence[int] = [gpu.index for gpu in taken]
+    if not taken:
+        indices = gpus.indices_of(config, kind, config.cpu_devices or 1)
     mirrored = config.strategy == "mirrored" or len(indices) > 1
-    gpus = [gpus[index] for index in indices] if gpus else []
-    details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
-    names = [detail.get("device_name", gpu.name) for detail, gpu in zip(details, gpus, strict=True)]
-    precision, precision_reason = _precision(
-        config, [detail.get("compute_capability") for detail in details]
-    )
+    precision, reason = _precision(config, [gpu.compute_capability for gpu in taken])
     replicas = len(indices) * (len(cluster.addresses) if cluster else 1)
     jit_compile, jit_compile_reason = _jit_compile(config, kind, replicas)
     if cluster:  # Last: a process that has joined must not fail without telling the others.
-        if gpus:
-            tf.config.set_visible_devices(gpus, "GPU")
-            indices = list(range(len(gpus)))
         _ = cluster.strategy
     return Devices(
-        names=tuple(names) or (f"CPU, {cores.count()} cores",),
+        names=tuple(gpu.name for gpu in taken) or (f"CPU, {cores.count()} cores",),
         strategy="multi_worker" if cluster else "mirrored" if mirrored else "none",
         devices=tuple(f"{kind}:{index}" for index in indices),
         precision=precision,
-        precision_reason=precision_reason,
+        precision_reason=reason,
         jit_compile=jit_compile,
         jit_compile_reason=jit_compile_reason,
         onednn={"1": "on", "0": "off"}.get(
             os.environ.get("TF_ENABLE_ONEDNN_OPTS", ""), "by default"
         ),
         cluster=cluster,
+        deterministic=config.deterministic,
     )
-
-
-def _split_cpu(count: int) -> None:
-    """Splits the CPU into devices, and hides the GPUs, which TensorFlow would prefer."""
-    import tensorflow as tf
-
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    try:
-        tf.config.set_visible_devices([], "GPU")
-        tf.config.set_logical_device_configuration(
-            cpu, [tf.config.LogicalDeviceConfiguration()] * count
-        )
-    except RuntimeError as error:
-        raise UserError(
-            f"cpu_devices {count}: TensorFlow has already started with other devices in this "
-            "process; expected a new process"
-        ) from error
-
-
-def _indices(asked: Numbers | None, kind: str, count: int) -> list[int]:
-    """Returns which of `count` devices of a kind the flag asks for."""
-    if asked is None:
-        return list(range(count))
-    indices: Sequence[float]
-    if isinstance(asked, int | float):
-        indices, text = range(int(asked)), str(asked)
-    else:
-        indices, text = asked, ",".join(map(str, asked))
-    known = len(indices) == len(set(indices)) and set(indices) <= set(range(count))
-    if not indices or not known:
-        raise UserError(
-            f"devices {text}: expected a number from 1 to {count}, or some of the indices 0 to "
-            f"{count - 1}, each once; this machine has {count} {kind} device{'s' * (count != 1)}"
-            + ("" if kind == "GPU" else ", and --cpu_devices makes more")
-        )
-    return [int(index) for index in indices]
 
 
 def _precision(
@@ -292,11 +284,37 @@ def _precision(
     if not capabilities:
         # With bfloat16 instructions, two processors were 1.6 to 1.8 times as fast and a third was
         # slower (BUILD_NOTES.md). And the result of a run should not depend on the machine.
-        hint = "; mixed_bfloat16 may be faster on this one" if _cpu_has_bfloat16() else ""
+        hint = "; --precision=fastest tries bfloat16" if _cpu_has_bfloat16() else ""
         return "float32", f"the same on every processor{hint}"
-    if all(capability and tuple(capability) >= (7, 0) for capability in capabilities):
-        return "mixed_float16", "compute capability 7.0 or above"
-    return "float32", "no compute capability of 7.0 or above"
+    half, reason = half_precision(capabilities)
+    return half or "float32", reason
+
+
+def precisions(config: DevicesConfig) -> list[str]:
+    """Returns float32, and the half precision that may be faster on the devices of the flags."""
+    taken = gpus.take(config)
+    half: str | None = "mixed_bfloat16"
+    if taken:
+        half, _ = half_precision([gpu.compute_capability for gpu in taken])
+    return ["float32", half] if half else ["float32"]
+
+
+def half_precision(capabilities: Sequence[tuple[int, int] | None]) -> tuple[str | None, str]:
+    """Returns the dtype policy of half precision that some GPUs compute fast in, and why.
+
+    bfloat16 has float32's range, so that no loss has to be scaled. Tensor cores multiply float16
+    from compute capability 7.0 on, and bfloat16 from 8.0 on.
+    https://docs.nvidia.com/cuda/cuda-c-programming-guide/#compute-capabilities
+
+    Args:
+      capabilities: The compute capability of each GPU; None if it is unknown.
+    """
+    least = min((tuple(capability or (0, 0)) for capability in capabilities), default=(0, 0))
+    if least >= (8, 0):
+        return "mixed_bfloat16", "compute capability 8.0 or above"
+    if least >= (7, 0):
+        return "mixed_float16", "compute capability 7.0 or above, below 8.0"
+    return None, "no compute capability of 7.0 or above"
 
 
 def _cpu_has_bfloat16() -> bool:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -19,7 +20,8 @@ class Augmentation:
       seeded: Layers that draw for each example from its own seed.
       stateful: Keras's own layers, which draw once per batch. They run in the model, which saves
         their state with its weights.
-      on_host: Whether `seeded` run in the input pipeline, or else in the model.
+      on_host: Whether `seeded` run in the input pipeline, or else in the training step, with
+        random numbers that the pipeline draws: a GPU would take a kernel for each example.
       cycle: Number of versions of each image, which the epochs use in turn; None for a new version
         in every epoch.
     """
@@ -30,14 +32,20 @@ class Augmentation:
     cycle: int | None = None
 
     @property
-    def on_batches(self) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None:
+    def in_pipeline(self) -> Callable[[tf.Tensor, tf.Tensor], Any] | None:
         """The part in the input pipeline: the argument `augment` of `input_pipeline.batches`."""
-        return self._augment if self.on_host and self.seeded else None
+        if not self.seeded:
+            return None
+        return self.augment if self.on_host else lambda images, seeds: (images, self.draw(seeds))
 
     @property
-    def layers(self) -> list[keras.layers.Layer]:
-        """The part in the model: its first layers."""
-        return [*(() if self.on_host else self.seeded), *self.stateful]
+    def in_step(self) -> Callable[[Any], tf.Tensor] | None:
+        """The part in the training step: the attribute `gather` of a `TrainedModel`."""
+        return None if self.on_host or not self.seeded else self._vary_drawn
+
+    def _vary_drawn(self, inputs: Any) -> tf.Tensor:
+        # Validation images come without random numbers.
+        return self.vary(*inputs) if isinstance(inputs, tuple) else inputs
 
     def examples(self, images: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
         """Returns augmented images, wherever the layers run in training.
@@ -46,7 +54,7 @@ class Augmentation:
           images: uint8 of shape (B, H, W, C), as the result.
           seeds: Of shape (B, 2), as `input_pipeline.example_seeds` returns them.
         """
-        images = tf.cast(self._augment(images, seeds), tf.float32)
+        images = tf.cast(self.augment(images, seeds), tf.float32)
         for layer in self.stateful:
             images = layer(images, training=True)
         return tf.saturate_cast(tf.round(images), tf.uint8)
@@ -65,12 +73,20 @@ class Augmentation:
             images = layer.apply(images, uniforms)
         return images
 
-    def _augment(self, images: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
+    def augment(self, images: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
+        """Returns the images that `seeded` make for examples with these seeds."""
         return self.vary(images, self.draw(seeds))
 
 
-def augmentation_of(config: AugmentationConfig, seed: int) -> Augmentation | None:
+def augmentation_of(
+    config: AugmentationConfig, seed: int, *, on_host: bool = True
+) -> Augmentation | None:
     """Returns the augmentation that the flags ask for, or None.
+
+    Args:
+      config: The flags.
+      seed: The seed of all random numbers.
+      on_host: Whether --augment_on=auto is the host.
 
     Raises:
       UserError: A range is wrong.
@@ -90,13 +106,14 @@ def augmentation_of(config: AugmentationConfig, seed: int) -> Augmentation | Non
         raise UserError(" ".join(str(error).split())) from error
     if not seeded and not stateful:
         return None
-    made = Augmentation(seeded, stateful, config.augment_on == "host", config.augmentation_cycle)
-    if made.cycle is not None and made.layers:
+    if config.augmentation_cycle is not None and stateful:
         raise UserError(
-            "augmentation_cycle: layers in the model draw anew in each step; expected "
-            "--augment_on=host, and none of Keras's own layers such as --rand_augment"
+            "augmentation_cycle: Keras's own layers, such as --rand_augment, draw anew in each "
+            "step; expected none of them"
         )
-    return made
+    if config.augment_on != "auto":
+        on_host = config.augment_on == "host"
+    return Augmentation(seeded, stateful, on_host, config.augmentation_cycle)
 
 
 def normalization_of(

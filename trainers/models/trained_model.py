@@ -192,11 +192,7 @@ class ReplicatedModel(TrainedModel):
     def _logs(self, images, labels, weights, outputs, loss: tf.Tensor) -> dict[str, tf.Tensor]:
         loss_metric = next(metric for metric in self.metrics if metric.name == "loss")
         loss_metric.update_state(loss, sample_weight=tf.shape(images)[0])
-        logs = self.compute_metrics(images, labels, outputs, weights)
-        if isinstance(self.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy):
-            # Keras takes the mean along the first axis, which a scalar lacks (keras issue 20585).
-            return {name: value[tf.newaxis] for name, value in logs.items()}
-        return logs
+        return self.compute_metrics(images, labels, outputs, weights)
 
 
 def _unscaled(optimizer: Any) -> Any:

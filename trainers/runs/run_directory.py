@@ -105,6 +105,12 @@ class Run:
         """
         return identity.read(FitConfig, self.path / "run.flags")
 
+    def as_measured(self, config: FitConfig) -> FitConfig:
+        """Returns flags to resume it with: --precision=fastest is what it was when it started."""
+        if not self.resumed or config.devices.precision != "fastest":
+            return config
+        return in_precision(config, self.config.devices.precision)
+
     @property
     def progress(self) -> Progress:
         """How far the run had come at its last backup."""
@@ -113,6 +119,15 @@ class Run:
     def saved(self) -> Saved:
         """Returns the state that the run is resumed from."""
         return checkpoint.read(self.backup)
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether the state that it would be resumed from cannot be read."""
+        try:
+            self.saved()
+        except UserError:
+            return True
+        return False
 
     @property
     def backup(self) -> pathlib.Path:
@@ -268,6 +283,13 @@ class Run:
             temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
+def in_precision(config: FitConfig, precision: str) -> FitConfig:
+    """Returns flags with another --precision."""
+    return dataclasses.replace(
+        config, devices=dataclasses.replace(config.devices, precision=precision)
+    )
+
+
 def kept_epoch(history: Mapping[str, Sequence[float]]) -> int:
     """Returns the epoch whose model is kept, from 0: the best by validation loss, or the last.
 
@@ -410,7 +432,7 @@ def _check_same_identity(run: Run, config: FitConfig) -> None:
         raise UserError(
             f"run_dir {run.path}: no run to resume; pass the --run_dir of a run, or no --resume"
         )
-    if changed := identity.changes(run.config, config):
+    if changed := identity.changes(run.config, run.as_measured(config)):
         raise UserError(
             f"run_dir {run.path}: was started with other flags ({changed}); to resume it, pass "
             f"its own: {shlex.quote(f'--flagfile={flags}')}"

@@ -26,10 +26,9 @@ from pizza_steak import cores
 from pizza_steak.atomic import output_file
 from pizza_steak.errors import UserError, told
 from trainers.configuration import AugmentationConfig, BenchmarkConfig, MeasuringConfig
-from trainers.hardware import devices
 from trainers.pages import plots
-from trainers.throughput import stages
-from trainers.throughput.stages import COLD, END_TO_END, ON_HOST, OURS, PEERS, STEP, WARM
+from trainers.throughput import graphics_card, stages
+from trainers.throughput.stages import COLD, END_TO_END, INPUT, ON_HOST, OURS, PEERS, STEP, WARM
 
 RATIOS = (
     (COLD, "ImageDataGenerator"),
@@ -85,8 +84,9 @@ class Report:
       about: The data and the hardware: texts by topic.
       rows: The figures of each stage.
       ratios: Ratios of two rows' images per second, by "a / b".
-      verdict: Whether the input or the training step is the bottleneck; None if one of them was not
-        measured.
+      verdict: Whether the input or the training step is the bottleneck, and the time of a step;
+        None if one of them was not measured.
+      graphics_card: How busy the GPU was in training end to end, as text; None without one.
       cores: The number of cores that this process may use.
       versions: The versions of the packages that do the work.
     """
@@ -95,6 +95,7 @@ class Report:
     rows: Sequence[Row]
     ratios: Mapping[str, float]
     verdict: str | None
+    graphics_card: str | None
     cores: int
     versions: Mapping[str, str]
 
@@ -113,6 +114,8 @@ class Report:
             lines += ["", *(f"{ratio:>7.2f}  {name}" for name, ratio in self.ratios.items())]
         if self.verdict:
             lines += ["", self.verdict]
+        if self.graphics_card:
+            lines.append(self.graphics_card)
         return "\n".join(lines)
 
 
@@ -134,12 +137,15 @@ def measure(config: BenchmarkConfig) -> Report:
         _hold_to(measuring.threads)
     with _temporary_folder(config.data.data_dir) as folder:
         setting = stages.prepare(config, folder, peers=not PEERS.keys().isdisjoint(chosen))
-        measured = _in_turns(chosen, setting)
+        watched = graphics_card.Watch(config.devices if setting.ready.chosen.on_gpu else None)
+        measured = _in_turns(chosen, setting, watched)
         if measuring.profile:
             with _quiet(), tf.profiler.experimental.Profile(os.path.expanduser(measuring.profile)):
                 OURS[END_TO_END](setting, lambda count: None)
-        augmented = setting.asked and setting.asked.on_batches
-        report = report_of(measured, _about(setting), source=ON_HOST if augmented else WARM)
+        report = dataclasses.replace(
+            report_of(measured, _about(setting), setting.ready.config.data.batch_size),
+            graphics_card=watched.summary,
+        )
     if measuring.json:
         with output_file(measuring.json) as temporary:
             temporary.write_text(
@@ -176,14 +182,14 @@ def _clocks() -> tuple[float, float]:
 
 
 def report_of(
-    measured: Mapping[str, Sequence[Measurement]], about: Mapping[str, str], source: str
+    measured: Mapping[str, Sequence[Measurement]], about: Mapping[str, str], batch_size: int
 ) -> Report:
     """Returns the report on some measurements.
 
     Args:
       measured: The measurements of each turn, by stage.
       about: As in `Report`.
-      source: The stage that is the input of training.
+      batch_size: Images per batch.
     """
     rows = [_row(name, turns) for name, turns in measured.items()]
     speeds = {row.name: row.turns for row in rows}
@@ -194,7 +200,8 @@ def report_of(
         ratios={
             f"{a} / {b}": _ratio(speeds[a], speeds[b]) for a, b in RATIOS if {a, b} <= speeds.keys()
         },
-        verdict=verdict(speeds, source),
+        verdict=verdict(speeds, batch_size),
+        graphics_card=None,
         cores=cores.count(),
         versions={name: importlib.metadata.version(name) for name in packages},
     )
@@ -218,33 +225,41 @@ def _ratio(a: Sequence[float], b: Sequence[float]) -> float:
     return statistics.median(map(operator.truediv, a, b))
 
 
-def verdict(speeds: Mapping[str, Sequence[float]], source: str) -> str | None:
+def verdict(speeds: Mapping[str, Sequence[float]], batch_size: int) -> str | None:
     """Says whether the input or the training step is slower, by what factor, and what would help.
 
     Args:
       speeds: Images per second of each turn, by stage.
-      source: The stage that is the input of training.
+      batch_size: Images per batch.
 
     Returns:
       Lines of text, or None if one of the two was not measured.
     """
-    if not {source, STEP} <= speeds.keys():
+    if not {INPUT, STEP} <= speeds.keys():
         return None
-    factor = _ratio(speeds[STEP], speeds[source])
+    factor = _ratio(speeds[STEP], speeds[INPUT])
     if factor < 1:
         side, remedy = "training step", "a GPU, a smaller network or a smaller --image_size"
-    elif source == ON_HOST and WARM in speeds and _ratio(speeds[WARM], speeds[STEP]) > 1:
+    elif WARM in speeds and _ratio(speeds[WARM], speeds[STEP]) > 1:
         side, remedy = "input", "less augmentation, or --augment_on=device"
     else:
         side, remedy = "input", "a faster disk, --decoded_cache=memory or a smaller --image_size"
     lines = [
         f"The {side} is the bottleneck, by a factor of {max(factor, 1 / factor):,.1f}: the input "
-        f"({source}) gives {statistics.median(speeds[source]):,.0f} images/s, "
+        f"gives {statistics.median(speeds[INPUT]):,.0f} images/s, "
         f"the training step takes {statistics.median(speeds[STEP]):,.0f}."
     ]
     if END_TO_END in speeds:
         share = _ratio(speeds[END_TO_END], speeds[STEP])
-        lines.append(f"Training end to end has {share:.0%} of the speed of its step alone.")
+        taken, of_input, whole = (
+            1000 * batch_size / statistics.median(speeds[name])
+            for name in (STEP, INPUT, END_TO_END)
+        )
+        lines.append(
+            f"Training end to end has {share:.0%} of the speed of its step alone: a step of "
+            f"{batch_size} images takes {whole:,.2f} ms; on images in memory {taken:,.2f} ms, and "
+            f"its input {of_input:,.2f} ms."
+        )
     lines.append(f"What would help: {remedy}.")
     return "\n".join(lines)
 
@@ -285,7 +300,7 @@ def _temporary_folder(data_dir: str | None) -> Iterator[pathlib.Path]:
 
 
 def _in_turns(
-    chosen: Mapping[str, stages.Stage], setting: stages.Setting
+    chosen: Mapping[str, stages.Stage], setting: stages.Setting, watched: graphics_card.Watch
 ) -> dict[str, list[Measurement]]:
     """Times all stages in turns; returns the measurements but the first of each that has any."""
     turns = setting.config.measuring.repeats + 1
@@ -295,7 +310,9 @@ def _in_turns(
         for turn in range(turns):
             for name, stage in chosen.items():
                 bar.set_postfix_str(name)
-                measurement = timed(stage, setting)
+                watch = name == END_TO_END and turn > 0
+                with watched if watch else contextlib.nullcontext():
+                    measurement = timed(stage, setting)
                 if turn > 0 and measurement:
                     measured[name].append(measurement)
                 bar.update()
@@ -327,6 +344,8 @@ def _about(setting: stages.Setting) -> dict[str, str]:
         f"{len(data.rows['train']):,} to train on",
         "batches": f"{config.data.batch_size} images of {height} x {width} x {channels}",
         "augmentation": ranges,
-        "training": "augmented" if setting.asked else "not augmented: no flag asks for it",
-        **devices.choose(config.devices).topics(),
+        "training": "augmented"
+        if setting.ready.augmentation
+        else "not augmented: no flag asks for it",
+        **setting.ready.chosen.topics(),
     }

@@ -7,17 +7,19 @@ before it, pipelines start and files are found. A stage that has nothing to do n
 
 import dataclasses
 import inspect
+import math
 import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from pizza_steak import decoded, records
+from pizza_steak import decoded, input_pipeline, records
 from pizza_steak.archive import ReadingOptions
 from pizza_steak.errors import UserError
 from trainers import data as run_data
@@ -27,8 +29,11 @@ from trainers.configuration import (
     AugmentationConfig,
     BenchmarkConfig,
     DataConfig,
+    executed_steps,
 )
 from trainers.models import preprocessing
+from trainers.models.steps import Steps
+from trainers.training import executions, resident
 
 Done = Callable[[int], None]
 
@@ -43,10 +48,9 @@ class Setting:
       data: The decoded images.
       few: The same with fewer training images, for slow stages.
       class_folders: The files of `few`, in a folder for each class.
-      asked: The augmentation that the flags ask for, or None.
-      augmentation: The augmentation of the augmented stages: `asked`, or else the chapter's.
-      in_model: Augments a batch as the first layers of a model do.
-      model: The model, compiled for training.
+      ready: What a training with these flags needs.
+      augmentation: The augmentation of the augmented stages: the flags', or else the chapter's.
+      vary: Augments a batch as a training step does, from images and random numbers.
     """
 
     config: BenchmarkConfig
@@ -54,23 +58,32 @@ class Setting:
     data: run_data.Data
     few: run_data.Data
     class_folders: pathlib.Path
-    asked: preprocessing.Augmentation | None
+    ready: setup.Setup
     augmentation: preprocessing.Augmentation
-    in_model: Callable[[tf.Tensor], tf.Tensor]
-    model: keras.Model
+    vary: Callable[[tf.Tensor, tuple[tf.Tensor, ...]], tf.Tensor]
+    steps: dict[str, Steps] = dataclasses.field(default_factory=dict)
+
+    @property
+    def model(self) -> keras.Model:
+        """The model, compiled for training."""
+        return self.ready.model
 
     @property
     def ranges(self) -> AugmentationConfig:
         """The flags of `augmentation`."""
-        return self.config.augmentation if self.asked else CHAPTERS_AUGMENTATION
+        return self.config.augmentation if self.ready.augmentation else CHAPTERS_AUGMENTATION
 
     def batches(self, augment: Callable | None = None) -> tf.data.Dataset:
         """Returns `--passes` epochs of all training images."""
         return self.shuffled(self.data, epochs=self.config.measuring.passes, augment=augment)
 
-    def batches_of_few(self) -> tf.data.Dataset:
-        """Returns one epoch of `few`, augmented as the flags ask for."""
-        return self.shuffled(self.few, augment=self.asked.on_batches if self.asked else None)
+    def training(self, data: run_data.Data) -> resident.Resident:
+        """Returns what a training on images takes: batches, and what a step makes of them."""
+        ready = self.ready
+        if self.config.data.data_on_device:
+            return resident.move(data, ready.augmentation, ready.chosen.devices)
+        in_step = ready.augmentation.in_step if ready.augmentation else None
+        return resident.Resident(data, ready.augment, in_step)
 
     def shuffled(self, data: run_data.Data, **options) -> tf.data.Dataset:
         """Returns batches of training images; `options` are those of `input_pipeline.batches`."""
@@ -97,9 +110,8 @@ def prepare(config: BenchmarkConfig, folder: pathlib.Path, *, peers: bool) -> Se
         return _load(dataclasses.replace(data, data_service=None), folder)
 
     ready = setup.prepare(config, load=load)
-    config, data, asked, model = ready.config, ready.data, ready.augmentation, ready.model
-    seed = config.optimisation.seed
-    augmentation = asked or preprocessing.augmentation_of(CHAPTERS_AUGMENTATION, seed)
+    config, data, seed = ready.config, ready.data, ready.config.optimisation.seed
+    augmentation = ready.augmentation or preprocessing.augmentation_of(CHAPTERS_AUGMENTATION, seed)
     assert augmentation  # The chapter's is not empty.
     batch_size, count = run_data.batch_size_of(config.data), len(data.rows["train"])
     if count <= batch_size:
@@ -108,22 +120,17 @@ def prepare(config: BenchmarkConfig, folder: pathlib.Path, *, peers: bool) -> Se
     few = dataclasses.replace(data, rows={"train": data.rows["train"][:most]})
     if peers:
         _write_files(few, folder / "classes")
-    first_layers = dataclasses.replace(augmentation, on_host=False).layers
-    first_layers = keras.Sequential([keras.Input(data.image_shape), *first_layers])
     return Setting(
         config=config,
         folder=folder,
         data=data,
         few=few,
         class_folders=folder / "classes",
-        asked=asked,
+        ready=ready,
         augmentation=augmentation,
-        in_model=tf.function(
-            lambda images: first_layers(images, training=True),
-            jit_compile=model.jit_compile,
-            reduce_retracing=True,
+        vary=tf.function(
+            augmentation.vary, jit_compile=ready.model.jit_compile, reduce_retracing=True
         ),
-        model=model,
     )
 
 
@@ -233,34 +240,77 @@ def _warm(setting: Setting, done: Done) -> None:
 
 
 def _augmented_on_host(setting: Setting, done: Done) -> None:
-    if augment := dataclasses.replace(setting.augmentation, on_host=True).on_batches:
+    if augment := dataclasses.replace(setting.augmentation, on_host=True).in_pipeline:
         _consume(setting.batches(augment), done)
 
 
-def _augmented_in_model(setting: Setting, done: Done) -> None:
-    for images, _ in setting.batches():
-        done(len(setting.in_model(images)))
+def _augmented_on_device(setting: Setting, done: Done) -> None:
+    if augment := dataclasses.replace(setting.augmentation, on_host=False).in_pipeline:
+        for (images, drawn), _ in setting.batches(augment):
+            done(len(setting.vary(images, drawn)))
+
+
+def _training_input(setting: Setting, done: Done) -> None:
+    """Takes the batches of a training, and does nothing with them."""
+    passes = setting.config.measuring.passes
+    count, batch_size = len(setting.data.rows["train"]), setting.ready.config.data.batch_size
+    taken = setting.training(setting.data)
+
+    def batches(shares: input_pipeline.Shares) -> tf.data.Dataset:
+        return setting.shuffled(taken.data, epochs=passes, augment=taken.augment, shares=shares)
+
+    for step, _ in zip(
+        range(passes * setting.ready.steps("train")),
+        iter(setting.ready.chosen.dealt(batches)),
+        strict=False,
+    ):
+        first = step % setting.ready.steps("train") * batch_size
+        done(min(batch_size, count - first))
 
 
 def _training_step(setting: Setting, done: Done) -> None:
-    """Takes as many steps as end to end, but all on one batch in memory."""
-    images, labels = next(iter(setting.batches_of_few()))
-    sizes = [len(images)] * len(setting.batches_of_few())
-    resident = tf.data.Dataset.from_tensors((images, labels)).repeat(len(sizes))
-    _fit(setting.model, resident, sizes, done)
+    """Trains on images in the memory of the device, without augmentation."""
+    _fit(setting, STEP, resident.move(setting.few, None, setting.ready.chosen.devices), done)
 
 
 def _end_to_end(setting: Setting, done: Done) -> None:
-    count = len(setting.few.rows["train"])
-    batch_size = run_data.batch_size_of(setting.config.data)
-    sizes = [min(batch_size, count - start) for start in range(0, count, batch_size)]
-    _fit(setting.model, setting.batches_of_few(), sizes, done)
+    _fit(setting, END_TO_END, setting.training(setting.few), done)
 
 
-def _fit(model: keras.Model, batches: tf.data.Dataset, sizes: Sequence[int], done: Done) -> None:
-    """Runs Keras's fit over batches of these sizes."""
-    clock = keras.callbacks.LambdaCallback(on_train_batch_end=lambda step, logs: done(sizes[step]))
-    model.fit(batches, callbacks=[clock], shuffle=False, verbose=0)
+def _fit(setting: Setting, name: str, taken: resident.Resident, done: Done) -> None:
+    """Runs Keras's fit for an epoch, as `training.Training` does, but without its callbacks."""
+    ready, model = setting.ready, setting.model
+    count, batch_size = len(setting.few.rows["train"]), ready.config.data.batch_size
+    finished = 0
+
+    def count_images(step: int, logs: Any) -> None:
+        nonlocal finished
+        now = min((step + 1) * batch_size, count)
+        done(now - finished)
+        finished = now
+
+    def batches(shares: input_pipeline.Shares) -> tf.data.Dataset:
+        return setting.shuffled(taken.data, augment=taken.augment, shares=shares)
+
+    model.gather = taken.gather
+    if name not in setting.steps:  # They are traced with `gather`.
+        setting.steps[name] = Steps(model, model.train_step)
+    steps = math.ceil(count / batch_size)
+    model.fit(
+        ready.chosen.dealt(batches),
+        steps_per_epoch=steps,
+        callbacks=executions.Executions(
+            [keras.callbacks.LambdaCallback(on_train_batch_end=count_images)],
+            model,
+            training=setting.steps[name],
+            steps=(steps, 0),
+            smaller=(count % batch_size != 0, False),
+            at_once=executed_steps(ready.config.devices.steps_per_execution),
+            epochs=1,
+        ),
+        shuffle=False,
+        verbose=0,
+    )
 
 
 def _image_data_generator(setting: Setting, done: Done, **augmentation) -> None:
@@ -327,6 +377,7 @@ COLD = "decode + resize (cold)"
 SERVICE = "decode + resize (data service)"
 WARM = "warm"
 ON_HOST = "warm + augmentation on the host"
+INPUT = "training input"
 STEP = "training step"
 END_TO_END = "training end to end"
 OURS: dict[str, Stage] = {
@@ -338,7 +389,8 @@ OURS: dict[str, Stage] = {
     "decoded array made": _array_made,
     WARM: _warm,
     ON_HOST: _augmented_on_host,
-    "warm + augmentation in the model": _augmented_in_model,
+    "warm + augmentation on the device": _augmented_on_device,
+    INPUT: _training_input,
     STEP: _training_step,
     END_TO_END: _end_to_end,
 }

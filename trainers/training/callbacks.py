@@ -26,7 +26,7 @@ class StopOnNaN(keras.callbacks.Callback):
         self._epoch = epoch
 
     def on_train_batch_end(self, batch, logs=None):
-        self._check("loss", logs["loss"], f"step {batch + 1}")
+        self._check("loss", logs["loss"], f"by step {batch + 1}")
 
     def on_epoch_end(self, epoch, logs=None):
         if "val_loss" in logs:
@@ -70,8 +70,7 @@ class Backup(keras.callbacks.Callback):
     epoch twice. It also restarts the epoch that was interrupted, and the patience of callbacks.
 
     This callback has to be the last one that changes the training. To resume within an epoch, call
-    `fit` as for the whole epoch, with batches that start at the next step: the callback counts the
-    steps before it without training.
+    `fit` as for the whole epoch; `Executions` leaves out its first steps.
 
     Args:
       run: The run; None in a process of a cluster that is not the chief, to write nothing.
@@ -124,13 +123,9 @@ class Backup(keras.callbacks.Callback):
         if epoch == self.start.epochs and self._saved.content:
             # Not earlier: Keras resets the metrics, and a patient callback sets the learning rate.
             self._load()
-            if self.start.step:
-                self._pass_over(self.start.step)
 
     def on_train_batch_end(self, batch, logs=None):
         step = batch + 1
-        if self._epoch == self.start.epochs and step <= self.start.step:
-            return
         late = time.monotonic() - self._saved_at >= self._every_seconds
         late, stop = self._training.reached(late, self._notice.given)
         if step % self._every_steps == 0 or late or stop:
@@ -152,19 +147,6 @@ class Backup(keras.callbacks.Callback):
         (stop,) = self._training.reached(self._notice.given, now=True)
         if stop:
             self._notice.obey()
-
-    def _pass_over(self, steps: int) -> None:
-        """Replaces the training of the next steps by returning the metrics as they are."""
-        train, logs = self.model.train_function, self.model.get_metrics_result()
-        left = iter(range(steps))
-
-        def train_or_not(iterator):
-            if next(left, None) is not None:
-                return logs
-            self.model.train_function = train
-            return train(iterator)
-
-        self.model.train_function = train_or_not
 
     def _variables(self) -> list[keras.Variable]:
         """Returns all but those of the metrics; the model's include its random states."""

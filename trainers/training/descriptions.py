@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from trainers import data as run_data
-from trainers.configuration import AugmentationConfig, DevicesConfig, OptimisationConfig
+from trainers.configuration import DevicesConfig, OptimisationConfig
 from trainers.models import optimizers
 from trainers.runs import run_directory
 from trainers.setup import Setup
@@ -47,7 +47,7 @@ def plan_table(setup: Setup, run: run_directory.Run) -> str:
         ("archive", config.data.archive and short_path(pathlib.Path(config.data.archive))),
         ("left out", ", ".join(f"{n:,} {kind}" for kind, n in _left_out(data).items())),
         *(("caution", text) for text in (*split_cautions(data), _few_steps(data, batch_size))),
-        ("augmented", _augmentation_text(config.augmentation)),
+        ("augmented", _augmentation_text(setup)),
         ("model", _model_text(setup)),
         ("features", _features_text(setup)),
         (
@@ -95,8 +95,10 @@ def _device_rows(setup: Setup) -> list[tuple[str, str]]:
         "oneDNN": chosen.onednn == "off",
         "strategy": chosen.replicas > 1
         or (asked.strategy, asked.devices) != (default.strategy, default.devices),
-        "precision": chosen.precision != "float32" or asked.precision != default.precision,
-        "jit_compile": asked.jit_compile != default.jit_compile,
+        "precision": chosen.precision != "float32"
+        or asked.precision != default.precision
+        or "fastest" in chosen.precision_reason,
+        "jit_compile": chosen.on_gpu or asked.jit_compile != default.jit_compile,
     }
     return [(name, text) for name, text in chosen.topics().items() if told[name]]
 
@@ -155,13 +157,18 @@ def _options_text(config: OptimisationConfig) -> str:
     return options + (f", seed {config.seed}" if config.seed != OptimisationConfig().seed else "")
 
 
-def _augmentation_text(config: AugmentationConfig) -> str:
-    """Returns the augmentation flags that differ from their defaults."""
+def _augmentation_text(setup: Setup) -> str:
+    """Returns the augmentation flags that differ from their defaults, and where it runs."""
+    config, augmentation = setup.config.augmentation, setup.augmentation
     changed = [
         f"{field.name} {value}"
         for field in dataclasses.fields(config)
-        if (value := getattr(config, field.name)) != field.default
+        if field.name != "augment_on" and (value := getattr(config, field.name)) != field.default
     ]
+    if changed and augmentation and augmentation.seeded:
+        on_host = augmentation.on_host and not setup.config.data.data_on_device
+        if not on_host or config.augment_on != "auto":
+            changed.append(f"on the {'host' if on_host else 'device'}")
     return ", ".join(changed)
 
 

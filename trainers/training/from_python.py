@@ -169,7 +169,7 @@ def open_run(run_dir: str | os.PathLike[str]) -> TrainedRun:
       UserError: There is no run in the directory, or it is not finished.
     """
     run = run_directory.open_run(os.fspath(run_dir))
-    _prepare(run.config.devices)
+    _prepare(devices.one_device(run.config.devices))
     return TrainedRun(run.path, run.result)
 
 

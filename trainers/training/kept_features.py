@@ -112,7 +112,7 @@ def _features(ready: Setup, rows: np.ndarray, versions: int | None) -> _Features
 
 def _computed(ready: Setup, rows: np.ndarray, versions: int | None) -> Iterator[np.ndarray]:
     """Yields features, float32 of shape (B, F): of all rows, in order, version by version."""
-    data, network = ready.data, ready.network.features
+    data, network, augmentation = ready.data, ready.network.features, ready.augmentation
     assert network
     batch_size = _BATCH_SIZE * ready.chosen.replicas
     part = _BATCHES_AT_ONCE * batch_size
@@ -126,7 +126,7 @@ def _computed(ready: Setup, rows: np.ndarray, versions: int | None) -> Iterator[
                 seed=ready.config.optimisation.seed,
                 first_epoch=version,
                 epochs=version + 1,
-                augment=ready.augment if versions else None,
+                augment=augmentation.augment if augmentation and versions else None,
                 service=data.service,
             )
             yield network.predict(batches, verbose=0).astype(np.float32)
@@ -143,7 +143,8 @@ def _key(ready: Setup, rows: np.ndarray, versions: int | None) -> str:
     ]
     if versions:
         rows_digest = hashlib.sha256(rows.tobytes()).hexdigest()
-        determining += [rows_digest, repr(config.augmentation), str(config.optimisation.seed)]
+        augmentation = dataclasses.replace(config.augmentation, augment_on="host")  # Or elsewhere.
+        determining += [rows_digest, repr(augmentation), str(config.optimisation.seed)]
     return hashlib.sha256("\n".join(determining).encode()).hexdigest()[:16]
 
 

@@ -1,6 +1,7 @@
 """A run from flags to a run directory: plan, training, test, figures."""
 
 import contextlib
+import dataclasses
 import functools
 import os
 import pathlib
@@ -47,7 +48,12 @@ def fit(config: FitConfig, cluster: clusters.Cluster | None = None) -> results.F
     chosen = devices.choose(config.devices, cluster)
     with chosen.ending_together(), contextlib.ExitStack() as held:
         user_code.import_all(config.run.code)
-        run, result = chosen.from_chief(lambda: _plan(config, held))
+        run, result, precision = chosen.from_chief(lambda: _plan(config, held))
+        if precision != config.devices.precision:
+            config = run_directory.in_precision(config, precision)
+            chosen = dataclasses.replace(
+                chosen, precision=precision, precision_reason="as when the run was started"
+            )
         if result is None:
             functions = own_callbacks.load(config.run.callback) if chosen.is_chief else {}
             training = Training.prepare(config, run, chosen)
@@ -79,7 +85,8 @@ def fit(config: FitConfig, cluster: clusters.Cluster | None = None) -> results.F
     )
 
 
-def _plan(config: FitConfig, held: contextlib.ExitStack) -> tuple[Run, dict[str, Any] | None]:
+def _plan(config: FitConfig, held: contextlib.ExitStack) -> tuple[Run, dict[str, Any] | None, str]:
+    """Returns the run, its result if it has ended, and --precision."""
     if config.run.run_dir:  # Else its name is new.
         path = pathlib.Path(config.run.run_dir).expanduser().absolute()
         held.enter_context(run_directory.only_process(path))
@@ -90,7 +97,7 @@ def _plan(config: FitConfig, held: contextlib.ExitStack) -> tuple[Run, dict[str,
     if result:
         with contextlib.suppress(OSError):
             atomic.remove(run.backup)  # The run was killed before it did so.
-    return run, result
+    return run, result, run.as_measured(config).devices.precision
 
 
 def _start(training: Training) -> None:
@@ -146,6 +153,7 @@ def _train_and_log(
             # The user's come after those that write: what they do to the logs is not written.
             lambda stage: [lines, *_logging_callbacks(training, stage), *own],
             notice=notice,
+            step_by_step=own_callbacks.act_on_steps(own),
         )
 
 

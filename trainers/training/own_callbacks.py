@@ -36,3 +36,15 @@ def make(functions: Mapping[str, Callable[[], Any]]) -> list[keras.callbacks.Cal
                 )
         made += several
     return made
+
+
+def act_on_steps(callbacks: Sequence[keras.callbacks.Callback]) -> bool:
+    """Returns whether any of the callbacks does something at training steps."""
+    names = ("on_train_batch_begin", "on_train_batch_end", "on_batch_begin", "on_batch_end")
+    # LambdaCallback has its functions as attributes.
+    return any(
+        name in vars(callback)
+        or getattr(type(callback), name) is not getattr(keras.callbacks.Callback, name)
+        for callback in callbacks
+        for name in names
+    )

@@ -27,8 +27,8 @@ class Resident(NamedTuple):
     """
 
     data: Data
-    augment: Callable[[tf.Tensor, tf.Tensor], tuple] | None
-    gather: Callable[[Any], tf.Tensor]
+    augment: Callable[[tf.Tensor, tf.Tensor], Any] | None
+    gather: Callable[[Any], tf.Tensor] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,12 +46,9 @@ class Places:
 def move(data: Data, augmentation: Augmentation | None, devices: Sequence[str]) -> Resident:
     """Copies the images of training and validation to the devices.
 
-    Augmentation that would run on the host runs on the device, with the same random numbers. These
-    are still drawn on the host: a GPU would take a kernel for each example.
-
     Args:
       data: The images.
-      augmentation: The augmentation of training images.
+      augmentation: The augmentation of training images, which runs on the device.
       devices: TensorFlow's names for this process's devices, one for each replica.
 
     Raises:
@@ -61,9 +58,9 @@ def move(data: Data, augmentation: Augmentation | None, devices: Sequence[str]) 
     rows = np.unique(np.concatenate(used))
     gather = _gatherer(_on_devices(data, rows, devices), augmentation)
     places = dataclasses.replace(data, pictures=Places(rows, data.pictures.bad))
-    if augmentation is None or augmentation.on_batches is None:
+    if augmentation is None:
         return Resident(places, None, gather)
-    return Resident(places, lambda batch, seeds: (batch, augmentation.draw(seeds)), gather)
+    return Resident(places, dataclasses.replace(augmentation, on_host=False).in_pipeline, gather)
 
 
 def _on_devices(data: Data, rows: np.ndarray, devices: Sequence[str]) -> list[tf.Variable]:

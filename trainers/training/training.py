@@ -1,7 +1,6 @@
 """A training that can be resumed at any backup: the head alone, then more of the network."""
 
 import dataclasses
-import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,13 +14,19 @@ from pizza_steak.errors import UserError
 from pizza_steak.flags import as_argument
 from trainers import data as run_data
 from trainers import setup
-from trainers.configuration import DataConfig, FitConfig, OptimisationConfig, checkpoint_interval
+from trainers.configuration import (
+    DataConfig,
+    FitConfig,
+    OptimisationConfig,
+    checkpoint_interval,
+    executed_steps,
+)
 from trainers.hardware import devices, preemption
 from trainers.models.trained_model import TrainedModel
-from trainers.runs import checkpoint, identity
+from trainers.runs import checkpoint, identity, run_directory
 from trainers.runs.checkpoint import Progress, Saved
 from trainers.runs.run_directory import Run
-from trainers.training import callbacks, descriptions, kept_features, resident
+from trainers.training import callbacks, descriptions, executions, kept_features, resident
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +66,9 @@ class Training:
             return data
 
         ready = setup.prepare(config, chosen, load)
+        if config.devices.precision == "fastest":
+            measured = run_directory.in_precision(config, ready.chosen.precision)
+            run = dataclasses.replace(run, flags=identity.to_flagfile(measured))
         chosen.from_chief(lambda: run.check_same_backbone(ready.network.digest))
         fixed = [ready.has_fixed_features(stage) for stage in ready.stages]
         kept = kept_features.keep(ready) if any(fixed) else None
@@ -93,6 +101,7 @@ class Training:
         *,
         epochs: int | None = None,
         notice: preemption.Notice | None = None,
+        step_by_step: bool = False,
     ) -> None:
         """Trains from the last backup on, and makes a backup after each epoch or more often.
 
@@ -101,6 +110,7 @@ class Training:
           epochs: The epoch to stop after, by default the last. It does not change the schedule of
             the learning rate.
           notice: Ends the training when it is given.
+          step_by_step: Whether --steps_per_execution=auto is 1.
 
         Raises:
           UserError: The loss became NaN.
@@ -114,7 +124,7 @@ class Training:
                 if saved.progress == Progress(stage.first) and before:
                     # The optimizer starts anew, as it does without an interruption.
                     saved = self._take_over(before, saved)
-                self._train_stage(stage, end, saved, logging, notice)
+                self._train_stage(stage, end, saved, logging, notice, step_by_step)
             before = stage
 
     def _take_over(self, before: setup.Stage, saved: Saved) -> Saved:
@@ -160,6 +170,7 @@ class Training:
         saved: Saved,
         logging: Callable[[setup.Stage], Sequence[keras.callbacks.Callback]],
         notice: preemption.Notice | None,
+        step_by_step: bool,
     ) -> None:
         ready, start = self.ready, saved.progress
         config, optimisation, chosen = ready.config, ready.config.optimisation, ready.chosen
@@ -167,17 +178,14 @@ class Training:
         every_steps, every_seconds = checkpoint_interval(config.run.checkpoint_every)
         if self.uses_features(stage):
             assert self.features
-            # A step of a head takes less time than Keras takes between two steps.
-            whole_epochs = math.inf == every_steps == every_seconds and not start.step
-            alone = whole_epochs and chosen.strategy == "none"
-            model = ready.compiled(
-                stage, head_only=True, steps_at_once=ready.steps("train") if alone else 1
-            )
+            model = ready.compiled(stage, head_only=True)
             data, augment = self.features
         else:
             # A model that was compiled for another stage cannot be trained any more.
             model = ready.model if len(ready.stages) == 1 else ready.compiled(stage)
-            data, augment, model.gather = self.on_device or (ready.data, ready.augment, None)
+            data, augment = ready.data, ready.augment
+            if self.on_device:
+                data, augment, model.gather = self.on_device
         is_last = stage is ready.stages[-1]
         patient = _patient_callbacks(optimisation) if is_last else []
         logs_rate = []
@@ -210,31 +218,42 @@ class Training:
                 augment=augment,
                 shares=shares,
             )
-            # Keras counts the steps that `Backup` skips, and so expects more batches.
+            # Keras counts the steps that are left out, and so expects more batches.
             return batches.repeat() if start.step else batches
 
         def validation(shares: input_pipeline.Shares) -> tf.data.Dataset:
             return data.batches("validation", batch_size, shares=shares)
 
-        # Keras cannot count the batches of a distributed dataset.
-        ends = {} if chosen.strategy == "none" else {"validation_steps": ready.steps("validation")}
+        # In a cluster the calls of all processes have to be the same.
+        one = step_by_step or chosen.cluster is not None
+        executed = executed_steps(config.devices.steps_per_execution) or (1 if one else None)
+        steps = ready.steps("train"), ready.steps("validation")
         model.fit(
             chosen.dealt(train),
             epochs=epochs,
             initial_epoch=start.epochs,
-            steps_per_epoch=ready.steps("train"),
+            steps_per_epoch=steps[0],
             validation_data=chosen.dealt(validation) if "validation" in data.rows else None,
-            **ends,
+            validation_steps=steps[1] or None,
             # Callbacks that read the logs come after those that add to them, and the backup after
             # all that have a state.
-            callbacks=[
-                callbacks.StopOnNaN(),
-                *patient,
-                *logs_rate,
-                *logging(stage),
-                backup,
-                self.clock,
-            ],
+            callbacks=executions.Executions(
+                [
+                    callbacks.StopOnNaN(),
+                    *patient,
+                    *logs_rate,
+                    *logging(stage),
+                    backup,
+                    self.clock,
+                ],
+                model,
+                steps=steps,
+                smaller=(ready.last_is_smaller("train"), ready.last_is_smaller("validation")),
+                at_once=executed,
+                every_steps=every_steps,
+                start=(start.epochs, start.step),
+                epochs=epochs,
+            ),
             shuffle=False,  # The batches come shuffled.
             verbose=0,
         )
