@@ -9,8 +9,9 @@ decode only                       the same, with TensorFlow's decoder
 decode + resize (cold)            into the array on the disk, as in a first run
 warm                              shuffled batches from that array
 warm + augmentation on the host   --augment_on=host
-warm + augmentation in the model  --augment_on=device
-training step                     Keras's own, on one batch again and again
+warm + augmentation on the device --augment_on=device
+training input                    the batches that the training takes
+training step                     on images in memory, not augmented
 training end to end               Keras's fit
 
 Augmentation is the chapter's if the flags ask for none; the training is

@@ -74,6 +74,20 @@ def test_augmentation_is_the_same_to_the_last_bit_on_the_host_and_the_device(sma
     assert names[0] == names[1]  # Only Keras's own layers are in the model.
 
 
+@pytest.mark.slow
+def test_a_step_that_xla_compiles_augments_too(small_flags, tmp_path):
+    flags = [*small_flags, *AUGMENTED[:-1], "--epochs=2"]
+    host, device = (
+        fit(*flags, f"--run_dir={tmp_path}/{place}", *more).values["history"]
+        for place, more in {
+            "host": ["--augment_on=host"],
+            "device": ["--augment_on=device", "--jit_compile=on"],
+        }.items()
+    )
+    for name, values in host.items():
+        np.testing.assert_allclose(device[name], values, rtol=1e-3)
+
+
 def test_augmented_pixels_do_not_depend_on_where_pictures_are_kept(small_flags, tmp_path):
     flags = [*small_flags, "--rotation_range=20", "--epochs=2"]
     disk, memory, none = (

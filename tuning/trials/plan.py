@@ -173,6 +173,11 @@ def _check_flags(config: SweepConfig) -> None:
             f"validation_fold {config.data.validation_fold}: a sweep chooses the folds of its "
             "finalists itself; leave it out"
         )
+    if config.devices.precision == "fastest":
+        raise UserError(
+            "precision fastest: is measured for one network, and trials compare several; expected "
+            "another --precision"
+        )
     if search.tuner == "grid" and search.first_trials:
         raise UserError("first_trials: a grid has an order of its own; pass another --tuner")
     if search.tuner == "hyperband" and search.prune != "none":
