@@ -231,8 +231,8 @@ def _in_fastest_precision(
 
         return ready.model, chosen.dealt(a_batch)
 
-    found = precision.fastest(devices.precisions(config.devices), trained_in)
-    policy, reason = chosen.from_chief(lambda: found)
+    candidates = devices.precisions(config.devices)
+    policy, reason = precision.fastest(candidates, trained_in, chosen.from_chief)
     return dataclasses.replace(chosen, precision=policy, precision_reason=reason)
 
 

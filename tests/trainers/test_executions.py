@@ -300,10 +300,10 @@ def test_the_fastest_takes_the_least_time_over_rounds():
             return lambda steps: asked.append((name, steps)) or next(seconds[name])
 
         patch.setattr(precision, "_timed", timed)
-        found, reason = precision.fastest(["a", "b"], lambda name: (name, None))
+        found, reason = precision.fastest(["a", "b"], lambda name: (name, None), lambda get: get())
     assert (found, reason) == ("b", "measured: 1.67 times as fast as a")
     assert asked == [("a", 1), *[("a", 4), ("b", 4)] * 3]  # 0.3 s take four steps of "a".
-    assert precision.fastest(["a"], None)[0] == "a"
+    assert precision.fastest(["a"], None, None)[0] == "a"
 
 
 @pytest.mark.slow

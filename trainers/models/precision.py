@@ -13,28 +13,32 @@ _SECONDS, _MOST_STEPS = 0.3, 100
 
 
 def fastest(
-    candidates: Sequence[str], trained_in: Callable[[str], tuple[Any, Any]]
+    candidates: Sequence[str],
+    trained_in: Callable[[str], tuple[Any, Any]],
+    from_chief: Callable[[Callable[[], Any]], Any],
 ) -> tuple[str, str]:
     """Returns the fastest dtype policy for a training step, and why.
 
     All candidates are compiled and traced first; then they take turns, because the speed of a
-    machine drifts. In a cluster all processes make the same steps.
+    machine drifts.
 
     Args:
-      candidates: The dtype policies; the first is the one that the others are compared with.
+      candidates: The dtype policies.
       trained_in: Returns a compiled model of a policy, and a dataset that repeats a batch for it.
+      from_chief: `Devices.from_chief`: all processes of a cluster make the same steps.
     """
     if len(candidates) == 1:
         return candidates[0], "no other is fast on these devices"
     timed = [_timed(*trained_in(policy)) for policy in candidates]
     first = max(timed[0](1), 1e-6)
-    count = 1 if first >= _SECONDS else min(int(_SECONDS / first) + 1, _MOST_STEPS)
+    count = from_chief(lambda: min(int(_SECONDS / first) + 1, _MOST_STEPS))
     rounds = [[run(count) for run in timed] for _ in range(_ROUNDS)]
     seconds = [statistics.median(times) for times in zip(*rounds, strict=True)]
     best = min(range(len(candidates)), key=seconds.__getitem__)
     other = max(range(len(candidates)), key=seconds.__getitem__)
     times = seconds[other] / seconds[best]
-    return candidates[best], f"measured: {times:.2f} times as fast as {candidates[other]}"
+    reason = f"measured: {times:.2f} times as fast as {candidates[other]}"
+    return from_chief(lambda: (candidates[best], reason))
 
 
 def _timed(model: Any, batches: Any) -> Callable[[int], float]:
