@@ -783,6 +783,9 @@ class MeasuringConfig:
         None, "Number of processor cores to use, for the peers too; Linux only.", minimum=1
     )
     json: str | None = flag(None, "File for the figures, as JSON.", typed=True, common=True)
+    compare: str | None = flag(
+        None, "An earlier --json to compare with: the ratio of each row's images/s.", common=True
+    )
     plot: str | None = flag(
         None, "File for a chart of the figures: .png, .pdf or .svg.", typed=True, common=True
     )

@@ -279,6 +279,29 @@ def test_the_ratios_are_those_of_their_rows(measured):
         assert ratio == pytest.approx(statistics.median(a / b for a, b in pairs))
 
 
+def test_a_report_is_compared_with_an_earlier_one(measured, archive, tmp_path):
+    folder, before = measured
+    argv = [f"--archive={archive}", "--only=warm,records read", "--nopeers"]
+    report = measurement.measure(parse_flags(*argv, f"--compare={folder}/figures.json"))
+    earlier = {row.name: row.images_per_second for row in before.rows}
+    assert report.compared == {
+        row.name: pytest.approx(row.images_per_second / earlier[row.name]) for row in report.rows
+    }
+    assert len(report.compared) == 4
+    for name, ratio in report.compared.items():
+        line = next(line for line in report.summary().splitlines() if line.startswith(f"{name}  "))
+        assert line.endswith(f"{ratio:8.2f}")
+
+
+@pytest.mark.parametrize("text", [None, "", "{}", "[]", '{"rows": 3}', '{"rows": [{"name": 1}]}'])
+def test_what_is_no_earlier_report_is_refused_first(archive, tmp_path, text):
+    file = tmp_path / "figures.json"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(UserError, match=rf"compare {file}: .*expected a file that --json wrote"):
+        measurement.measure(parse_flags(f"--archive={archive}", f"--compare={file}"))
+
+
 def test_only_what_was_asked_for_is_left(measured):
     folder, _ = measured
     assert set(snapshot(folder)) == {"data_dir", "figures.json", "figures.png"}

@@ -9,6 +9,7 @@ import dataclasses
 import importlib.metadata
 import io
 import json
+import math
 import operator
 import os
 import pathlib
@@ -87,6 +88,7 @@ class Report:
       verdict: Whether the input or the training step is the bottleneck, and the time of a step;
         None if one of them was not measured.
       graphics_card: How busy the GPU was in training end to end, as text; None without one.
+      compared: By row, its images per second divided by those of an earlier report.
       cores: The number of cores that this process may use.
       versions: The versions of the packages that do the work.
     """
@@ -96,6 +98,7 @@ class Report:
     ratios: Mapping[str, float]
     verdict: str | None
     graphics_card: str | None
+    compared: Mapping[str, float]
     cores: int
     versions: Mapping[str, str]
 
@@ -104,11 +107,13 @@ class Report:
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         topics = {**self.about, "cores": self.cores, "versions": versions}
         lines = [f"{topic:<14}{text}" for topic, text in topics.items()]
-        lines += ["", f"{'':<38}{'images/s':>12}{'least':>10}{'most':>10}{'CPU s / 1,000':>16}"]
+        heading = f"{'':<38}{'images/s':>12}{'least':>10}{'most':>10}{'CPU s / 1,000':>16}"
+        lines += ["", heading + (f"{'ratio':>8}" if self.compared else "")]
         for row in self.rows:
+            before = self.compared.get(row.name)
             lines.append(
                 f"{row.name:<38}{row.images_per_second:>12,.0f}{row.min:>10,.0f}{row.max:>10,.0f}"
-                f"{row.cpu_seconds_per_1000:>16.3f}"
+                f"{row.cpu_seconds_per_1000:>16.3f}" + (f"{before:>8.2f}" if before else "")
             )
         if self.ratios:
             lines += ["", *(f"{ratio:>7.2f}  {name}" for name, ratio in self.ratios.items())]
@@ -133,6 +138,7 @@ def measure(config: BenchmarkConfig) -> Report:
         path = pathlib.Path(name).expanduser()
         if path.is_dir() or not path.parent.is_dir():
             raise UserError(f"{path}: cannot be written; expected a file in an existing folder")
+    before = _speeds_of(pathlib.Path(measuring.compare).expanduser()) if measuring.compare else {}
     if measuring.threads:
         _hold_to(measuring.threads)
     with _temporary_folder(config.data.data_dir) as folder:
@@ -146,6 +152,14 @@ def measure(config: BenchmarkConfig) -> Report:
             report_of(measured, _about(setting), setting.ready.config.data.batch_size),
             graphics_card=watched.summary,
         )
+        report = dataclasses.replace(
+            report,
+            compared={
+                row.name: row.images_per_second / before[row.name]
+                for row in report.rows
+                if row.name in before
+            },
+        )
     if measuring.json:
         with output_file(measuring.json) as temporary:
             temporary.write_text(
@@ -155,6 +169,21 @@ def measure(config: BenchmarkConfig) -> Report:
         speeds = {row.name: row.turns for row in report.rows}
         plots.throughput(speeds, PEERS, pathlib.Path(measuring.plot))
     return report
+
+
+def _speeds_of(path: pathlib.Path) -> dict[str, float]:
+    """Returns the images per second of each row of a --json.
+
+    Raises:
+      UserError: It is no such file.
+    """
+    try:
+        rows = json.loads(path.read_bytes())["rows"]
+        speeds = {str(row["name"]): float(row["images_per_second"]) for row in rows}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        reason = told(error) if isinstance(error, OSError) else "it is none"
+        raise UserError(f"compare {path}: {reason}; expected a file that --json wrote") from error
+    return {name: speed for name, speed in speeds.items() if 0 < speed < math.inf}
 
 
 def timed(stage: stages.Stage, setting: stages.Setting) -> Measurement | None:
@@ -202,6 +231,7 @@ def report_of(
         },
         verdict=verdict(speeds, batch_size),
         graphics_card=None,
+        compared={},
         cores=cores.count(),
         versions={name: importlib.metadata.version(name) for name in packages},
     )
