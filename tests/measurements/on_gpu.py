@@ -23,7 +23,7 @@ _OUT = flags.DEFINE_string("out", "on_gpu", "Folder for runs and output.")
 _ONLY = flags.DEFINE_list("only", None, "Checks to run; by default all.")
 _ARCHIVE = flags.DEFINE_string("archive", None, "Images; by default the rendered sample.")
 _NETWORK = flags.DEFINE_string("network", None, "A pretrained network to fine-tune.")
-_DEVICE = flags.DEFINE_string("device", "gpu", "Another --devices, to try this program on a CPU.")
+_DEVICE = flags.DEFINE_string("devices", "gpu", "Another --devices, to try this program on a CPU.")
 
 CHECKS: dict[str, Callable[[], str]] = {}
 # TF32 has 10 bits of float32's 23, so numbers are compared without it.

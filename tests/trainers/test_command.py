@@ -221,7 +221,7 @@ def test_a_loss_that_is_no_number_names_its_epoch_and_step(small_flags, tmp_path
     )
     (line,) = stderr.splitlines()
     assert status == 1
-    assert line.startswith("error: loss became nan in epoch 1, step 2; ")
+    assert line.startswith("error: loss became nan in epoch 1, by step 2; ")
     assert "--learning_rate" in line
     assert not (tmp_path / "run" / "model.keras").exists()
 
