@@ -13,6 +13,7 @@ import pathlib
 import time
 from collections.abc import Sequence
 
+from pizza_steak import cores
 from pizza_steak.archive import Archive, Picture
 from pizza_steak.atomic import atomic_path, lock, remove_temporary
 
@@ -71,7 +72,8 @@ def _checksums(archive: Archive, images: Sequence[Picture], cache: pathlib.Path)
         return [*image.stamp, archive.checksum_file(image)]
 
     changed = [p for p in images if remembered.get(p.member, [])[:-1] != [*p.stamp]]
-    with concurrent.futures.ThreadPoolExecutor() as pool:  # Reading and crc32 release the GIL.
+    # Reading and crc32 release the GIL. As many threads as Python's default has, of these cores.
+    with concurrent.futures.ThreadPoolExecutor(min(32, cores.count() + 4)) as pool:
         new = {p.member: entry for p, entry in zip(changed, pool.map(read, changed), strict=True)}
     entries = {p.member: new.get(p.member) or remembered[p.member] for p in images}
     checksums = {member: crc for member, (*_, crc) in entries.items()}

@@ -6,7 +6,9 @@ The layers are saved with the model, with the statistics of its training images.
 import keras
 import numpy as np
 import tensorflow as tf
+import threadpoolctl
 
+from pizza_steak import cores
 from pizza_steak.errors import UserError
 
 # A ZCA matrix has the square of this number of elements: 600 MB for 64 x 64 x 3 pixels.
@@ -125,9 +127,7 @@ def _zca_layers(
             f"zca_whitening: its matrix for {height} x {width} images of {channels} channels has "
             f"{values:,} rows; expected at most {_MOST_ZCA_VALUES:,}; pass a smaller --image_size"
         )
-    flat = np.concatenate([np.reshape(batch, (-1, values)) for batch in images])
-    vectors, singular, _ = np.linalg.svd(flat.T, full_matrices=False)
-    matrix = (vectors * (np.sqrt(len(flat)) / (singular + epsilon))) @ vectors.T
+    matrix = _zca_matrix(images, values, epsilon)
     whiten = keras.layers.Dense(
         values, use_bias=False, trainable=False, dtype="float32", name="zca_whitening"
     )
@@ -138,3 +138,39 @@ def _zca_layers(
         whiten,
         keras.layers.Reshape(shape, dtype="float32"),
     ]
+
+
+def _zca_matrix(images: tf.data.Dataset, values: int, epsilon: float) -> np.ndarray:
+    """Returns the ZCA matrix of images, of shape (values, values).
+
+    With the images as the columns of X = U S V^T, it is U (S + epsilon)^-1 U^T, times the square
+    root of their number. The memory does not grow with that number.
+
+    Args:
+      images: One pass over the images: batches of float32 of shape (B, H, W, C).
+      values: H * W * C.
+      epsilon: Value added to the singular values.
+    """
+    from scipy import linalg  # Whose functions work in place; NumPy's take twice the memory.
+
+    products, count = np.zeros((values, values), order="F"), 0
+    with threadpoolctl.threadpool_limits(cores.count()):
+        # As many images at once as a sum has rows: each sum goes through all of its memory.
+        for batch in images.rebatch(values).as_numpy_iterator():
+            flat = np.reshape(batch, (-1, values))
+            count += len(flat)
+            if count < values:  # All images.
+                vectors, singular, _ = np.linalg.svd(flat.T, full_matrices=False)
+                break
+            # In float64: rounding counts for more in the squares of small singular values.
+            products = linalg.blas.dsyrk(
+                1.0, flat.T.astype(np.float64), beta=1.0, c=products, overwrite_c=True, lower=True
+            )
+        else:
+            # X X^T = U S^2 U^T.
+            squares, vectors = linalg.eigh(products, overwrite_a=True, check_finite=False)
+            singular = np.sqrt(squares.clip(0))
+            # In float32, a decomposition of X has rounding errors of this size in place of zeros.
+            singular = singular.clip(np.finfo(np.float32).eps * singular[-1])
+        vectors *= np.sqrt(np.sqrt(count) / (singular + epsilon))
+        return vectors @ vectors.T

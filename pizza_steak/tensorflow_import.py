@@ -7,17 +7,24 @@ import sys
 from collections.abc import Iterator
 from types import ModuleType
 
+from pizza_steak import cores
 from pizza_steak.errors import UserError, first_line
 
 
 def import_tensorflow() -> ModuleType:
     """Imports TensorFlow, with oneDNN, and makes it log only errors that end the process.
 
+    It starts as many threads as this process has cores, if it has not computed anything yet.
+
     Python's search for garbage in cycles leaves out objects that are there after the first import.
 
     Raises:
       UserError: Keras cannot be imported, or computes with another backend.
     """
+    # TensorFlow goes by the cores that it may run on, not by a container's share of their time.
+    if cores.count() < cores.schedulable():
+        os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(cores.count()))
+        os.environ.setdefault("TF_NUM_INTEROP_THREADS", str(cores.count()))
     if "tensorflow" in sys.modules:
         _import_keras()
         import tensorflow

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from pizza_steak import command
+from pizza_steak import command, cores
 from pizza_steak.command import show  # noqa: F401  For the commands.
 from pizza_steak.text_width import printable
 from trainers.hardware import devices, preemption
@@ -22,6 +22,8 @@ def run(
     def call(values: Any, *rest: list[str]) -> None:
         try:
             if hasattr(values, "devices"):
+                if values.devices.threads:
+                    cores.hold_to(values.devices.threads)
                 devices.prepare(values.devices)
             main(values, *rest)
         except preemption.PreemptedError as error:

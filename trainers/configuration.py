@@ -577,6 +577,14 @@ class DevicesConfig:
         minimum=1,
         maximum=64,
     )
+    threads: int | None = flag(
+        None,
+        "Number of processor cores to use, Linux only; by default those that this process may use.",
+        minimum=1,
+        identity=False,
+        per_process=True,
+        aliases="cores cpus num_threads num_workers",
+    )
     precision: str = flag(
         "auto",
         "Keras dtype policy: float32, mixed_float16, mixed_bfloat16, float64 (to tell rounding "
@@ -778,9 +786,6 @@ class MeasuringConfig:
         None,
         "Measure only rows whose name contains one of these texts, such as warm,decode.",
         common=True,
-    )
-    threads: int | None = flag(
-        None, "Number of processor cores to use, for the peers too; Linux only.", minimum=1
     )
     json: str | None = flag(None, "File for the figures, as JSON.", typed=True, common=True)
     compare: str | None = flag(

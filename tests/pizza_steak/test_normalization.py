@@ -1,4 +1,5 @@
 import itertools
+import tracemalloc
 
 import keras
 import numpy as np
@@ -67,6 +68,46 @@ def test_zca_whitens():
     flat = normalized(IMAGES, zca_whitening=True).reshape(90, -1)
     # About the mean of each channel, as ImageDataGenerator centers, not that of each pixel.
     np.testing.assert_allclose(flat.T @ flat / 90, np.eye(2 * 3 * 3), atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:This ImageDataGenerator specifies")
+@pytest.mark.parametrize("count", [1, 17, 18, 19, 90])
+def test_zca_is_that_of_image_data_generator_with_fewer_images_than_values_too(count):
+    # Images of 2 * 3 * 3 values, several in a chunk and several chunks.
+    generator = tf.keras.preprocessing.image.ImageDataGenerator(zca_whitening=True, rescale=1 / 255)
+    generator.fit(IMAGES[:count])
+    expected = [generator.standardize(image.astype(np.float32)) for image in OTHERS]
+    layers = normalization_layers(dataset(IMAGES[:count]), zca_whitening=True)
+    actual = model_of(layers).predict(OTHERS, verbose=0)
+    np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_zca_of_images_with_borders_amplifies_rounding_errors_little():
+    # Many values are equal in all images: X X^T has no inverse.
+    images = np.random.default_rng(2).integers(0, 256, (400, 6, 6, 3), dtype=np.uint8)
+    images = np.pad(images, [(0, 0), (1, 1), (1, 1), (0, 0)])
+    layers = normalization_layers(dataset(images), zca_whitening=True)
+    flat = model_of(layers, images.shape[1:]).predict(images, verbose=0).reshape(400, -1)
+    variances = np.linalg.eigvalsh(flat.T.astype(float) @ flat / 400)
+    # Of the 109 directions that there are. ImageDataGenerator's largest is 100 here.
+    assert np.median(variances[-109:]) == pytest.approx(1, abs=1e-3)
+    assert variances[-1] < 10
+
+
+def test_zca_takes_no_more_memory_for_more_images():
+    def peak(count):
+        images = np.random.default_rng(3).integers(0, 256, (64, 8, 8, 3), dtype=np.uint8)
+        batches = tf.data.Dataset.from_tensors(images).repeat(count // 64)
+        tracemalloc.start()
+        try:
+            normalization_layers(batches, zca_whitening=True)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(640)  # Imports modules.
+    # Of 768 bytes each.
+    assert peak(6400) < peak(640) + 500_000
 
 
 def test_featurewise_statistics_are_of_what_comes_to_the_layer():

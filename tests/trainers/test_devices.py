@@ -7,8 +7,9 @@ import keras
 import numpy as np
 import pytest
 from absl import flags
-from small_runs import fit, fit_and_stop, parse_flags, run_command
+from small_runs import fit, fit_and_stop, parse_flags, plan_of, run_command
 
+from pizza_steak import cores
 from pizza_steak.errors import UserError
 from trainers import data as run_data
 from trainers import setup
@@ -46,6 +47,26 @@ def test_what_there_is_not_is_refused(small_flags, tmp_path, asked, message):
     with pytest.raises(UserError, match=message):
         fit(*given, *asked, f"--run_dir={tmp_path}/run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(cores.count() < 2, reason="needs two cores")
+def test_a_run_is_held_to_some_cores_and_may_be_resumed_with_others(small_flags, tmp_path):
+    flags = [*small_flags, "--epochs=1", f"--run_dir={tmp_path}/run"]
+    status, stdout, stderr = run_command(*flags, "--threads=1")
+    assert (status, stderr) == (0, "")
+    assert plan_of(stdout)["devices"] == "CPU, 1 core"
+    assert "threads" not in (tmp_path / "run/run.flags").read_text()
+
+
+@pytest.mark.parametrize("command", ["fit", "benchmark"])
+def test_more_cores_than_there_are_are_refused(archive, tmp_path, command):
+    status, stdout, stderr = run_command(
+        f"--archive={archive}", "--threads=100000", command=command, cwd=tmp_path
+    )
+    assert (status, stdout) == (1, "")
+    (line,) = stderr.splitlines()
+    assert "threads 100000: expected at most the number of cores, " in line
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,10 @@ import pathlib
 import keras
 import numpy as np
 import pytest
-from small_runs import SIZE, fit, pictures, png, weights
+from small_runs import SIZE, fit, pictures, plan_of, png, weights
 
 import trainers
+from pizza_steak import cores
 from pizza_steak.errors import UserError
 from pizza_steak.flags import fields
 from trainers.configuration import FitConfig
@@ -81,6 +82,17 @@ def test_it_leaves_the_dtype_policy_of_the_process(words, tmp_path):
     trainers.train(**words, precision="mixed_bfloat16", run_dir=tmp_path / "run")
     assert keras.config.dtype_policy().name == "float32"
     assert keras.config.floatx() == "float32"
+
+
+@pytest.mark.skipif(cores.count() < 2, reason="needs two cores")
+def test_it_gives_the_cores_of_the_process_back(words, tmp_path, capsys):
+    before = cores.count()
+    trainers.train(**words, threads=1, run_dir=tmp_path / "run")
+    assert plan_of(capsys.readouterr().out)["devices"] == "CPU, 1 core"
+    assert cores.count() == before
+    with pytest.raises(UserError, match=r"^threads 1000: expected at most the number of cores"):
+        trainers.train(**words, threads=1000, run_dir=tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_flagfile_comes_before_the_other_arguments(words, tmp_path):

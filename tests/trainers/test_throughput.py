@@ -332,7 +332,6 @@ def test_only_takes_parts_of_names(archive):
         (["--only=ImageDataGenerator", "--nopeers"], "only ImageDataGenerator"),
         (["--json=/nowhere/figures.json"], "/nowhere/figures.json"),
         (["--plot=/"], "/: cannot be written"),
-        (["--threads=100000"], "threads 100000"),
         (["--data_dir=/dev/null/data"], "data_dir: /dev/null/data"),
         (["--batch_size=24"], "batch_size 24: expected less than all 20"),
         (["--cval=3", "--rotation_range=9"], "cval=3"),

@@ -252,10 +252,11 @@ def choose(config: DevicesConfig, cluster: "Cluster | None" = None) -> Devices:
     precision, reason = _precision(config, [gpu.compute_capability for gpu in taken])
     replicas = len(indices) * (len(cluster.addresses) if cluster else 1)
     jit_compile, jit_compile_reason = _jit_compile(config, kind, replicas)
+    plural = "core" if cores.count() == 1 else "cores"
     if cluster:  # Last: a process that has joined must not fail without telling the others.
         _ = cluster.strategy
     return Devices(
-        names=tuple(gpu.name for gpu in taken) or (f"CPU, {cores.count()} cores",),
+        names=tuple(gpu.name for gpu in taken) or (f"CPU, {cores.count()} {plural}",),
         strategy="multi_worker" if cluster else "mirrored" if mirrored else "none",
         devices=tuple(f"{kind}:{index}" for index in indices),
         precision=precision,

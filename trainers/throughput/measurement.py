@@ -139,8 +139,6 @@ def measure(config: BenchmarkConfig) -> Report:
         if path.is_dir() or not path.parent.is_dir():
             raise UserError(f"{path}: cannot be written; expected a file in an existing folder")
     before = _speeds_of(pathlib.Path(measuring.compare).expanduser()) if measuring.compare else {}
-    if measuring.threads:
-        _hold_to(measuring.threads)
     with _temporary_folder(config.data.data_dir) as folder:
         setting = stages.prepare(config, folder, peers=not PEERS.keys().isdisjoint(chosen))
         watched = graphics_card.Watch(config.devices if setting.ready.chosen.on_gpu else None)
@@ -303,17 +301,6 @@ def _chosen(measuring: MeasuringConfig) -> dict[str, stages.Stage]:
             f"only {','.join(parts)}: in no name of a row; the names are {', '.join(known)}"
         )
     return chosen
-
-
-def _hold_to(threads: int) -> None:
-    """Limits this process to some cores; TensorFlow, used later, starts as many threads."""
-    if not hasattr(os, "sched_setaffinity"):
-        raise UserError(
-            "threads: this system cannot limit a process to some cores; pass no --threads"
-        )
-    if threads > cores.count():
-        raise UserError(f"threads {threads}: expected at most the number of cores, {cores.count()}")
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags as absl_flags
 
-from pizza_steak import flagfile, help
+from pizza_steak import cores, flagfile, help
 from pizza_steak.archive import ReadingOptions
 from pizza_steak.errors import UserError, naming_arguments
 from pizza_steak.flags import as_argument, define_flags, fields, from_flags
@@ -137,7 +137,7 @@ def train(archive: str | os.PathLike[str] | None = None, **flags: Any) -> Traine
         from trainers.hardware import clusters
         from trainers.training import loop, surroundings
 
-        with surroundings.kept():
+        with surroundings.kept(), cores.held_to(config.devices.threads):
             result = loop.fit(config, clusters.from_environment(config))
     return TrainedRun(result.run_dir, result.values)
 

@@ -29,8 +29,8 @@ _TRACKERS = ("GLOBAL_STATE_TRACKER", "GLOBAL_SETTINGS_TRACKER")
 def kept() -> Iterator[None]:
     """Gives a training Keras's own settings, and the process its random states and settings back.
 
-    Threads take turns. What stays: TensorFlow's devices, which it cannot change once it has started
-    (--cpu_devices, --devices).
+    Threads take turns. What stays: TensorFlow's devices, and the number of its threads, which it
+    cannot change once it has started (--cpu_devices, --devices, --threads).
     """
     with _ONE_AT_A_TIME, contextlib.ExitStack() as stack:
         # Older versions of Keras lack some of both.
