@@ -207,12 +207,12 @@ def evaluate(run: run_directory.Run, config: EvaluateConfig) -> Evaluation:
     bins = calibration_bins(confidence, tested.correct)
     surest = np.argsort(-confidence, kind="stable")
     right, mistakes = surest[tested.correct[surest]], surest[~tested.correct[surest]]
-    files = data.records.filenames[data.rows[purpose]]
+    evaluated = data.rows[purpose]
 
     def predictions(places: np.ndarray) -> list[dict[str, Any]]:
         return [
             {
-                "file": str(files[place]),
+                "file": data.records.filenames[evaluated[place]],
                 "class": data.classes[labels[place]],
                 "predicted": data.classes[predicted[place]],
                 "probability": float(confidence[place]),
