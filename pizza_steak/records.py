@@ -22,8 +22,8 @@ import tensorflow_datasets as tfds
 from absl import logging as absl_logging
 from tensorflow_datasets.core.utils import tqdm_utils
 
-from pizza_steak import index, preparations, sample, splits
-from pizza_steak.archive import ReadingOptions, read_archive
+from pizza_steak import contents, index, preparations, sample, splits
+from pizza_steak.archive import Archive, ReadingOptions
 from pizza_steak.atomic import make_folder, remove
 from pizza_steak.errors import UserError, told
 from pizza_steak.kept import make_once
@@ -145,7 +145,7 @@ class Records:
 def prepare(
     dataset: str = "pizza_steak/photos",
     *,
-    archive: str | os.PathLike[str] | None = None,
+    archive: str | os.PathLike[str] | Archive | None = None,
     data_dir: str | os.PathLike[str] | None = None,
     reading: ReadingOptions | None = None,
 ) -> Records:
@@ -155,7 +155,7 @@ def prepare(
 
     Args:
       dataset: `pizza_steak/photos` (downloaded) or `pizza_steak/sample` (rendered).
-      archive: A zip or folder of class folders to use in place of `dataset`.
+      archive: A zip or folder of class folders to use in place of `dataset`, or its listing.
       data_dir: Folder of TFDS's datasets; by default `~/tensorflow_datasets`.
       reading: How to read the archive.
 
@@ -163,9 +163,8 @@ def prepare(
       UserError: The dataset is unknown, cannot be downloaded, or `data_dir` cannot be written.
       ArchiveError: The archive is refused; nothing was written.
     """
-    listed = None
-    if archive:
-        listed = read_archive(archive, reading)
+    listed = open_archive(archive, data_dir=data_dir, reading=reading) if archive else None
+    if listed:
         for warning in listed.warnings:
             absl_logging.warning("archive %s: %s", listed.path, warning)
     try:
@@ -221,6 +220,7 @@ def prepare_splits(
         before anything is prepared.
     """
     name = os.fspath(archive or dataset)
+    listed = open_archive(archive, data_dir=data_dir, reading=reading) if archive else None
 
     def plan(counts: Mapping[str, int]) -> splits.Plan:
         if isinstance(request, splits.Request):
@@ -228,8 +228,8 @@ def prepare_splits(
         rows = splits.rows(request, counts, "--split", name)
         return splits.Plan({"test": request}, {"test": rows}, {}, np.arange(0))
 
-    plan(split_counts(dataset, archive=archive, reading=reading))
-    prepared = prepare(dataset, archive=archive, data_dir=data_dir, reading=reading)
+    plan(split_counts(dataset, archive=listed))
+    prepared = prepare(dataset, archive=listed, data_dir=data_dir)
     planned = plan(prepared.counts)  # pizza_steak/photos may come from the user's own zip.
     rows = planned.rows(prepared.labels, prepared.digests)
     used = _choose_classes(classes, prepared.classes)
@@ -248,10 +248,28 @@ def _choose_classes(asked: Sequence[str] | None, there: tuple[str, ...]) -> tupl
     return tuple(asked)
 
 
+def open_archive(
+    archive: str | os.PathLike[str] | Archive,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    reading: ReadingOptions | None = None,
+) -> Archive:
+    """Returns the listing of an archive; reads no zip that was prepared and has not changed.
+
+    Raises:
+      ArchiveError: The archive is refused.
+    """
+    if isinstance(archive, Archive):
+        return archive
+    cache = preparations.home(data_dir) / contents.CACHE
+    return contents.open_archive(archive, reading, cache)
+
+
 def split_counts(
     dataset: str = "pizza_steak/photos",
     *,
-    archive: str | os.PathLike[str] | None = None,
+    archive: str | os.PathLike[str] | Archive | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
     reading: ReadingOptions | None = None,
 ) -> dict[str, int]:
     """Returns the number of images of each split, by name, without preparing anything.
@@ -263,8 +281,7 @@ def split_counts(
       ArchiveError: The archive is refused.
     """
     if archive:
-        listed = read_archive(archive, reading).splits
-        return {split: len(images) for split, images in listed.items()}
+        return dict(open_archive(archive, data_dir=data_dir, reading=reading).counts)
     per_class = sample.PICTURES if _config_named(dataset) == "sample" else _PUBLISHED
     return {split: len(sample.CLASSES) * count for split, count in per_class.items()}
 
@@ -303,6 +320,10 @@ def _prepared_builder(
     with _no_empty_folders(folder):
         make_folder(folder.parent)
         make_once(folder, make, is_sound)
+    if isinstance(config, ArchiveConfig) and config.archive:
+        # The list of images is not needed any more, and takes 1 kB of memory for each.
+        archive = dataclasses.replace(config.archive, splits={})
+        config = dataclasses.replace(config, archive=archive)
     return Builder(data_dir=home.parent, config=config)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from sklearn import calibration, metrics
 
 from pizza_steak import decoding, figures, records, splits
-from pizza_steak.archive import ReadingOptions, read_archive
+from pizza_steak.archive import ReadingOptions
 from pizza_steak.atomic import output_file, remove
 from pizza_steak.errors import UserError, told
 from pizza_steak.text_width import padded, text_width
@@ -265,7 +265,9 @@ def _split(
     split, archive = config.evaluation.split, config.data.archive
     if _has_own_images(run, config):
         return (split or "test", None) if split in (None, *splits.PURPOSES) else ("test", split)
-    there = records.split_counts(archive=archive, reading=ReadingOptions.of(data))
+    there = records.split_counts(
+        archive=archive, data_dir=data.data_dir, reading=ReadingOptions.of(data)
+    )
     return "test", split or ("test" if "test" in there else "all")
 
 
@@ -306,7 +308,9 @@ def _seen(run: run_directory.Run, config: EvaluateConfig, digests: np.ndarray) -
 def _check_classes(run: run_directory.Run, data: DataConfig) -> None:
     if not data.archive:
         return
-    there = read_archive(data.archive, ReadingOptions.of(data)).classes
+    there = records.open_archive(
+        data.archive, data_dir=data.data_dir, reading=ReadingOptions.of(data)
+    ).classes
     expected = run.result["classes"]
     missing = [name for name in expected if name not in there]
     # The archive may have classes that the run left out.
