@@ -67,14 +67,21 @@ class Archive:
 
     Attributes:
       path: The zip file or the folder.
+      options: How it was read.
+      state: What tells a zip from another one at the same path, and from itself after a change; ()
+        for a folder, and for a zip so young that a change might go unnoticed.
       classes: The class names, sorted, as `flow_from_directory` sorts them.
+      counts: The number of images by split.
       splits: The images by split ("train", "test", "validation"), sorted by class, then name.
       left_out: Number of files that are no examples, by kind (".DS_Store", "__MACOSX", ".txt").
       warnings: What may surprise: a folder without images, a pipe named like an image.
     """
 
     path: pathlib.Path
+    options: ReadingOptions
+    state: tuple[int, ...]
     classes: tuple[str, ...]
+    counts: Mapping[str, int]
     splits: Mapping[str, tuple[Picture, ...]] = dataclasses.field(repr=False)
     left_out: Mapping[str, int]
     warnings: tuple[str, ...] = ()
@@ -152,7 +159,9 @@ def read_archive(path: str | os.PathLike[str], options: ReadingOptions | None = 
         ambiguous, its splits have different classes, or its content is hostile.
     """
     path = pathlib.Path(path).expanduser()
-    listing = members.list_members(path, options or ReadingOptions())
+    options = options or ReadingOptions()
+    state = members.state_of_zip(path)
+    listing = members.list_members(path, options)
     images = sorted(listing.members, key=lambda member: member.name)
     for previous, member in zip([None, *images], images, strict=False):
         fault = member.fault
@@ -179,7 +188,10 @@ def read_archive(path: str | os.PathLike[str], options: ReadingOptions | None = 
         listed.sort(key=lambda image: (image.label, image.filename))
     return Archive(
         path=path,
+        options=options,
+        state=state,
         classes=classes,
+        counts={split: len(splits[split]) for split in sorted(splits)},
         splits={split: tuple(splits[split]) for split in sorted(splits)},
         left_out=dict(sorted(left_out.items())),
         warnings=(

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
 from absl import logging
 from tensorflow.python.framework import config
@@ -21,6 +20,7 @@ from pizza_steak import cores, decoding, decoding_in_graph, progress_bar
 from pizza_steak.decoding import Format
 from pizza_steak.errors import BadImageError, MachineError, UserError, quoted, told
 from pizza_steak.kept import make_once
+from pizza_steak.npy_writer import NpyWriter
 from pizza_steak.records import Records, SplitRecords
 
 CACHES = ("disk", "memory", "none")
@@ -120,7 +120,7 @@ class StreamedPictures:
 
     def _decode(self, rows: np.ndarray) -> np.ndarray:
         images, faults = _decode_rows(self.records, rows, self.format)
-        if failures := [(str(self.records.filenames[row]), faults[row]) for row in faults]:
+        if failures := [(self.records.filenames[row], faults[row]) for row in faults]:
             raise BadImageError(failures)  # They could be decoded when all were checked.
         return images
 
@@ -195,7 +195,7 @@ def decode(
             pictures = DecodedPictures(array, bad)
         else:
             pictures = StreamedPictures(records, format, bad)
-    failures = [(str(records.filenames[row]), bad[row]) for row in sorted(bad)]
+    failures = [(records.filenames[row], bad[row]) for row in sorted(bad)]
     if failures and on_bad_image == "fail":
         raise BadImageError(failures)
     for name, reason in failures:
@@ -302,26 +302,3 @@ def _decode_all(
                 raise user_error from error
             raise
     return bad
-
-
-class NpyWriter:
-    """Writes an array to a .npy file, some rows at a time, in order.
-
-    The file is not memory-mapped: pages written to a map count as memory of the process until they
-    are on the disk.
-    """
-
-    def __init__(self, path: pathlib.Path, shape: tuple[int, ...], dtype: npt.DTypeLike):
-        self._file = path.open("wb")
-        descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
-        header = {"descr": descr, "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(self._file, header)
-
-    def write(self, rows: np.ndarray) -> None:
-        self._file.write(np.ascontiguousarray(rows).data)
-
-    def __enter__(self) -> "NpyWriter":
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self._file.close()

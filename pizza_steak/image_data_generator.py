@@ -325,8 +325,8 @@ def _list_files(
 ) -> _Listing:
     archive, top = _located(directory, reading)
     class_indices = _class_indices(classes, archive.classes)
-    prepared = records.prepare(archive=archive.path, data_dir=data_dir, reading=reading)
-    names = prepared.filenames.tolist()
+    prepared = records.prepare(archive=archive, data_dir=data_dir)
+    names = list(prepared.filenames)
     members = {image.filename: image.member for image in _pictures(archive)}
     rows_by_class: list[list[int]] = [[] for _ in class_indices]
     labels = np.zeros(len(names), np.int32)

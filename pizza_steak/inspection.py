@@ -356,7 +356,7 @@ def _inspect_dataset(dataset: str, data_dir: str | None, options: Mapping[str, A
             for row in prepared.rows(split):
                 (encoded,) = prepared.read(tf.constant([row])).numpy()
                 label = prepared.classes[prepared.labels[row]]
-                yield split, label, str(prepared.filenames[row]), encoded
+                yield split, label, prepared.filenames[row], encoded
 
     return inspect(prepared.builder.info.full_name, {}, examples(), **options)
 

@@ -16,6 +16,7 @@ import posixpath
 import re
 import stat
 import struct
+import time
 import unicodedata
 import zipfile
 import zlib
@@ -70,6 +71,10 @@ _LINK_OUTSIDE = (
 _END = struct.Struct("<4s4H2LH")
 _END_64 = struct.Struct("<4sQ2H2L4Q")
 _LOCATOR_64 = struct.Struct("<4sLQL")
+
+# Two changes within one tick of a file system's clock, 2 s on FAT, look like one, as Git knows
+# (Documentation/technical/racy-git). So what was young when it was read is read again.
+TICK = 2 * 10**9
 
 _PART = 2**18  # Bytes; more photographs are smaller than larger.
 
@@ -165,6 +170,22 @@ def list_members(path: pathlib.Path, options: ReadingOptions) -> Listing:
     if kind == stat.S_IFREG:
         return _list_zip(path, options)
     raise ArchiveError(f"archive {path}: neither a zip file nor a folder")
+
+
+def state_of_zip(path: pathlib.Path) -> tuple[int, ...]:
+    """Returns the size, the times of modification and change, and the inode of a zip.
+
+    Returns:
+      () for a folder, for a zip that changed just now, and if there is no file at the path.
+    """
+    now = time.time_ns()
+    try:
+        status = path.stat()
+    except OSError:
+        return ()
+    state = (*_stamp(status), status.st_ino)
+    old = max(status.st_mtime_ns, status.st_ctime_ns) < now - TICK
+    return state if stat.S_ISREG(status.st_mode) and old else ()
 
 
 def read_file(path: str | os.PathLike[str]) -> tuple[bytes, tuple[int, ...]]:

@@ -4,21 +4,17 @@ TFDS reads records sequentially. Training needs them in the order of a permutati
 makes an index of the position of each image in its file.
 """
 
-import collections
 import contextlib
 import contextvars
 import dataclasses
 import functools
-import hashlib
 import logging
 import os
 import pathlib
-import struct
 import sys
 import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -26,15 +22,13 @@ import tensorflow_datasets as tfds
 from absl import logging as absl_logging
 from tensorflow_datasets.core.utils import tqdm_utils
 
-from pizza_steak import preparations, sample, splits
-from pizza_steak.archive import ReadingOptions, read_archive
+from pizza_steak import contents, index, preparations, sample, splits
+from pizza_steak.archive import Archive, ReadingOptions
 from pizza_steak.atomic import make_folder, remove
 from pizza_steak.errors import UserError, told
 from pizza_steak.kept import make_once
 from pizza_steak.pizza_steak_dataset_builder import ArchiveConfig, Builder
 
-# Bytes of a TFRecord's frame before its content.
-_FRAME_HEAD = 12
 _PUBLISHED = {"train": 750, "test": 250}  # Of each of two classes.
 
 
@@ -48,14 +42,17 @@ class Records:
     Attributes:
       builder: The TFDS builder that wrote the records.
       labels: int64 array of shape (N,), indices into `classes`.
-      filenames: Array of shape (N,), paths below the archive's root.
+      filenames: Paths below the archive's root, of length N.
       digests: uint64 array of shape (N, 2), 16 bytes of the SHA-256 of each encoded image.
+      fingerprint: Hexadecimal digest of the class names and each image's label, filename and
+        content.
     """
 
     builder: tfds.core.DatasetBuilder
     labels: np.ndarray
-    filenames: np.ndarray
+    filenames: Sequence[str]
     digests: np.ndarray
+    fingerprint: str
     _shards: np.ndarray
     _starts: np.ndarray  # Positions of the records in their files.
     _offsets: np.ndarray  # Positions of the images in their files.
@@ -70,14 +67,6 @@ class Records:
     def folder(self) -> pathlib.Path:
         """The folder of the records and of everything derived from them."""
         return pathlib.Path(self.builder.data_dir)
-
-    @property
-    def fingerprint(self) -> str:
-        """Hexadecimal digest of the class names and each image's label, filename and content."""
-        digest = hashlib.sha256("\0".join(self.classes).encode())
-        for column in (self.labels, self.filenames, self.digests):
-            digest.update(column.tobytes())
-        return digest.hexdigest()[:12]
 
     @property
     def counts(self) -> dict[str, int]:
@@ -156,7 +145,7 @@ class Records:
 def prepare(
     dataset: str = "pizza_steak/photos",
     *,
-    archive: str | os.PathLike[str] | None = None,
+    archive: str | os.PathLike[str] | Archive | None = None,
     data_dir: str | os.PathLike[str] | None = None,
     reading: ReadingOptions | None = None,
 ) -> Records:
@@ -166,7 +155,7 @@ def prepare(
 
     Args:
       dataset: `pizza_steak/photos` (downloaded) or `pizza_steak/sample` (rendered).
-      archive: A zip or folder of class folders to use in place of `dataset`.
+      archive: A zip or folder of class folders to use in place of `dataset`, or its listing.
       data_dir: Folder of TFDS's datasets; by default `~/tensorflow_datasets`.
       reading: How to read the archive.
 
@@ -174,9 +163,8 @@ def prepare(
       UserError: The dataset is unknown, cannot be downloaded, or `data_dir` cannot be written.
       ArchiveError: The archive is refused; nothing was written.
     """
-    listed = None
-    if archive:
-        listed = read_archive(archive, reading)
+    listed = open_archive(archive, data_dir=data_dir, reading=reading) if archive else None
+    if listed:
         for warning in listed.warnings:
             absl_logging.warning("archive %s: %s", listed.path, warning)
     try:
@@ -184,7 +172,8 @@ def prepare(
         with _quiet_tfds():
             builder = _prepared_builder(config, data_dir)
         preparations.mark_used(pathlib.Path(builder.data_dir))
-        return Records(builder, **_index(builder))
+        folder, classes = pathlib.Path(builder.data_dir), builder.info.features["label"].names
+        return Records(builder, **index.columns(folder, _files(builder), classes))
     except OSError as error:
         where = error.filename or data_dir
         raise UserError(f"data_dir: {where}: {told(error)}; pass another --data_dir") from error
@@ -231,6 +220,7 @@ def prepare_splits(
         before anything is prepared.
     """
     name = os.fspath(archive or dataset)
+    listed = open_archive(archive, data_dir=data_dir, reading=reading) if archive else None
 
     def plan(counts: Mapping[str, int]) -> splits.Plan:
         if isinstance(request, splits.Request):
@@ -238,8 +228,8 @@ def prepare_splits(
         rows = splits.rows(request, counts, "--split", name)
         return splits.Plan({"test": request}, {"test": rows}, {}, np.arange(0))
 
-    plan(split_counts(dataset, archive=archive, reading=reading))
-    prepared = prepare(dataset, archive=archive, data_dir=data_dir, reading=reading)
+    plan(split_counts(dataset, archive=listed))
+    prepared = prepare(dataset, archive=listed, data_dir=data_dir)
     planned = plan(prepared.counts)  # pizza_steak/photos may come from the user's own zip.
     rows = planned.rows(prepared.labels, prepared.digests)
     used = _choose_classes(classes, prepared.classes)
@@ -258,10 +248,28 @@ def _choose_classes(asked: Sequence[str] | None, there: tuple[str, ...]) -> tupl
     return tuple(asked)
 
 
+def open_archive(
+    archive: str | os.PathLike[str] | Archive,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    reading: ReadingOptions | None = None,
+) -> Archive:
+    """Returns the listing of an archive; reads no zip that was prepared and has not changed.
+
+    Raises:
+      ArchiveError: The archive is refused.
+    """
+    if isinstance(archive, Archive):
+        return archive
+    cache = preparations.home(data_dir) / contents.CACHE
+    return contents.open_archive(archive, reading, cache)
+
+
 def split_counts(
     dataset: str = "pizza_steak/photos",
     *,
-    archive: str | os.PathLike[str] | None = None,
+    archive: str | os.PathLike[str] | Archive | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
     reading: ReadingOptions | None = None,
 ) -> dict[str, int]:
     """Returns the number of images of each split, by name, without preparing anything.
@@ -273,8 +281,7 @@ def split_counts(
       ArchiveError: The archive is refused.
     """
     if archive:
-        listed = read_archive(archive, reading).splits
-        return {split: len(images) for split, images in listed.items()}
+        return dict(open_archive(archive, data_dir=data_dir, reading=reading).counts)
     per_class = sample.PICTURES if _config_named(dataset) == "sample" else _PUBLISHED
     return {split: len(sample.CLASSES) * count for split, count in per_class.items()}
 
@@ -305,7 +312,7 @@ def _prepared_builder(
 
     def is_sound(folder: pathlib.Path) -> bool:
         try:
-            _scan(_files(Builder(data_dir=home.parent, config=config)))
+            index.check(_files(Builder(data_dir=home.parent, config=config)))
         except Exception:  # TFDS and TensorFlow each raise their own.
             return False
         return True
@@ -313,6 +320,10 @@ def _prepared_builder(
     with _no_empty_folders(folder):
         make_folder(folder.parent)
         make_once(folder, make, is_sound)
+    if isinstance(config, ArchiveConfig) and config.archive:
+        # The list of images is not needed any more, and takes 1 kB of memory for each.
+        archive = dataclasses.replace(config.archive, splits={})
+        config = dataclasses.replace(config, archive=archive)
     return Builder(data_dir=home.parent, config=config)
 
 
@@ -381,56 +392,3 @@ def _files(builder: tfds.core.DatasetBuilder) -> dict[str, int]:
         for name in sorted(splits)
         for path, count in zip(splits[name].filepaths, splits[name].shard_lengths, strict=True)
     }
-
-
-def _index(builder: tfds.core.DatasetBuilder) -> dict[str, np.ndarray]:
-    """Returns the columns of `Records`; keeps them in a file beside the records."""
-    path = pathlib.Path(builder.data_dir, "index-3.npz")  # Older ones lack columns.
-
-    def write(temporary: pathlib.Path) -> None:
-        with temporary.open("wb") as file:
-            np.savez(file, **_scan(_files(builder)))
-
-    make_once(path, write)
-    with np.load(path) as columns:
-        return dict(columns)
-
-
-def _scan(files: Mapping[str, int]) -> dict[str, Any]:
-    """Reads record files, with the number of examples of each; returns the columns of `Records`.
-
-    Raises:
-      tf.errors.DataLossError: A file is damaged.
-    """
-    columns: dict[str, list] = collections.defaultdict(list)
-    for shard, (path, count) in enumerate(files.items()):
-        before = len(columns["_shards"])
-        for offset, record in _frames(path):
-            feature = tf.train.Example.FromString(record).features.feature
-            (encoded,) = feature["image"].bytes_list.value
-            columns["labels"].append(feature["label"].int64_list.value[0])
-            columns["filenames"].append(feature["filename"].bytes_list.value[0].decode())
-            columns["digests"].append(struct.unpack(">2Q", hashlib.sha256(encoded).digest()[:16]))
-            columns["_shards"].append(shard)
-            columns["_starts"].append(offset - _FRAME_HEAD)
-            columns["_offsets"].append(offset + record.index(encoded))
-            columns["_lengths"].append(len(encoded))
-        if (found := len(columns["_shards"]) - before) != count:
-            raise tf.errors.DataLossError(None, None, f"{path}: {found} records of {count}")
-    digests = np.array(columns.pop("digests"), np.uint64)
-    return {"digests": digests} | {name: np.array(column) for name, column in columns.items()}
-
-
-def _frames(path: str) -> Iterator[tuple[int, bytes]]:
-    """Yields the records of a TFRecord file, each with the offset of its content.
-
-    A record is its length (8 bytes), the checksum of that (4), the content, and its checksum (4):
-    https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details
-
-    Raises:
-      tf.errors.DataLossError: A checksum is wrong, or the file was cut.
-    """
-    offset = _FRAME_HEAD
-    for record in tf.data.TFRecordDataset(path).as_numpy_iterator():
-        yield offset, record
-        offset += len(record) + 4 + _FRAME_HEAD

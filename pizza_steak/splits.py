@@ -251,13 +251,23 @@ def _contents(
       The number of each image's content; the number of images of each content in its class, which
       is the first class that has it; and the contents of each class.
     """
-    contents = np.unique(digests, axis=0, return_inverse=True)[1].reshape(-1)
+    contents = _numbers(digests)
     owners = np.full(contents.max() + 1, labels.max(), labels.dtype)
     np.minimum.at(owners, contents, labels)
     sizes = np.bincount(contents[labels == owners[contents]])
     by_owner = np.argsort(owners, kind="stable")
     classes = np.split(by_owner, np.flatnonzero(np.diff(owners[by_owner])) + 1)
     return contents, sizes, classes
+
+
+def _numbers(digests: np.ndarray) -> np.ndarray:
+    """Returns the number of each digest among the different ones, in their order."""
+    order = np.lexsort(digests.T[::-1])  # np.unique with an axis is slower.
+    differs = np.zeros(len(digests), bool)
+    differs[1:] = (digests[order[1:]] != digests[order[:-1]]).any(axis=1)
+    numbers = np.empty(len(digests), np.int64)
+    numbers[order] = np.cumsum(differs)
+    return numbers
 
 
 def shared(digests: np.ndarray, others: np.ndarray) -> int:
@@ -268,7 +278,7 @@ def shared(digests: np.ndarray, others: np.ndarray) -> int:
       others: uint64 array of shape (M, 2).
     """
     both = np.concatenate([digests, others])
-    contents = np.unique(both, axis=0, return_inverse=True)[1].reshape(-1)
+    contents = _numbers(both)
     return int(np.isin(contents[: len(digests)], contents[len(digests) :]).sum())
 
 

@@ -37,7 +37,7 @@ COMMANDS = [
 ]  # fmt: skip
 FAULTS = [(errno.ENOSPC, True), (errno.EROFS, True), (errno.EIO, False), (errno.EMFILE, False)]
 FAULTS += [(0, False)] * 3  # Killed.
-KEPT = ["images.npy", "index-3.npz", "*.tfrecord*", "dataset_info.json", "bad.json", "latest.npz"]
+KEPT = ["images.npy", "index-4/*", "*.tfrecord*", "dataset_info.json", "bad.json", "latest.npz"]
 
 
 def main(argv):

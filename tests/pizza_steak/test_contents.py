@@ -8,8 +8,9 @@ import zipfile
 
 import pytest
 
-from pizza_steak import contents, records
-from pizza_steak.archive import Archive, read_archive
+import pizza_steak
+from pizza_steak import contents, members, records, splits
+from pizza_steak.archive import Archive, ReadingOptions, read_archive
 from pizza_steak.errors import ArchiveError
 
 FOOD = ["train/pizza/1.jpg", "train/steak/2.jpg", "test/pizza/3.jpg", "test/steak/4.jpg"]
@@ -35,7 +36,7 @@ def reads(monkeypatch):
 
 
 def wait_for_the_next_tick():
-    time.sleep(contents._TICK / 1e9 + 0.1)
+    time.sleep(members.TICK / 1e9 + 0.1)
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +200,153 @@ def test_caches_of_folders_that_are_gone_are_removed(aged, make_archive, fingerp
     assert list((tmp_path / "cache").glob("*.json")) == [cache]
 
 
+@pytest.fixture
+def opened(monkeypatch):
+    """The zips that were opened. Zips are remembered although they are new."""
+    paths = []
+
+    def open_zip(self, file, *arguments, original=zipfile.ZipFile.__init__, **options):
+        paths.append(file)
+        original(self, file, *arguments, **options)
+
+    monkeypatch.setattr(zipfile.ZipFile, "__init__", open_zip)
+    monkeypatch.setattr(members, "TICK", 0)
+    return paths
+
+
+@pytest.fixture
+def zipped(make_archive):
+    """A zip with a file that is left out, and a folder that is warned of."""
+    return make_archive([*FOOD, "train/pizza/notes.txt", "train/soup/1.svg"])
+
+
+def told(path, data_dir, caplog, **options):
+    """What a start tells of an archive: its images, warnings and files that are left out."""
+    caplog.clear()
+    with caplog.at_level("WARNING", logger="absl"):
+        found = records.prepare_splits(
+            "", splits.Request(validation_split="none"), archive=path, data_dir=data_dir, **options
+        )
+    prepared = found.records
+    left_out = prepared.builder.builder_config.archive.left_out
+    rows = {purpose: rows.tolist() for purpose, rows in found.rows.items()}
+    return prepared.fingerprint, prepared.classes, rows, caplog.messages, left_out
+
+
+def test_a_prepared_zip_is_not_opened(zipped, opened, tmp_path, caplog):
+    expected = told(zipped, tmp_path, caplog)
+    assert opened.count(zipped) == 3  # To list it, and to read each split.
+    assert len(expected[3]) == 1
+    assert expected[4] == {".svg": 1, ".txt": 1}
+    opened.clear()
+    assert told(zipped, tmp_path, caplog) == expected
+    assert records.split_counts(archive=zipped, data_dir=tmp_path) == {"train": 2, "test": 2}
+    assert records.open_archive(zipped, data_dir=tmp_path).classes == ("pizza", "steak")
+    assert opened == []
+
+
+def test_flow_from_directory_lists_a_zip_once(zipped, opened, tmp_path):
+    def filepaths():
+        return pizza_steak.flow_from_directory(zipped / "train", data_dir=tmp_path).filepaths
+
+    assert filepaths() == [str(zipped / name) for name in FOOD if name.startswith("train/")]
+    assert opened.count(zipped) == 3  # To list it, and to read each split.
+    opened.clear()
+    assert len(filepaths()) == 2
+    assert opened == [zipped]
+
+
+def overwrite(path, other):
+    path.write_bytes(other.read_bytes())
+
+
+def move_there(path, other):
+    shutil.copy(other, path.with_name("new"))
+    os.replace(path.with_name("new"), path)
+
+
+@pytest.mark.parametrize("change", [overwrite, move_there])
+def test_a_zip_that_changed_is_listed_again_though_its_size_and_time_are_the_same(
+    make_archive, opened, tmp_path, change
+):
+    path, other = (make_archive(dict.fromkeys(FOOD, content)) for content in (b"one", b"two"))
+    times = (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+    before = records.prepare(archive=path, data_dir=tmp_path).fingerprint
+    change(path, other)
+    os.utime(path, ns=times)
+    assert path.stat().st_size == other.stat().st_size
+    after = records.prepare(archive=path, data_dir=tmp_path).fingerprint
+    assert after != before
+    assert after == records.prepare(archive=other, data_dir=tmp_path / "other").fingerprint
+
+
+def test_a_zip_that_is_gone_or_read_in_another_way_is_not_remembered(zipped, opened, tmp_path):
+    records.prepare(archive=zipped, data_dir=tmp_path)
+    with pytest.raises(ArchiveError, match="unpack"):
+        reading = ReadingOptions(max_unpacked_gb=1e-9)
+        records.prepare(archive=zipped, data_dir=tmp_path, reading=reading)
+    assert records.split_counts(archive=zipped, data_dir=tmp_path)
+    zipped.unlink()
+    with pytest.raises(ArchiveError, match="no such file"):
+        records.split_counts(archive=zipped, data_dir=tmp_path)
+
+
+def test_a_young_zip_is_not_remembered(zipped, opened, tmp_path, monkeypatch):
+    monkeypatch.setattr(members, "TICK", 10**15)
+    for _ in range(2):
+        opened.clear()
+        records.prepare(archive=zipped, data_dir=tmp_path)
+        assert zipped in opened
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"zip": 1}', b"\xff"])
+def test_a_zip_whose_cache_is_damaged_is_listed_again(zipped, opened, tmp_path, content, caplog):
+    expected = told(zipped, tmp_path, caplog)
+    (file,) = (tmp_path / "pizza_steak" / contents.CACHE).glob("*.json")
+    file.write_bytes(content)
+    opened.clear()
+    assert told(zipped, tmp_path, caplog) == expected
+    assert opened == [zipped]
+    opened.clear()
+    assert told(zipped, tmp_path, caplog) == expected
+    assert opened == []
+
+
+@pytest.mark.parametrize("lost", ["the records", "a part of them"])
+def test_a_remembered_zip_is_prepared_again_where_its_records_are_lost(
+    zipped, opened, tmp_path, caplog, lost
+):
+    expected = told(zipped, tmp_path, caplog)
+    (file,) = tmp_path.rglob("*-test.tfrecord*")
+    if lost == "the records":
+        shutil.rmtree(file.parents[1])
+    else:
+        file.unlink()
+    found = told(zipped, tmp_path, caplog)
+    assert (found[:3], found[4]) == (expected[:3], expected[4])
+
+
+def test_a_zip_that_changes_after_it_was_remembered_is_not_mixed_up(make_archive, opened, tmp_path):
+    path, other = (make_archive(dict.fromkeys(FOOD, content)) for content in (b"one", b"two"))
+    folder = records.prepare(archive=path, data_dir=tmp_path).folder
+    listed = records.open_archive(path, data_dir=tmp_path)
+    shutil.rmtree(folder.parent)
+    overwrite(path, other)
+    with pytest.raises(ArchiveError, match="changed while it was read") as raised:
+        records.prepare(archive=listed, data_dir=tmp_path)
+    assert "\n" not in str(raised.value)
+    assert list(tmp_path.rglob("*.tfrecord*")) == []
+
+
+def test_what_is_kept_of_zips_that_are_gone_is_removed(make_archive, opened, tmp_path):
+    for path in (make_archive(FOOD), make_archive([*FOOD, "test/steak/5.jpg"])):
+        contents.fingerprint(read_archive(path), tmp_path)
+    path.unlink()
+    (tmp_path / "other.json").write_text("[]")
+    contents.forget_missing(tmp_path)
+    assert len(list(tmp_path.glob("*.json"))) == 2
+
+
 def test_a_folder_its_copies_and_its_zip_share_their_records(make_archive, tmp_path):
     layout = [f"{folder}/{number}.jpg" for folder in ("cat", "dog") for number in range(20)]
     folder = make_archive(layout, as_zip=False)
@@ -219,5 +367,5 @@ def test_a_folder_its_copies_and_its_zip_share_their_records(make_archive, tmp_p
     alone = [records.prepare(archive=path, data_dir=tmp_path / path.stem) for path in others]
     alone.append(records.prepare(archive=zipped, data_dir=tmp_path / "data 2"))
     for one in (*prepared, *alone):
-        assert one.filenames.tolist() == prepared[0].filenames.tolist()
+        assert list(one.filenames) == list(prepared[0].filenames)
         assert one.labels.tolist() == prepared[0].labels.tolist()

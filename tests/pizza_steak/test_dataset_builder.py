@@ -189,7 +189,7 @@ dataset = tfds.load("pizza_steak/sample", split="test", data_dir=sys.argv[1])
 print(hashlib.sha256(b"".join(sorted(dataset.map(lambda e: e["filename"]).as_numpy_iterator())))
       .hexdigest())
 """
-    filenames = sample_records.filenames[sample_records.rows("test")]
+    filenames = [sample_records.filenames[row] for row in sample_records.rows("test")]
     expected = hashlib.sha256("".join(sorted(filenames)).encode()).hexdigest()
     assert run_python(code, sample_records.folder.parents[2], fresh=True).split() == [expected]
 

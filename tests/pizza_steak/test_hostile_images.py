@@ -107,12 +107,12 @@ def test_inspect_training_and_the_service_agree_on_damaged_images(make_archive, 
     prepared = make_records(layout)
     for cache, format in itertools.product(CACHES, (SMALL, Format((9, 5), "nearest", "crop"))):
         bad = decode(prepared, format, cache=cache, on_bad_image="skip").bad
-        assert found == {str(prepared.filenames[row]): reason for row, reason in bad.items()}
+        assert found == {prepared.filenames[row]: reason for row, reason in bad.items()}
 
     rows = np.setdiff1d(np.arange(len(layout)), [*bad])
     rows = np.setdiff1d(rows, decoding_in_graph.for_pillow(prepared, SMALL))
     graph = tf.function(decoding_in_graph.decode_image)
-    names = {str(prepared.filenames[row]).rpartition(".jpg")[0].partition("a/")[2] for row in rows}
+    names = {prepared.filenames[row].rpartition(".jpg")[0].partition("a/")[2] for row in rows}
     assert {"whole.png", "plain text.png", "sound.JPEG"} <= names
     for row in rows:
         (encoded,) = prepared.encoded(np.array([row]))

@@ -180,7 +180,7 @@ def test_pictures_and_labels_are_those_of_flow_from_directory(
     expected_images, expected_labels = next(keras)
 
     records = prepare(archive=folder, data_dir=tmp_path)
-    rows = [records.filenames.tolist().index(filename) for filename in keras.filenames]
+    rows = [records.filenames.index(filename) for filename in keras.filenames]
     pictures = decode(records, Format((15, 17), "nearest"))
     labels = encode_labels(records.labels, class_mode, classes)
     ((images, labels),) = batches(pictures, np.array(rows), labels, len(rows)).as_numpy_iterator()

@@ -156,7 +156,7 @@ def test_broken_are_the_pictures_that_training_refuses(make_records, inspected, 
     found, text = inspected(sound | files)
     records = make_records(sound | files)
     refused = decoded.decode(records, 8, on_bad_image="skip").bad
-    assert found["broken"].keys() == {str(records.filenames[row]) for row in refused}
+    assert found["broken"].keys() == {records.filenames[row] for row in refused}
     assert len(found["broken"]) == 8
     for name, reason in found["broken"].items():
         assert f"{name} ({reason})" in text

@@ -9,7 +9,7 @@ import time
 import pytest
 from small_runs import snapshot
 
-from pizza_steak import atomic, contents, decoded, preparations, records
+from pizza_steak import atomic, contents, decoded, members, preparations, records
 from pizza_steak.errors import UserError
 
 CATS = [f"{name}/{number}.jpg" for name in ("cat", "dog") for number in range(1_100)]
@@ -168,7 +168,7 @@ def test_it_waits_for_who_makes_the_dataset(data_dir):
 
 def test_what_a_killed_removal_left_and_what_belongs_to_gone_folders_goes(make_archive, tmp_path):
     folder = make_archive(FOOD, as_zip=False)
-    time.sleep(contents._TICK / 1e9 + 0.1)
+    time.sleep(members.TICK / 1e9 + 0.1)
     home = records.prepare(archive=folder, data_dir=tmp_path).folder.parents[1]
     half = home / f".{'0' * 32}.food-0123456789ab"
     half.mkdir()

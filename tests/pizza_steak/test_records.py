@@ -67,7 +67,7 @@ def test_rows_are_what_tfds_reads(food, split):
     examples = list(tfds.as_numpy(dataset))
     rows = food.rows(split)
     assert rows.dtype == np.int64
-    assert food.filenames[rows].tolist() == [e["filename"].decode() for e in examples]
+    assert [food.filenames[row] for row in rows] == [e["filename"].decode() for e in examples]
     assert food.labels[rows].tolist() == [e["label"] for e in examples]
 
 
@@ -126,7 +126,7 @@ def test_reads_the_bytes_of_the_archive_in_any_order(archive, food, draw, read):
     }[draw]
     encoded = tf.function(getattr(food, read))(tf.constant(rows))
     assert encoded.shape == rows.shape
-    assert encoded.numpy().tolist() == [contents[name] for name in food.filenames[rows]]
+    assert encoded.numpy().tolist() == [contents[food.filenames[row]] for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_opening_again_reads_and_writes_no_records(archive, tmp_path):
     again = records.prepare(archive=archive, data_dir=tmp_path)
     assert {path: path.stat().st_mtime_ns for path in first.folder.glob("[!.]*")} == before
     assert again.fingerprint == first.fingerprint
-    np.testing.assert_array_equal(again.filenames, first.filenames)
+    assert list(again.filenames) == list(first.filenames)
     np.testing.assert_array_equal(again.labels, first.labels)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from pizza_steak.configuration import parse_fold
 from pizza_steak.errors import UserError
-from pizza_steak.splits import PURPOSES, Request, cut, parts, plan
+from pizza_steak.splits import PURPOSES, Request, cut, parts, plan, shared
 
 BOTH = {"validation": 0.15, "test": 0.15}
 COUNTS = {"train": 100, "test": 40}
@@ -109,6 +109,20 @@ def test_the_same_bytes_are_never_in_two_splits():
         assert not any(a & b for a, b in itertools.combinations(contents, 2))
         assert sum(map(len, places.values())) == 300
         assert all(len(rows) > 20 for rows in places.values())
+
+
+@pytest.mark.parametrize("values", [1, 2, 12, 40])
+@pytest.mark.parametrize("count", [0, 1, 200])
+def test_digests_are_the_same_if_both_halves_are(values, count):
+    rng = np.random.default_rng(values)
+    hashes, others = rng.integers(0, values, (2, max(count, 1), 2)).astype(np.uint64)
+    there = {*map(tuple, others[:count].tolist())}
+    expected = sum(tuple(one) in there for one in hashes.tolist())
+    assert shared(hashes, others[:count]) == expected
+    assert shared(others[:count], hashes[:0]) == 0
+    places = cut(np.zeros(len(hashes), int), hashes, BOTH)
+    sides = [{*map(tuple, hashes[rows].tolist())} for rows in places.values()]
+    assert sum(map(len, sides)) == len(set.union(*sides)) == len({*map(tuple, hashes.tolist())})
 
 
 def test_bytes_of_two_classes_go_where_the_first_class_puts_them():

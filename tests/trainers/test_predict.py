@@ -70,7 +70,7 @@ def test_files_get_the_predictions_of_the_decoded_array_to_the_last_bit(make_run
     outputs = loading.load_model(run).predict(images, batch_size=4, verbose=0)
     expected = np.concatenate([1 - outputs, outputs], axis=1)
 
-    files = [str(folder / name) for name in data.records.filenames[rows]]
+    files = [str(folder / data.records.filenames[row]) for row in rows]
     predictions = prediction.predict(run, files, batch_size=4)
     np.testing.assert_array_equal(predictions.probabilities, expected)
     assert predictions.paths == files

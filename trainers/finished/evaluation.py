@@ -10,7 +10,7 @@ import numpy as np
 from sklearn import calibration, metrics
 
 from pizza_steak import decoding, figures, records, splits
-from pizza_steak.archive import ReadingOptions, read_archive
+from pizza_steak.archive import ReadingOptions
 from pizza_steak.atomic import output_file, remove
 from pizza_steak.errors import UserError, told
 from pizza_steak.text_width import padded, text_width
@@ -207,12 +207,12 @@ def evaluate(run: run_directory.Run, config: EvaluateConfig) -> Evaluation:
     bins = calibration_bins(confidence, tested.correct)
     surest = np.argsort(-confidence, kind="stable")
     right, mistakes = surest[tested.correct[surest]], surest[~tested.correct[surest]]
-    files = data.records.filenames[data.rows[purpose]]
+    evaluated = data.rows[purpose]
 
     def predictions(places: np.ndarray) -> list[dict[str, Any]]:
         return [
             {
-                "file": str(files[place]),
+                "file": data.records.filenames[evaluated[place]],
                 "class": data.classes[labels[place]],
                 "predicted": data.classes[predicted[place]],
                 "probability": float(confidence[place]),
@@ -265,7 +265,9 @@ def _split(
     split, archive = config.evaluation.split, config.data.archive
     if _has_own_images(run, config):
         return (split or "test", None) if split in (None, *splits.PURPOSES) else ("test", split)
-    there = records.split_counts(archive=archive, reading=ReadingOptions.of(data))
+    there = records.split_counts(
+        archive=archive, data_dir=data.data_dir, reading=ReadingOptions.of(data)
+    )
     return "test", split or ("test" if "test" in there else "all")
 
 
@@ -306,7 +308,9 @@ def _seen(run: run_directory.Run, config: EvaluateConfig, digests: np.ndarray) -
 def _check_classes(run: run_directory.Run, data: DataConfig) -> None:
     if not data.archive:
         return
-    there = read_archive(data.archive, ReadingOptions.of(data)).classes
+    there = records.open_archive(
+        data.archive, data_dir=data.data_dir, reading=ReadingOptions.of(data)
+    ).classes
     expected = run.result["classes"]
     missing = [name for name in expected if name not in there]
     # The archive may have classes that the run left out.

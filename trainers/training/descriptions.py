@@ -241,6 +241,6 @@ def environment(setup: Setup) -> dict[str, Any]:
         "overlaps": data.overlaps,
         "left_out": _left_out(data),
         "bad_images": {
-            str(data.records.filenames[row]): reason for row, reason in data.pictures.bad.items()
+            data.records.filenames[row]: reason for row, reason in data.pictures.bad.items()
         },
     }

@@ -18,6 +18,7 @@ import tensorflow as tf
 from pizza_steak import decoded, input_pipeline, progress_bar
 from pizza_steak.errors import UserError, told
 from pizza_steak.kept import make_once
+from pizza_steak.npy_writer import NpyWriter
 from trainers import data as run_data
 from trainers.setup import Setup
 
@@ -157,7 +158,7 @@ def _on_disk(
 
     def write(temporary: pathlib.Path) -> None:
         temporary.mkdir()
-        with decoded.NpyWriter(temporary / "features.npy", shape, np.float32) as writer:
+        with NpyWriter(temporary / "features.npy", shape, np.float32) as writer:
             write_to(writer.write)
 
     try:
