@@ -203,14 +203,15 @@ def load(
             found.records, format, cache=decoded_cache, on_bad_image=on_bad_image
         )
         rows = decoded.readable_rows(pictures, found)
-    labels = found.records.labels_of(found.classes).astype(np.int32)
+    labels_of_classes = found.records.labels_in(found.classes).astype(np.int32)
 
     def batches(split: str, epoch: int | tf.Tensor = 0) -> tf.data.Dataset:
         return input_pipeline.batches(
             pictures,
             rows[split],
-            labels,
+            found.records.labels,
             batch_size,
+            encode=lambda labels: tf.gather(labels_of_classes, labels),
             seed=seed,
             shuffle=split == "train",
             first_epoch=epoch,

@@ -74,23 +74,36 @@ class DecodedPictures:
                 self.array.__getitem__, [rows], self.array.dtype, stateful=False
             )
         else:
-            # A graph holds a reference to a captured dataset, but a copy of a captured tensor.
-            array = self._dataset.get_single_element()
+            (array,) = self._dataset.get_single_element()
             with tf.device("CPU"):  # A GPU would first copy the whole array to its memory.
                 images = tf.gather(array, rows)
         return tf.ensure_shape(images, (*rows.shape, *self.array.shape[1:]))
 
     @functools.cached_property
     def _dataset(self) -> tf.data.Dataset:
-        """A dataset whose one element is the array, without a copy if the array is aligned."""
-        with tf.init_scope(), tf.device("CPU"):
-            if self.array.ctypes.data % _ALIGNMENT:
-                return tf.data.Dataset.from_tensors(tf.constant(self.array))
-            # NumPy exports no read-only array to TensorFlow 2.21, which only reads what it gathers.
-            interface = self.array.__array_interface__ | {"data": (self.array.ctypes.data, False)}
-            owner = types.SimpleNamespace(__array_interface__=interface, array=self.array)
-            tensor = tf.experimental.dlpack.from_dlpack(np.asarray(owner).__dlpack__())
-            return tf.data.Dataset.from_tensors(tensor)
+        return dataset_of(self.array)
+
+
+def dataset_of(*arrays: np.ndarray) -> tf.data.Dataset:
+    """Returns a dataset whose one element is a tuple of whole arrays.
+
+    A graph that captures it holds a reference to the arrays; of a captured tensor it would hold a
+    copy, and no graph may have more than 2 GB. Arrays are not copied here if they are aligned, such
+    as a memory-mapped .npy file.
+    """
+    with tf.init_scope(), tf.device("CPU"):
+        return tf.data.Dataset.from_tensors(tuple(map(_tensor_of, arrays)))
+
+
+def _tensor_of(array: np.ndarray) -> tf.Tensor:
+    if array.ctypes.data % _ALIGNMENT or not array.flags.c_contiguous:
+        copy = _aligned_zeros((array.nbytes,)).view(array.dtype).reshape(array.shape)
+        copy[...] = array
+        array = copy
+    # NumPy exports no read-only array to TensorFlow 2.21, which only reads what it gathers.
+    interface = array.__array_interface__ | {"data": (array.ctypes.data, False)}
+    owner = types.SimpleNamespace(__array_interface__=interface, array=array)
+    return tf.experimental.dlpack.from_dlpack(np.asarray(owner).__dlpack__())
 
 
 @dataclasses.dataclass(frozen=True)

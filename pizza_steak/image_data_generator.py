@@ -1,6 +1,7 @@
 """`flow_from_directory`, which replaces that of Keras's ImageDataGenerator."""
 
 import dataclasses
+import functools
 import itertools
 import math
 import numbers
@@ -215,11 +216,15 @@ def flow_from_directory(
     with naming_arguments():
         listing = _list_files(directory, classes, reading, data_dir)
     num_classes = len(listing.class_indices)
-    labels = None
+    labels, encode = None, tf.identity
     if class_mode not in ("input", None):
-        input_pipeline.choose_class_mode(class_mode, num_classes)
-        labels = input_pipeline.encode_labels(listing.labels, class_mode, num_classes)
-        labels = labels.astype(label_type.as_numpy_dtype)
+        labels = listing.labels
+        encode = functools.partial(
+            input_pipeline.encode_labels,
+            class_mode=input_pipeline.choose_class_mode(class_mode, num_classes),
+            num_classes=num_classes,
+            dtype=label_type,
+        )
     rows, measured_rows = _cut(listing.rows_by_class, validation_split, subset)
     pictures = decoded.decode(
         listing.records, image_format, cache=decoded_cache, on_bad_image=on_bad_image
@@ -261,6 +266,7 @@ def flow_from_directory(
             rows,
             labels,
             batch_size,
+            encode=encode,
             seed=seed,
             shuffle=shuffle,
             first_epoch=epoch,

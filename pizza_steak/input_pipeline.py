@@ -18,7 +18,7 @@ import tensorflow as tf
 from tensorflow.python.data.ops import iterator_ops, multi_device_iterator_ops
 
 from pizza_steak import cores, data_service
-from pizza_steak.decoded import WITHOUT_AUTOTUNE, Pictures
+from pizza_steak.decoded import WITHOUT_AUTOTUNE, Pictures, dataset_of
 from pizza_steak.errors import UserError
 
 # Number of batches to prefetch.
@@ -46,20 +46,22 @@ def choose_class_mode(class_mode: str | None, num_classes: int) -> str:
     return class_mode
 
 
-def encode_labels(labels: np.ndarray, class_mode: str, num_classes: int) -> np.ndarray:
+def encode_labels(
+    labels: tf.Tensor, class_mode: str, num_classes: int, dtype: tf.DType = tf.float32
+) -> tf.Tensor:
     """Encodes labels as `flow_from_directory` does.
 
     Args:
-      labels: int array of shape (N,), class indices.
+      labels: Integers of shape (B,), class indices.
       class_mode: One of `CLASS_MODES`, but not "none".
       num_classes: The number of classes C.
+      dtype: The dtype of the result.
 
     Returns:
-      float32 of shape (N,) for "binary" and "sparse"; of shape (N, C), one-hot, for "categorical".
+      Shape (B,) for "binary" and "sparse"; (B, C), one-hot, for "categorical".
     """
-    if class_mode == "categorical":
-        return np.eye(num_classes, dtype=np.float32)[labels]
-    return labels.astype(np.float32)
+    encoded = tf.one_hot(labels, num_classes) if class_mode == "categorical" else labels
+    return tf.cast(encoded, dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +150,7 @@ def batches(
     labels: np.ndarray | None,
     batch_size: int,
     *,
+    encode: Callable[[tf.Tensor], tf.Tensor] = tf.identity,
     weights: np.ndarray | None = None,
     seed: int = 0,
     shuffle: bool = False,
@@ -163,9 +166,12 @@ def batches(
     Args:
       pictures: The decoded images of N records.
       rows: int64 array, the rows that an epoch visits, such as `Records.rows` returns.
-      labels: Encoded labels of all N records, or None for images only.
+      labels: int32 or int64 of shape (N,), the class index of each record, such as
+        `Records.labels`; or None for images only.
       batch_size: Number of images in a batch; the last batch of an epoch may hold fewer.
-      weights: float32 of shape (N,), the weight of each record in the loss; only with labels.
+      encode: Called with the class indices of a batch, such as by `encode_labels`; returns its
+        labels. By default labels are class indices.
+      weights: float32 of shape (C,), the weight of each class in the loss; only with labels.
       seed: Seed of the order and of the augmentation.
       shuffle: Whether each epoch has its own order; else the order is that of `rows`.
       first_epoch: The first epoch.
@@ -183,8 +189,10 @@ def batches(
       (B, height, width, channels).
     """
     steps, here = math.ceil(len(rows) / batch_size), shares.here
+    # Of all records, so a graph may hold no copy of them.
+    columns = dataset_of(rows) if labels is None else dataset_of(rows, labels)
 
-    def load(number):
+    def load(number, rows, labels=None):
         step, replica = number // len(here), here.start + number % len(here)
         batch = batch_rows(
             step,
@@ -200,16 +208,29 @@ def batches(
             images = augment(images, example_seeds(seed, step // steps, batch))
         if labels is None:
             return images
-        return images, *(tf.gather(a, batch) for a in (labels, weights) if a is not None)
+        indices = tf.gather(labels, batch)
+        if weights is None:
+            return images, encode(indices)
+        return images, encode(indices), tf.gather(weights, indices)
 
     first_step += first_epoch * steps
     counted = tf.data.Dataset.range(first_step * len(here), epochs * steps * len(here))
     if service:
-        loaded = data_service.map_steps(counted, load, service)
+        loaded = data_service.map_steps(
+            counted, lambda number: load(number, *columns.get_single_element()), service
+        )
     else:
         # The cores bound augmentation, whatever bounds the gathering.
         calls = pictures.parallel_calls if augment is None else cores.count()
-        loaded = counted.map(load, num_parallel_calls=calls)
+
+        def load_all(_):
+            # Read once: with deterministic operations, tf.data makes one batch at a time if `load`
+            # reads a dataset's element.
+            given = columns.get_single_element()
+            return counted.map(lambda number: load(number, *given), num_parallel_calls=calls)
+
+        length = tf.data.experimental.assert_cardinality(counted.cardinality())
+        loaded = tf.data.Dataset.range(1).flat_map(load_all).apply(length)
     return loaded.prefetch(_PREFETCHED * len(here)).with_options(WITHOUT_AUTOTUNE)
 
 

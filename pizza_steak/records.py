@@ -73,14 +73,15 @@ class Records:
         """The number of images of each split, by name."""
         return {name: info.num_examples for name, info in self.builder.info.splits.items()}
 
-    def labels_of(self, classes: Sequence[str]) -> np.ndarray:
-        """Returns the labels of all images in the order of `classes`; 0 for another class.
+    def labels_in(self, classes: Sequence[str]) -> np.ndarray:
+        """Returns the label of each class of the records in the order of `classes`.
 
         Returns:
-          int64 array of shape (N,).
+          int64 array of shape (C,), for the C classes of the records; 0 for a class that is not in
+          `classes`.
         """
-        indices = {name: label for label, name in enumerate(classes)}
-        return np.array([indices.get(name, 0) for name in self.classes])[self.labels]
+        labels = {name: label for label, name in enumerate(classes)}
+        return np.array([labels.get(name, 0) for name in self.classes])
 
     def rows(self, split: str) -> np.ndarray:
         """Returns the rows of a TFDS split string; see `splits.rows`."""

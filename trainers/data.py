@@ -50,7 +50,7 @@ class Data:
 
     def labels(self, purpose: str) -> np.ndarray:
         """Returns the class indices of a split, int64, in the order of its rows."""
-        return self._all_labels[self.rows[purpose]]
+        return self._labels_of_classes[self.records.labels[self.rows[purpose]]]
 
     def counts(self, purpose: str) -> np.ndarray:
         """Returns the number of images of each class in a split, in the labels' order."""
@@ -101,24 +101,24 @@ class Data:
           batch_size: Images per batch.
           class_weight: What images of each class, by its index, count in the loss.
         """
-        labels, weights = self._all_labels, None
+        labels, weights = self._labels_of_classes, None
         if class_weight:
-            by_class = [class_weight.get(label, 0) for label in range(len(self.classes))]
-            weights = np.array(by_class, np.float32)[labels]
+            weights = np.array([class_weight.get(label, 0) for label in labels], np.float32)
         return input_pipeline.batches(
             self.pictures,
             self.rows[purpose],
-            labels.astype(np.float32),
+            self.records.labels,
             batch_size,
+            encode=lambda indices: tf.gather(labels.astype(np.float32), indices),
             weights=weights,
             service=self.service,
             **options,
         )
 
     @property
-    def _all_labels(self) -> np.ndarray:
-        """The class indices of all records; 0 for a record that is in no split."""
-        return self.records.labels_of(self.classes)
+    def _labels_of_classes(self) -> np.ndarray:
+        """The label of each class of the records; 0 for a class that was not asked for."""
+        return self.records.labels_in(self.classes)
 
 
 def load(config: DataConfig, split: str | None = None) -> Data:

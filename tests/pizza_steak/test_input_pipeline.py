@@ -109,11 +109,13 @@ def test_shares_that_are_here_come_one_after_the_other():
     assert two == flat(zip(third, fourth, strict=True))
 
 
-def test_weights_belong_to_their_pictures():
-    weights = np.linspace(0, 1, 50, dtype=np.float32)
-    dataset = batches(numbered(50), np.arange(50), weights, 8, weights=weights, shuffle=True)
+def test_weights_belong_to_the_classes_of_their_pictures():
+    classes, weights = np.arange(50) % 7, np.linspace(0, 1, 7, dtype=np.float32)
+    dataset = batches(numbered(50), np.arange(50), classes, 8, weights=weights, shuffle=True)
     for images, labels, weights_given in dataset.as_numpy_iterator():
-        assert weights_given.tolist() == weights[rows_shown(images)].tolist() == labels.tolist()
+        assert labels.tolist() == classes[rows_shown(images)].tolist()
+        assert weights_given.dtype == np.float32
+        assert weights_given.tolist() == weights[labels].tolist()
 
 
 def test_the_batch_size_cuts_one_and_the_same_order():
@@ -142,18 +144,112 @@ def test_labels_belong_to_their_pictures():
     assert seen == 2 * 260
 
 
+@pytest.mark.parametrize("array_type", ["in memory", "memory-mapped", "every other", "int32"])
+def test_rows_and_labels_are_arrays_of_any_kind(array_type, tmp_path):
+    def kept(name, array):
+        if array_type == "every other":
+            return np.repeat(array, 2)[::2]
+        if array_type == "memory-mapped":
+            np.save(tmp_path / name, array)
+            return np.load(tmp_path / name, mmap_mode="r")
+        return array.astype(np.int32) if array_type == "int32" and name == "labels.npy" else array
+
+    rows = kept("rows.npy", np.arange(300)[::-3].copy())
+    labels = kept("labels.npy", np.random.default_rng(0).integers(9, size=300))
+    dataset = batches(numbered(300), rows, labels, 32)
+    images, found = zip(*dataset.as_numpy_iterator(), strict=True)
+    assert flat(map(rows_shown, images)) == rows.tolist()
+    assert flat(found) == labels[rows].tolist()
+    assert {part.dtype for part in found} == {labels.dtype}
+
+
+def encoder(class_mode, classes, *dtype):
+    return lambda labels: encode_labels(labels, class_mode, classes, *dtype)
+
+
+def encoded_at_once(labels, class_mode, classes):
+    """Labels of any number of records, as NumPy encodes them."""
+    if class_mode == "categorical":
+        return np.eye(classes, dtype=np.float32)[labels]
+    return labels.astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("class_mode", "classes"),
+    [("binary", 2), ("categorical", 2), ("categorical", 1000), ("sparse", 2), ("sparse", 3000)],
+)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16", "int32", "uint8"])
+def test_labels_of_a_batch_are_encoded_as_all_at_once(class_mode, classes, dtype):
+    dtype = tf.as_dtype(dtype)
+    labels = np.random.default_rng(0).integers(classes, size=90)
+    expected = encoded_at_once(labels, class_mode, classes).astype(dtype.as_numpy_dtype)
+    encode = encoder(class_mode, classes, dtype)
+    dataset = batches(numbered(90), np.arange(90), labels, 16, encode=encode, shuffle=True)
+    assert dataset.element_spec[1] == tf.TensorSpec((None, *expected.shape[1:]), dtype)
+    for images, found in dataset.as_numpy_iterator():
+        assert found.tobytes() == expected[rows_shown(images)].tobytes()
+
+
+class NoPictures:
+    """The pictures of any number of records, all of them black."""
+
+    bad, parallel_calls = {}, 2
+
+    def gather(self, rows):
+        return tf.zeros((tf.size(rows), 2, 1, 3), tf.uint8)
+
+
+@pytest.mark.parametrize("weights", [None, np.ones(1000, np.float32)])
+@pytest.mark.parametrize("class_mode", ["categorical", "sparse"])
+@pytest.mark.parametrize("count", [1000, 1_000_000])
+def test_a_graph_is_small_whatever_the_number_of_records(class_mode, weights, count):
+    labels = np.arange(count) % 1000
+
+    @tf.function
+    def first():
+        encode = encoder(class_mode, 1000)
+        options = {"weights": weights, "encode": encode, "shuffle": True}
+        return next(iter(batches(NoPictures(), np.arange(count), labels, 32, **options)))
+
+    assert first.get_concrete_function().graph.as_graph_def().ByteSize() < 100_000
+    _, found, *_ = first()
+    assert len(found) == 32
+
+
+def test_a_million_records_of_a_thousand_classes_have_one_hot_labels():
+    labels = np.arange(1_000_000) % 1000
+    options = {"encode": encoder("categorical", 1000), "epochs": 2, "shuffle": True}
+    dataset = batches(NoPictures(), np.arange(1_000_000), labels, 32, **options)
+    ((_, one_hot),) = dataset.take(1).as_numpy_iterator()
+    assert one_hot.shape == (32, 1000) and one_hot.sum(axis=1).tolist() == [1] * 32
+    assert len(dataset) == 2 * 31_250
+
+
+def test_rows_and_labels_may_be_larger_than_a_graph(tmp_path):
+    count = 2**28 + 3  # int64: more than 2 GB. The files are sparse, and row 0 comes most times.
+    for name, last in (("rows.npy", [count - 1, 7, count - 2]), ("labels.npy", [1, 8, 9])):
+        np.lib.format.open_memmap(tmp_path / name, "w+", np.int64, (count,))[-3:] = last
+    rows, labels = (np.load(tmp_path / name, mmap_mode="r") for name in ("rows.npy", "labels.npy"))
+    dataset = batches(NoPictures(), rows, labels, 32, first_step=count // 32)
+    ((_, found),) = dataset.as_numpy_iterator()
+    assert found.tolist() == [9, 0, 8]
+
+
 @pytest.mark.parametrize("class_mode", ["binary", "categorical", "sparse"])
 def test_types_and_shapes_are_known_before_the_first_batch(class_mode):
-    labels = encode_labels(np.array([0, 1, 1]), class_mode, 2)
-    images_spec, labels_spec = batches(numbered(3), np.arange(3), labels, 2).element_spec
+    dataset = batches(
+        numbered(3), np.arange(3), np.array([0, 1, 1]), 2, encode=encoder(class_mode, 2)
+    )
+    images_spec, labels_spec = dataset.element_spec
     assert images_spec == tf.TensorSpec((None, 2, 1, 3), tf.uint8)
-    assert labels_spec == tf.TensorSpec((None, *labels.shape[1:]), labels.dtype)
+    shape = (None, 2) if class_mode == "categorical" else (None,)
+    assert labels_spec == tf.TensorSpec(shape, tf.float32)
+    assert len(dataset) == 2
 
 
 def test_the_same_batches_whatever_keeps_the_pictures(sample_records):
-    labels = encode_labels(sample_records.labels, "sparse", 2)
-    rows = sample_records.rows("test")
-    options = {"shuffle": True, "epochs": 2, "seed": 7}
+    labels, rows = sample_records.labels, sample_records.rows("test")
+    options = {"shuffle": True, "epochs": 2, "seed": 7, "encode": encoder("sparse", 2)}
     datasets = [
         batches(decode(sample_records, 16, cache=cache), rows, labels, 32, **options)
         for cache in ("disk", "memory", "none")
@@ -182,8 +278,9 @@ def test_pictures_and_labels_are_those_of_flow_from_directory(
     records = prepare(archive=folder, data_dir=tmp_path)
     rows = [records.filenames.index(filename) for filename in keras.filenames]
     pictures = decode(records, Format((15, 17), "nearest"))
-    labels = encode_labels(records.labels, class_mode, classes)
-    ((images, labels),) = batches(pictures, np.array(rows), labels, len(rows)).as_numpy_iterator()
+    encode = encoder(class_mode, classes)
+    dataset = batches(pictures, np.array(rows), records.labels, len(rows), encode=encode)
+    ((images, labels),) = dataset.as_numpy_iterator()
     np.testing.assert_array_equal(images, expected_images)
     np.testing.assert_array_equal(labels, expected_labels)
     assert labels.dtype == expected_labels.dtype

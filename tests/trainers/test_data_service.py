@@ -66,10 +66,10 @@ def test_batches_are_the_same_in_the_same_order(service, make_archive, tmp_path,
     flags = [f"--archive={make_archive(names)}", f"--data_dir={tmp_path}", "--image_size=20,30"]
     flags.append("--validation_split=none")
     config = parse_flags(*flags, *AUGMENTED)
-    augment = preprocessing.augmentation_of(config.augmentation, seed=1).on_batches
+    augment = preprocessing.augmentation_of(config.augmentation, seed=1).in_pipeline
     local, remote = (
         run_data.load(parse_flags(*flags, flag).data).batches(
-            "train", 4, seed=1, shuffle=True, epochs=2, augment=augment
+            "train", 4, class_weight={1: 0.7}, seed=1, shuffle=True, epochs=2, augment=augment
         )
         for flag in ("--decoded_cache=none", f"--data_service={service}")
     )
