@@ -17,7 +17,9 @@ def test_labels_and_weights_are_those_of_the_classes_asked_for(
     splits = ("--validation_split=none", f"--classes={','.join(classes)}")
     data = run_data.load(parse_flags(*flags, *splits).data)
     rows = data.rows["train"]
-    asked = [classes.index(name.split("/")[-2]) for name in data.records.filenames[rows]]
+    asked = [
+        classes.index(name.split("/")[-2]) for name in map(data.records.filenames.__getitem__, rows)
+    ]
     assert sorted(asked) == [0, 0, 1, 1]
     assert data.labels("train").tolist() == asked
     assert data.counts("train").tolist() == [2, 2]
