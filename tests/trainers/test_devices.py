@@ -94,7 +94,13 @@ def test_a_cpu_computes_in_float32_and_without_xla_unless_it_is_asked_to():
     "flags, faster", [("avx2 amx_bf16", True), ("avx512_bf16", True), ("avx512f", False)]
 )
 def test_a_processor_with_instructions_for_bfloat16_is_told_of(monkeypatch, flags, faster):
-    monkeypatch.setattr(pathlib.Path, "read_text", lambda path, encoding: f"flags : {flags}\n")
+    read = pathlib.Path.read_text
+
+    def read_text(path, *arguments, **options):
+        told = path == pathlib.Path("/proc/cpuinfo")
+        return f"flags : {flags}\n" if told else read(path, *arguments, **options)
+
+    monkeypatch.setattr(pathlib.Path, "read_text", read_text)
     chosen = devices.choose(DevicesConfig())
     assert chosen.precision == "float32"
     assert ("--precision=fastest tries bfloat16" in chosen.precision_reason) == faster
