@@ -51,6 +51,7 @@ class Setting:
       ready: What a training with these flags needs.
       augmentation: The augmentation of the augmented stages: the flags', or else the chapter's.
       vary: Augments a batch as a training step does, from images and random numbers.
+      trained: By stage, what its training takes, and the steps that were traced with it.
     """
 
     config: BenchmarkConfig
@@ -61,7 +62,9 @@ class Setting:
     ready: setup.Setup
     augmentation: preprocessing.Augmentation
     vary: Callable[[tf.Tensor, tuple[tf.Tensor, ...]], tf.Tensor]
-    steps: dict[str, Steps] = dataclasses.field(default_factory=dict)
+    trained: dict[str, tuple[resident.Resident, Steps]] = dataclasses.field(
+        default_factory=dict, init=False
+    )
 
     @property
     def model(self) -> keras.Model:
@@ -270,16 +273,21 @@ def _training_input(setting: Setting, done: Done) -> None:
 
 def _training_step(setting: Setting, done: Done) -> None:
     """Trains on images in the memory of the device, without augmentation."""
-    _fit(setting, STEP, resident.move(setting.few, None, setting.ready.chosen.devices), done)
+    devices = setting.ready.chosen.devices
+    _fit(setting, STEP, lambda: resident.move(setting.few, None, devices), done)
 
 
 def _end_to_end(setting: Setting, done: Done) -> None:
-    _fit(setting, END_TO_END, setting.training(setting.few), done)
+    _fit(setting, END_TO_END, lambda: setting.training(setting.few), done)
 
 
-def _fit(setting: Setting, name: str, taken: resident.Resident, done: Done) -> None:
+def _fit(setting: Setting, name: str, take: Callable[[], resident.Resident], done: Done) -> None:
     """Runs Keras's fit for an epoch, as `training.Training` does, but without its callbacks."""
     ready, model = setting.ready, setting.model
+    if name not in setting.trained:
+        setting.trained[name] = take(), Steps(model, model.train_step)
+    taken, training = setting.trained[name]
+    model.gather = taken.gather  # The first call traces the steps with it.
     count, batch_size = len(setting.few.rows["train"]), ready.config.data.batch_size
     finished = 0
 
@@ -292,9 +300,6 @@ def _fit(setting: Setting, name: str, taken: resident.Resident, done: Done) -> N
     def batches(shares: input_pipeline.Shares) -> tf.data.Dataset:
         return setting.shuffled(taken.data, augment=taken.augment, shares=shares)
 
-    model.gather = taken.gather
-    if name not in setting.steps:  # They are traced with `gather`.
-        setting.steps[name] = Steps(model, model.train_step)
     steps = math.ceil(count / batch_size)
     model.fit(
         ready.chosen.dealt(batches),
@@ -302,7 +307,7 @@ def _fit(setting: Setting, name: str, taken: resident.Resident, done: Done) -> N
         callbacks=executions.Executions(
             [keras.callbacks.LambdaCallback(on_train_batch_end=count_images)],
             model,
-            training=setting.steps[name],
+            training=training,
             steps=(steps, 0),
             smaller=(count % batch_size != 0, False),
             at_once=executed_steps(ready.config.devices.steps_per_execution),
