@@ -22,7 +22,7 @@ import tensorflow_datasets as tfds
 from absl import logging as absl_logging
 from tensorflow_datasets.core.utils import tqdm_utils
 
-from pizza_steak import contents, index, preparations, sample, splits
+from pizza_steak import contents, index, preparations, reading_ahead, sample, splits
 from pizza_steak.archive import Archive, ReadingOptions
 from pizza_steak.atomic import make_folder, remove
 from pizza_steak.errors import UserError, told
@@ -137,6 +137,17 @@ class Records:
                 return file.read(self._lengths[row])
 
             return [read(row) for row in rows]
+
+    def read_ahead(self, rows: np.ndarray) -> None:
+        """Starts to read the encoded images at rows, int64 of shape (B,); does not wait for it."""
+        for first, end in reading_ahead.runs(rows):
+            shards = self._shards[first:end]
+            for shard in np.unique(shards):
+                start, stop = first + np.searchsorted(shards, [shard, shard + 1])
+                place = self._offsets[start]
+                length = self._offsets[stop - 1] + self._lengths[stop - 1] - place
+                with open(self._paths[shard], "rb", buffering=0) as file:
+                    reading_ahead.of_file(file.fileno(), int(place), int(length))
 
     @functools.cached_property
     def _paths(self) -> list[str]:
