@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.data.ops import iterator_ops, multi_device_iterator_ops
 
-from pizza_steak import cores, data_service
+from pizza_steak import cores, data_service, index
 from pizza_steak.decoded import WITHOUT_AUTOTUNE, Pictures, dataset_of
 from pizza_steak.errors import UserError
 
@@ -275,9 +275,12 @@ def batches(
     end = epochs * steps * len(here)
     counted = tf.data.Dataset.range(first, end)
     if service:
-        loaded = data_service.map_steps(
-            counted, lambda number: load(number, *columns.get_single_element()), service
-        )
+        shown = () if labels is None else (labels,)
+
+        def load_there(number):
+            return load(number, tf.constant(rows), *map(index.in_graph, shown))
+
+        loaded = data_service.map_steps(counted, load_there, service)
     else:
         # The cores bound augmentation, whatever bounds the gathering.
         calls = pictures.parallel_calls if augment is None else cores.count()

@@ -103,15 +103,17 @@ class Records:
         where the graph runs.
         """
         paths = tf.constant([os.path.abspath(path) for path in self._paths])
+        places = [tf.gather(index.in_graph(one), rows) for one in (self._shards, self._starts)]
         feature = {"image": tf.io.FixedLenFeature((), tf.string)}
 
-        def read(row: tf.Tensor) -> tf.Tensor:
+        def read(place: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+            shard, start = place
             # TFRecordDataset takes no offset; its operation does.
             records = tf.raw_ops.TFRecordDatasetV2(
-                filenames=tf.gather(paths, tf.gather(self._shards, row)),
+                filenames=tf.gather(paths, shard),
                 compression_type="",
                 buffer_size=tf.constant(0, tf.int64),
-                byte_offsets=tf.gather(self._starts, row),
+                byte_offsets=start,
             )
             kind = {"output_types": [tf.string], "output_shapes": [()]}
             one = tf.raw_ops.TakeDataset(
@@ -120,7 +122,7 @@ class Records:
             (record,) = tf.raw_ops.DatasetToSingleElement(dataset=one, **kind)
             return tf.io.parse_single_example(record, feature)["image"]
 
-        return tf.map_fn(read, rows, fn_output_signature=tf.string)
+        return tf.map_fn(read, tuple(places), fn_output_signature=tf.string)
 
     def encoded(self, rows: np.ndarray) -> list[bytes]:
         """Returns the encoded images at rows, int64 of shape (B,)."""
