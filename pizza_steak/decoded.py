@@ -16,7 +16,7 @@ import tensorflow as tf
 from absl import logging
 from tensorflow.python.framework import config
 
-from pizza_steak import cores, decoding, decoding_in_graph, progress_bar
+from pizza_steak import cores, decoding, decoding_in_graph, progress_bar, reading_ahead
 from pizza_steak.decoding import Format
 from pizza_steak.errors import BadImageError, MachineError, UserError, quoted, told
 from pizza_steak.kept import make_once
@@ -44,6 +44,10 @@ class Pictures(Protocol):
     def parallel_calls(self) -> int:
         """Number of batches to gather in parallel."""
 
+    @property
+    def read_ahead(self) -> Callable[[np.ndarray], None] | None:
+        """Called with rows, int64 of shape (B,), a while before they are gathered; None: never."""
+
     def gather(self, rows: tf.Tensor) -> tf.Tensor:
         """Returns the images at rows.
 
@@ -65,6 +69,7 @@ class DecodedPictures:
     array: np.ndarray
     bad: Mapping[int, str]
     parallel_calls: int = 2  # Memory bounds a gather: more calls would only hold more batches.
+    read_ahead: Callable[[np.ndarray], None] | None = None
 
     def gather(self, rows: tf.Tensor) -> tf.Tensor:
         if config.is_op_determinism_enabled():
@@ -82,6 +87,12 @@ class DecodedPictures:
     @functools.cached_property
     def _dataset(self) -> tf.data.Dataset:
         return dataset_of(self.array)
+
+
+def stored_array(path: pathlib.Path, bad: Mapping[int, str]) -> DecodedPictures:
+    """Returns the memory-mapped array of a .npy file."""
+    array = np.load(path, mmap_mode="r")
+    return DecodedPictures(np.asarray(array), bad, read_ahead=reading_ahead.of_array(array))
 
 
 def dataset_of(*arrays: np.ndarray) -> tf.data.Dataset:
@@ -119,6 +130,12 @@ class StreamedPictures:
     bad: Mapping[int, str]
     parallel_calls: int = dataclasses.field(default_factory=cores.count)
     in_graph: bool = False
+
+    @property
+    def read_ahead(self) -> Callable[[np.ndarray], None] | None:
+        # It takes 30 µs an image.
+        size = self.records.builder.info.dataset_size
+        return self.records.read_ahead if reading_ahead.is_needed(size) else None
 
     def gather(self, rows: tf.Tensor) -> tf.Tensor:
         if self.in_graph:
@@ -204,8 +221,7 @@ def decode(
             for row, reason in json.loads((folder / "bad.json").read_text(encoding="utf-8"))
         }
         if cache == "disk":
-            array = np.asarray(np.load(folder / "images.npy", mmap_mode="r"))
-            pictures = DecodedPictures(array, bad)
+            pictures = stored_array(folder / "images.npy", bad)
         else:
             pictures = StreamedPictures(records, format, bad)
     failures = [(records.filenames[row], bad[row]) for row in sorted(bad)]

@@ -186,6 +186,12 @@ class DataConfig:
     batch_size_per_replica: int | None = flag(
         None, "Batch size of each device, in place of --batch_size.", minimum=1
     )
+    shuffle_block: int | None = flag(
+        None,
+        "Train on blocks of so many neighboring images, in random order and 16 mixed at a time, "
+        "for a disk that is slow at random places; by default all images are mixed.",
+        minimum=1,
+    )
     decoded_cache: str | None = flag(
         None,
         "Where to keep decoded images: on disk for all later runs, in the memory of this run, or "
