@@ -65,6 +65,8 @@ def _bytes_a_call(device: int) -> int:
 
 def runs(rows: np.ndarray) -> Iterator[tuple[int, int]]:
     """Yields the first row and the end of each run of consecutive rows."""
+    if not rows.size:
+        return
     breaks = np.flatnonzero(np.diff(rows) != 1) + 1
     starts, ends = rows[[0, *breaks]], rows[[*breaks - 1, -1]] + 1
     yield from zip(starts.tolist(), ends.tolist(), strict=True)

@@ -191,6 +191,7 @@ class DataConfig:
         "Train on blocks of so many neighboring images, in random order and 16 mixed at a time, "
         "for a disk that is slow at random places; by default all images are mixed.",
         minimum=1,
+        maximum=10**9,
     )
     decoded_cache: str | None = flag(
         None,

@@ -10,7 +10,7 @@ import pytest
 
 from pizza_steak import memory, reading_ahead
 from pizza_steak.decoded import decode
-from pizza_steak.input_pipeline import batches
+from pizza_steak.input_pipeline import Shares, batches
 
 LAYOUT = [f"train/{label}/{n}.jpg" for label in ("dark", "light") for n in range(9)]
 
@@ -120,9 +120,19 @@ def test_batches_are_the_same_with_little_memory(food, monkeypatch, block, cache
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("cache", ["disk", "none"])
+@pytest.mark.parametrize("replicas", [2, 7])
+def test_shares_without_images_are_read_too(food, little_memory, cache, replicas):
+    rows, shares = np.arange(len(food.labels)), Shares(replicas, range(replicas))
+    dataset = batches(decode(food, 16, cache=cache), rows, food.labels, 5, shares=shares)
+    found = [label for _, labels in dataset.as_numpy_iterator() for label in labels]
+    assert found == food.labels.tolist()
+
+
 @pytest.mark.parametrize(
     ("rows", "found"),
     [
+        ([], []),
         ([4], [(4, 5)]),
         ([4, 5, 6], [(4, 7)]),
         ([4, 6, 5], [(4, 5), (6, 7), (5, 6)]),
@@ -131,4 +141,4 @@ def test_batches_are_the_same_with_little_memory(food, monkeypatch, block, cache
     ],
 )
 def test_runs(rows, found):
-    assert list(reading_ahead.runs(np.array(rows))) == found
+    assert list(reading_ahead.runs(np.array(rows, np.int64))) == found
