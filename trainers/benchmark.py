@@ -2,13 +2,14 @@
 
 python -m trainers.benchmark --archive=food4.zip
 python -m trainers.benchmark --flagfile=tinyvgg.flags --plot=benchmark.png
+python -m trainers.benchmark --growth --archive=food4.zip
 
 archive to records                an --archive is read, checked and written
 records read                      the bytes of each image
 decode only                       the same, with TensorFlow's decoder
 decode + resize (cold)            into the array on the disk, as in a first run
 warm                              shuffled batches from that array
-cold pages                        the same, after its pages left the memory
+cold pages                        the same, from the disk (on Linux)
 warm + augmentation on the host   --augment_on=host
 warm + augmentation on the device --augment_on=device
 training input                    the batches that the training takes
@@ -22,12 +23,10 @@ layers for it, on files in class folders. The stages take turns; every figure is
 the median of a stage's turns, beside the least, the most and the processor's
 time.
 
-python -m trainers.benchmark --growth --archive=food4.zip
-
-measures 1, 10 and 100 times the images instead: whether time grows as their
-number does, and memory stays. Each step runs once, in a process of its own.
-Memory is that of the process alone, above its imports; what it maps of prepared
-files is shared by all processes, and the system takes it back when it needs it.
+--growth measures steps at 1, 10 and 100 times the images instead, each once and
+in a process of its own: time should grow as the number of images does, and
+memory should not. Memory is that of the process alone, above its imports; the
+prepared files that it maps are shared by all processes.
 """
 
 from trainers import command
