@@ -1,6 +1,7 @@
 """`trainers.benchmark --growth`: the archives that it measures, and what it says of them."""
 
 import collections
+import errno
 import json
 import os
 import pathlib
@@ -107,11 +108,17 @@ def _fail(data, used):
     raise ValueError("a bug")
 
 
+def _fill_the_disk(data, used):
+    raise OSError(errno.ENOSPC, "No space left on device", "records")
+
+
 @pytest.mark.slow
-def test_a_killed_process_is_told_from_a_bug(capfd):
+def test_a_killed_process_a_bug_and_a_full_disk_are_told_apart():
     assert growth._in_process(_kill, DataConfig()) is None
     with pytest.raises(RuntimeError, match="_fail: exit status 1"):
         growth._in_process(_fail, DataConfig())
+    with pytest.raises(UserError, match="records: No space left on device"):
+        growth._in_process(_fill_the_disk, DataConfig())
 
 
 def test_memory_is_of_the_process_and_mapped_pages_are_not(tmp_path):

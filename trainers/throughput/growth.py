@@ -32,7 +32,7 @@ import tqdm  # noqa: E402
 
 from pizza_steak import command, cores, flags, members  # noqa: E402
 from pizza_steak.archive import Archive, ReadingOptions, read_archive  # noqa: E402
-from pizza_steak.errors import FlagError, UserError  # noqa: E402
+from pizza_steak.errors import FlagError, UserError, fault_of_the_machine  # noqa: E402
 from trainers import data as run_data  # noqa: E402
 from trainers import setup  # noqa: E402
 from trainers.configuration import BenchmarkConfig, DataConfig  # noqa: E402
@@ -248,8 +248,9 @@ def _missing_room(
     encoded, decoded = sum(image.stamp[0] for image in images), 0
     if data.decoded_cache in (None, "disk"):
         decoded = len(images) * math.prod(run_data.format_of(data).shape)
-    # The records hold the images again, and a zip all copies.
-    needed = times * (encoded + decoded) + encoded * (1 if archive.path.is_dir() else times)
+    # A zip holds all copies, and the records too. They are sorted on the disk, then decoded there.
+    given = encoded * (1 if archive.path.is_dir() else times)
+    needed = given + times * (encoded + max(encoded, decoded))
     free = shutil.disk_usage(folder).free
     if needed < free:
         return None
@@ -322,8 +323,11 @@ def _send(sender: connection.Connection, step: _Step, data: DataConfig) -> None:
     try:
         with measurement.quiet():
             found: Any = list(step(data, used))
-    except UserError as error:
-        found = UserError(str(error))  # Its class may take other arguments.
+    except Exception as error:
+        line = str(error) if isinstance(error, UserError) else fault_of_the_machine(error)
+        if line is None:
+            raise
+        found = UserError(line)
     sender.send(found)
 
 
@@ -344,12 +348,13 @@ def _used(
       before: The memory of the process after its imports, of `_own_mb`.
       folder: The folder of the prepared files.
     """
-    looks = [before]
+    most = before or 0
     ended = threading.Event()
 
     def look() -> None:
+        nonlocal most
         while not ended.wait(_SECONDS_BETWEEN_LOOKS):
-            looks.append(_own_mb())
+            most = max(most, _own_mb() or 0)
 
     looking = threading.Thread(target=look, daemon=True)
     looking.start()
@@ -360,9 +365,7 @@ def _used(
     finally:
         ended.set()
         looking.join()
-    looks.append(_own_mb())
-    known = [look for look in looks if look is not None]
-    memory = max(known) - before if before is not None else None
+    memory = None if before is None else max(most, _own_mb() or 0) - before
     return result, Usage(seconds, cpu_seconds, memory, _mapped_mb(folder))
 
 
