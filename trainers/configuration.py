@@ -61,6 +61,13 @@ def executed_steps(text: str) -> int | None:
     raise ValueError(f"{text!r}: expected 'auto', or a number of steps from 1 to 999,999")
 
 
+def _check_whole(value: Numbers) -> None:
+    if any(
+        isinstance(number, float) for number in (value if isinstance(value, tuple) else [value])
+    ):
+        raise ValueError("expected whole numbers")
+
+
 def _check_factor(value: float | None) -> None:
     if value == 0:
         raise ValueError("expected a factor other than 0, which makes all images black")
@@ -805,6 +812,18 @@ class MeasuringConfig:
         None,
         "Folder for a TensorBoard trace of one more turn of end-to-end training.",
         typed=True,
+    )
+    growth: bool = flag(
+        False,
+        "Measure time and memory instead, of preparing, decoding, opening, the first batch and an "
+        "epoch, once at each of --sizes.",
+        common=True,
+    )
+    sizes: Numbers = flag(
+        (1, 10, 100),
+        "How many times the images of --archive to measure with --growth: copies with other names.",
+        minimum=1,
+        check=_check_whole,
     )
 
 
