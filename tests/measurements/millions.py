@@ -81,7 +81,7 @@ _USE = """
 tell("opened")
 
 class Rows:
-    parallel_calls = 2
+    parallel_calls, read_ahead = 2, None
 
     def gather(self, rows):
         return rows
