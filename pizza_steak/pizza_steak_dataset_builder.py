@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow_datasets.public_api as tfds
-from tensorflow_datasets.core import example_serializer, writer
+from tensorflow_datasets.core import example_serializer, shuffle, writer
 from tensorflow_datasets.core.download import downloader
 from tensorflow_datasets.core.utils import shard_utils, tqdm_utils
 from tensorflow_datasets.proto import tf_example_pb2
@@ -28,6 +28,7 @@ _URLS = {
     "https://infoslack.pro/pizza_steak.zip": 109_497_985,
 }
 _RETRIES = threading.Lock()
+_SHUFFLED_AT_ONCE = 64 * 2**20  # Bytes.
 # Files that Beam's workers read, while records are built.
 _PARTS = "images."
 # Images that a worker of Beam reads one after another.
@@ -158,6 +159,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             example_writer=self._example_writer(),
             shard_config=shard_config,
         )
+        if archive := self.builder_config.archive:
+            size = sum(image.stamp[0] for image in archive.splits[split])
+            split_writer._shuffler = _Shuffler(template.data_dir, split, size)
         bar = {"desc": f"Generating {split} examples...", "unit": " examples", "leave": False}
         for filename, example in tqdm_utils.tqdm(examples, **bar, mininterval=1.0):
             split_writer.write(filename, example)
@@ -165,6 +169,26 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         return tfds.core.SplitInfo(
             name=split, shard_lengths=lengths, num_bytes=size, filename_template=template
         )
+
+
+class _Shuffler(shuffle.Shuffler):
+    """Does what TFDS's does, but holds 64 MB in memory where that one holds 1 GB.
+
+    Args:
+      folder: The folder for files of about 64 MB each.
+      salt: As for TFDS's.
+      size: Number of bytes to shuffle, about.
+    """
+
+    def __init__(self, folder: tfds.core.Path, salt: str, size: int):
+        super().__init__(folder, salt)
+        files = -(-size // _SHUFFLED_AT_ONCE)
+        if files > 1:
+            self._in_memory = False
+            del self._buckets[files:]
+
+    def _add_to_bucket(self, hkey: int, data: bytes) -> None:
+        self._buckets[shuffle.get_bucket_number(hkey, len(self._buckets))].add(hkey, data)
 
 
 class _Serializer(example_serializer.Serializer):

@@ -8,7 +8,6 @@ import contextlib
 import contextvars
 import dataclasses
 import functools
-import itertools
 import logging
 import os
 import pathlib
@@ -21,7 +20,6 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl import logging as absl_logging
-from tensorflow_datasets.core import shuffle
 from tensorflow_datasets.core.utils import tqdm_utils
 
 from pizza_steak import contents, index, preparations, reading_ahead, sample, splits
@@ -31,7 +29,6 @@ from pizza_steak.errors import UserError, told
 from pizza_steak.kept import make_once
 from pizza_steak.pizza_steak_dataset_builder import ArchiveConfig, Builder
 
-_SHUFFLED_IN_MEMORY = 64 * 2**20  # Bytes.
 _PUBLISHED = {"train": 750, "test": 250}  # Of each of two classes.
 
 
@@ -320,7 +317,7 @@ def _prepared_builder(
         builder = Builder(data_dir=temporary, config=config)
         # TFDS prints at the beginning and the end.
         builder._log_download_bytes = builder._log_download_done = lambda: None
-        with _bars_on_terminals(), _little_shuffled_in_memory(config):
+        with _bars_on_terminals():
             builder.download_and_prepare(download_dir=home.parent / "downloads")
         built = folder.with_name(f".{uuid.uuid4().hex}.{folder.name}")
         os.replace(builder.data_dir, built)
@@ -376,26 +373,6 @@ def _bars_on_terminals() -> Iterator[None]:
             yield
         finally:
             tqdm_utils.display_progress_bar(shown)
-
-
-@contextlib.contextmanager
-def _little_shuffled_in_memory(config: str | ArchiveConfig) -> Iterator[None]:
-    """Lets TFDS's shuffler hold 64 MB of records in memory, not 1 GB; call within `_BARS`.
-
-    It writes more than that to files, so many that each is as small.
-    """
-    before = shuffle.MAX_MEM_BUFFER_SIZE, shuffle.BUCKETS_NUMBER
-    size = 0
-    if isinstance(config, ArchiveConfig) and isinstance(config.archive, Archive):
-        images = itertools.chain.from_iterable(config.archive.splits.values())
-        size = sum(image.stamp[0] for image in images)
-    files = -(-size // _SHUFFLED_IN_MEMORY)
-    shuffle.MAX_MEM_BUFFER_SIZE = _SHUFFLED_IN_MEMORY
-    shuffle.BUCKETS_NUMBER = min(max(files, 1), shuffle.BUCKETS_NUMBER)
-    try:
-        yield
-    finally:
-        shuffle.MAX_MEM_BUFFER_SIZE, shuffle.BUCKETS_NUMBER = before
 
 
 @contextlib.contextmanager
