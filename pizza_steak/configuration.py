@@ -111,7 +111,7 @@ class SourceConfig:
     )
     dataset: str | None = flag(
         None,
-        "pizza_steak/photos (downloaded) or pizza_steak/sample.",
+        "pizza_steak/photos (downloaded), pizza_steak/sample, or the name of prepared images.",
         one_of="source",
         common=True,
     )

@@ -132,8 +132,8 @@ def load(
       archive: Path of a zip or folder of class folders, with or without train/ and test/ around
         them; by default the images are those of `dataset`.
       image_size: Height and width in pixels: one number for both, or two.
-      dataset: "pizza_steak/photos" (downloaded) or "pizza_steak/sample" (rendered), if there is
-        no `archive`.
+      dataset: "pizza_steak/photos" (downloaded), "pizza_steak/sample" (rendered) or the name of
+        prepared images, if there is no `archive`.
       batch_size: Number of images in a batch; the last batch of a pass may hold fewer.
       seed: Seed of the order of the training images.
       shuffle_block: Number of neighboring images in a block, to mix 16 blocks at a time; by default

@@ -54,6 +54,11 @@ def make_once(
             _write(path, temporary)
 
 
+def is_damaged(path: pathlib.Path) -> bool:
+    """Returns whether a file or folder of `make_once` is not as it was made."""
+    return _intact(path) is False
+
+
 def verify(folder: pathlib.Path) -> dict[pathlib.Path, bool]:
     """Reads everything that `make_once` keeps below a folder; the next use makes damaged ones anew.
 

@@ -11,6 +11,7 @@ import functools
 import logging
 import os
 import pathlib
+import re
 import sys
 import threading
 import uuid
@@ -22,13 +23,13 @@ import tensorflow_datasets as tfds
 from absl import logging as absl_logging
 from tensorflow_datasets.core.utils import tqdm_utils
 
-from pizza_steak import contents, index, preparations, reading_ahead, sample, splits
+from pizza_steak import contents, index, kept, preparations, reading_ahead, sample, splits
 from pizza_steak.archive import Archive, ReadingOptions
 from pizza_steak.atomic import make_folder, remove
 from pizza_steak.errors import UserError, told
-from pizza_steak.kept import make_once
 from pizza_steak.pizza_steak_dataset_builder import ArchiveConfig, Builder
 
+_NAME = re.compile(r"\w+-[0-9a-f]{12}")  # Of records of an archive; see `preparations.find`.
 _PUBLISHED = {"train": 750, "test": 250}  # Of each of two classes.
 
 
@@ -168,7 +169,8 @@ def prepare(
     Records of the same images are reused, also if the archive had another name then.
 
     Args:
-      dataset: `pizza_steak/photos` (downloaded) or `pizza_steak/sample` (rendered).
+      dataset: `pizza_steak/photos` (downloaded), `pizza_steak/sample` (rendered), or the name of
+        prepared records, which need no archive any more.
       archive: A zip or folder of class folders to use in place of `dataset`, or its listing.
       data_dir: Folder of TFDS's datasets; by default `~/tensorflow_datasets`.
       reading: How to read the archive.
@@ -182,9 +184,13 @@ def prepare(
         for warning in listed.warnings:
             absl_logging.warning("archive %s: %s", listed.path, warning)
     try:
-        config = ArchiveConfig.of(listed, data_dir) if listed else _config_named(dataset)
         with _quiet_tfds():
-            builder = _prepared_builder(config, data_dir)
+            if listed:
+                builder = _prepared_builder(ArchiveConfig.of(listed, data_dir), data_dir)
+            elif named := _prepared_as(dataset, data_dir):
+                builder = tfds.builder_from_directory(os.fspath(named))
+            else:
+                builder = _prepared_builder(_config_named(dataset), data_dir)
         preparations.mark_used(pathlib.Path(builder.data_dir))
         folder, classes = pathlib.Path(builder.data_dir), builder.info.features["label"].names
         return Records(builder, **index.columns(folder, _files(builder), classes))
@@ -242,13 +248,13 @@ def prepare_splits(
         rows = splits.rows(request, counts, "--split", name)
         return splits.Plan({"test": request}, {"test": rows}, {}, np.arange(0))
 
-    plan(split_counts(dataset, archive=listed))
+    plan(split_counts(dataset, archive=listed, data_dir=data_dir))
     prepared = prepare(dataset, archive=listed, data_dir=data_dir)
     planned = plan(prepared.counts)  # pizza_steak/photos may come from the user's own zip.
     rows = planned.rows(prepared.labels, prepared.digests)
     used = _choose_classes(classes, prepared.classes)
-    kept = np.isin(np.array(prepared.classes), used)
-    rows = {purpose: found[kept[prepared.labels[found]]] for purpose, found in rows.items()}
+    wanted = np.isin(np.array(prepared.classes), used)
+    rows = {purpose: found[wanted[prepared.labels[found]]] for purpose, found in rows.items()}
     return SplitRecords(prepared, used, planned.texts, rows)
 
 
@@ -296,13 +302,37 @@ def split_counts(
     """
     if archive:
         return dict(open_archive(archive, data_dir=data_dir, reading=reading).counts)
+    if named := _prepared_as(dataset, data_dir):
+        with _quiet_tfds():
+            found = tfds.builder_from_directory(os.fspath(named)).info.splits
+        return {name: split.num_examples for name, split in found.items()}
     per_class = sample.PICTURES if _config_named(dataset) == "sample" else _PUBLISHED
     return {split: len(sample.CLASSES) * count for split, count in per_class.items()}
 
 
 def is_prepared(dataset: str, *, data_dir: str | os.PathLike[str] | None = None) -> bool:
     """Returns whether the records are there already."""
+    if _prepared_as(dataset, data_dir):
+        return True
     return Builder(data_dir=data_dir, config=_config_named(dataset)).is_prepared()
+
+
+def _prepared_as(dataset: str, data_dir: str | os.PathLike[str] | None) -> pathlib.Path | None:
+    """Returns the folder of an archive's records by their name, or None if there is none.
+
+    Raises:
+      UserError: They are damaged.
+    """
+    name = dataset.removeprefix(f"{Builder.name}/")
+    if not _NAME.fullmatch(name):
+        return None
+    folder = preparations.home(data_dir) / name / str(Builder.VERSION)
+    if kept.is_damaged(folder):
+        raise UserError(
+            f"dataset {dataset}: its records in {folder} are damaged; prepare them again with the "
+            "--archive that they are of"
+        )
+    return folder if (folder / "dataset_info.json").is_file() else None
 
 
 def _prepared_builder(
@@ -333,7 +363,7 @@ def _prepared_builder(
 
     with _no_empty_folders(folder):
         make_folder(folder.parent)
-        make_once(folder, make, is_sound)
+        kept.make_once(folder, make, is_sound)
     if isinstance(config, ArchiveConfig) and isinstance(config.archive, Archive):
         # The list of images is not needed any more, and takes 1 kB of memory for each.
         archive = dataclasses.replace(config.archive, splits={})
@@ -393,7 +423,8 @@ def _config_named(dataset: str) -> str:
     if name != Builder.name or config not in Builder.builder_configs:
         known = ", ".join(f"{Builder.name}/{config}" for config in Builder.builder_configs)
         raise UserError(
-            f"dataset {dataset!r}: unknown; expected one of {known}, or your own with --archive"
+            f"dataset {dataset!r}: unknown; expected one of {known}, one that python -m "
+            "pizza_steak.prepared lists, or your own with --archive"
         )
     return config
 

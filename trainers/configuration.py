@@ -89,7 +89,8 @@ class DataConfig:
 
     dataset: str = flag(
         "pizza_steak/photos",
-        "pizza_steak/photos (needs a download) or pizza_steak/sample (rendered, needs no network).",
+        "pizza_steak/photos (needs a download), pizza_steak/sample (rendered, needs no network), "
+        "or prepared images by a name that python -m pizza_steak.prepared lists.",
     )
     archive: str | None = flag(
         None,

@@ -1,4 +1,5 @@
 import hashlib
+import os
 import shutil
 import threading
 
@@ -6,11 +7,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from small_runs import snapshot
 
 from pizza_steak import atomic, records
 from pizza_steak.archive import read_archive
 from pizza_steak.errors import UserError
 from pizza_steak.pizza_steak_dataset_builder import ArchiveConfig, Builder
+from pizza_steak.splits import Request
 
 COUNTS = {"train": 20, "test": 6, "val": 3}  # Of each class.
 LAYOUT = [
@@ -194,6 +197,8 @@ def test_the_fingerprint_tells_archives_apart(make_records):
 def test_two_processes_prepare_one_archive_at_once(archive, tmp_path, run_at_once):
     code = """
 import sys
+from small_runs import snapshot
+
 from pizza_steak import atomic, records
 wait()
 print(records.prepare(archive=sys.argv[1], data_dir=sys.argv[2]).fingerprint)
@@ -246,3 +251,44 @@ def test_records_that_are_there_are_opened_without_a_lock(archive, tmp_path):
         thread.start()
         thread.join(timeout=60)  # Where it waits for the lock.
         assert len(opened) == 1
+
+
+@pytest.fixture
+def without_archive(make_archive, tmp_path):
+    """Records of an archive that is gone, and the archive's rows by split."""
+    archive = make_archive(LAYOUT)
+    found = records.prepare_splits("", Request(), archive=archive, data_dir=tmp_path)
+    (shutil.rmtree if archive.is_dir() else os.remove)(archive)
+    return found
+
+
+@pytest.mark.parametrize("prefix", ["", "pizza_steak/"])
+def test_records_are_found_by_name_without_their_archive(without_archive, tmp_path, prefix):
+    name = prefix + without_archive.records.folder.parent.name
+    found = records.prepare_splits(name, Request(), data_dir=tmp_path)
+    assert found.records.fingerprint == without_archive.records.fingerprint
+    assert found.classes == without_archive.classes
+    assert found.rows.keys() == without_archive.rows.keys()
+    for purpose, rows in found.rows.items():
+        assert rows.tolist() == without_archive.rows[purpose].tolist()
+    assert found.records.encoded(np.arange(9)) == without_archive.records.encoded(np.arange(9))
+    assert records.split_counts(name, data_dir=tmp_path) == without_archive.records.counts
+    assert records.is_prepared(name, data_dir=tmp_path)
+
+
+def test_damaged_records_without_an_archive_stay(without_archive, tmp_path):
+    folder = without_archive.records.folder
+    damaged = next(folder.glob("*.tfrecord*"))
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    before = snapshot(folder)
+    with pytest.raises(UserError, match="damaged; prepare them again with the --archive"):
+        records.prepare(folder.parent.name, data_dir=tmp_path)
+    assert snapshot(folder) == before
+
+
+@pytest.mark.parametrize(
+    "name", ["a-0123456789ab", "pizza_steak/a-0123456789ab", "../a-0123456789ab", "a", "mnist", ""]
+)
+def test_a_name_of_no_records_is_refused(without_archive, tmp_path, name):
+    with pytest.raises(UserError, match="expected one of pizza_steak/photos, pizza_steak/sample"):
+        records.prepare_splits(name, Request(), data_dir=tmp_path)
