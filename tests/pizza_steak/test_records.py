@@ -197,8 +197,6 @@ def test_the_fingerprint_tells_archives_apart(make_records):
 def test_two_processes_prepare_one_archive_at_once(archive, tmp_path, run_at_once):
     code = """
 import sys
-from small_runs import snapshot
-
 from pizza_steak import atomic, records
 wait()
 print(records.prepare(archive=sys.argv[1], data_dir=sys.argv[2]).fingerprint)
