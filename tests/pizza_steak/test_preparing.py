@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import subprocess
+import sys
 
 import pytest
 import tensorflow as tf
@@ -139,3 +141,17 @@ def test_beam_refuses_an_archive_that_changed(make_archive, jpeg, tmp_path, dama
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(**options))
     assert not list(tmp_path.rglob("*tfrecord*"))
     assert not list(tmp_path.glob("pizza_steak/*/*1.0.0*"))
+
+
+@pytest.mark.slow
+def test_tfds_builds_an_archive_with_beam_from_the_command_line(archive, tmp_path):
+    for package in ("apache_beam", "mlcroissant"):
+        pytest.importorskip(package, reason=f"TFDS's commands import {package}")
+    command = [sys.executable, "-m", "tensorflow_datasets.scripts.cli.main", "build", "pizza_steak"]
+    command += ["--imports=pizza_steak", f"--config={json.dumps({'archive': str(archive)})}"]
+    command += [f"--data_dir={tmp_path / 'found'}", "--beam_pipeline_options=runner=DirectRunner"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.tfrecord*")}
+    found = records.prepare(archive=archive, data_dir=tmp_path / "found")
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.tfrecord*")} == written
+    assert_same(found, records.prepare(archive=archive, data_dir=tmp_path / "expected"))
