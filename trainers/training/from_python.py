@@ -119,7 +119,7 @@ def train(archive: str | os.PathLike[str] | None = None, **flags: Any) -> Traine
     as the command does, if nothing else has imported it before.
 
     Args:
-      archive: Path of a zip or folder of class folders; by default the images are those of the
+      archive: Path of a zip or folder of class folders, or a pattern of several; by default the images are those of the
         argument `dataset`.
       **flags: Any flag of `python -m trainers.fit --helpfull`, without its dashes: numbers, text,
         paths, True and False; a list or tuple for a flag that takes several values; None for the
