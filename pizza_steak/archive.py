@@ -8,8 +8,8 @@ Two layouts are allowed, with or without folders around them:
 
 Folders that mix the two are refused: no class folder is left out.
 
-A pattern such as part-*.zip stands for all that it matches, as if unpacked into one folder. Folders
-around everything that are numbered, such as part-1/ in part-1.zip, are left out of the names.
+A pattern such as part-*.zip stands for all that it matches, as if unpacked into one folder. If each
+part has a numbered folder around everything, such as part-1/, names do not begin with it.
 
 No archive is trusted: `members` says what makes it refused, before anything is written.
 """
@@ -43,6 +43,12 @@ _SPLITS = {
 }
 _SPLIT = re.compile("|".join(sorted(_SPLITS, key=len, reverse=True)))
 _NESTED_SPLIT = re.compile(f"({_SPLIT.pattern})([ _-]?(set|data|images))?")
+# What folders around everything are called in parts of a data set; classes are not called so.
+_NUMBERED = re.compile(
+    r"(?<![a-z])(part|shard|chunk|batch|block|volume|vol|disk|archive|zip|images?|photos?|pictures?"
+    r"|dataset|data)[ ._-]*\d+$",
+    re.IGNORECASE,
+)
 # The name of a prepared dataset has 13 letters more, and that of a temporary folder of TFDS 30.
 _LONGEST_STEM = 80
 
@@ -205,6 +211,7 @@ def read_archive(path: str | os.PathLike[str], options: ReadingOptions | None = 
     states = tuple(map(members.state_of_zip, parts))
     listings = [members.list_members(part, options) for part in parts]
     members.check_unpacked(path, listings, options)
+    _check_members(parts, listings)
     if len(parts) > 1:
         _leave_out_numbered_folders(path, listings)
 
@@ -250,8 +257,9 @@ def _leave_out_numbered_folders(path: pathlib.Path, listings: Sequence[Listing])
     Raises:
       ArchiveError: The folders may be around everything, or may be classes.
     """
-    listings = [listing for listing in listings if listing.folders() - {""}]
-    trees = [[name.split("/") for name in listing.folders() if name] for listing in listings]
+    folders = [(listing, listing.folders() - {""}) for listing in listings]
+    listings = [listing for listing, names in folders if names]
+    trees = [[name.split("/") for name in names] for _, names in folders if names]
     level = 0
     while True:
         tops = [{folder[level] for folder in tree if len(folder) > level} for tree in trees]
@@ -267,8 +275,7 @@ def _leave_out_numbered_folders(path: pathlib.Path, listings: Sequence[Listing])
             break
         level += 1  # All parts are in the same folder, which `_layout` leaves out.
     have_images = any(len(folder) == level + 1 for tree in trees for folder in tree)
-    alike = {re.sub(r"\d+", "0", name) for name in names}
-    numbered = len(alike) == 1 and bool(re.search(r"[^\W\d_]", min(alike)))
+    numbered = all(map(_NUMBERED.search, names))
     if have_images and not numbered:
         return  # These are classes.
     if have_images or not numbered:
@@ -298,6 +305,14 @@ def _check_inner(
             )
 
 
+def _check_members(parts: Sequence[pathlib.Path], listings: Sequence[Listing]) -> None:
+    """Refuses images that must not be read."""
+    for part, listing in zip(parts, listings, strict=True):
+        if faulty := [member for member in listing.members if member.fault]:
+            first = min(faulty, key=operator.attrgetter("name"))
+            raise ArchiveError(f"archive {part}: {members.shown(first.member)} {first.fault}")
+
+
 def _taken(
     parts: Sequence[pathlib.Path], listings: Sequence[Listing]
 ) -> Iterator[tuple[Member, int]]:
@@ -307,7 +322,7 @@ def _taken(
       An image and the place of its part.
 
     Raises:
-      ArchiveError: An image must not be read, or two have the same name.
+      ArchiveError: Two images have the same name.
     """
 
     def taken(listing: Listing, part: int) -> Iterator[tuple[Member, int]]:
@@ -318,12 +333,10 @@ def _taken(
     images = [taken(listing, part) for part, listing in enumerate(listings)]
     before, part_before = None, 0
     for member, part in heapq.merge(*images, key=lambda image: image[0].name):
-        fault = member.fault
         if before and before.name == member.name:
             fault = "appears twice, maybe with its accents written in another way; rename one"
             if part != part_before:
                 fault = f"is in {parts[part_before]} too; remove one of them, or rename it"
-        if fault:
             raise ArchiveError(f"archive {parts[part]}: {members.shown(member.member)} {fault}")
         yield member, part
         before, part_before = member, part

@@ -971,8 +971,8 @@ class EvaluationDataConfig:
 
     archive: str | None = flag(
         None,
-        "Zip file or folder of class folders, or a pattern of several: 'part-*.zip'; with the run's "
-        "classes.",
+        "Zip file or folder of class folders, or a pattern of several: 'part-*.zip'. It has the "
+        "run's classes.",
     )
     data_dir: str | None = _DATA_DIR
     follow_links: bool | None = same_flag(SourceConfig, "follow_links", default=None)

@@ -1,3 +1,4 @@
+import io
 import os
 import pathlib
 import shutil
@@ -6,6 +7,7 @@ import tracemalloc
 import unicodedata
 import zipfile
 
+import numpy as np
 import pytest
 
 import pizza_steak
@@ -120,22 +122,46 @@ def test_only_new_and_changed_files_are_read(make_archive, jpeg, fingerprint, re
     assert sorted(reads) == sorted([*added, FOOD[1]])
 
 
+def npz(**arrays):
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
 @pytest.mark.parametrize(
-    "content", [b"", b"\xff", b"[]", b"null", b'{"files": [1]}', b'{"files": {"a": [1, "b"]}}']
+    "content",
+    [
+        *(b"", b"\xff", b"{}", npz(), npz(names=np.zeros(3, np.uint8))),
+        npz(names=np.zeros(3, np.uint8), stamps=np.zeros((4, 3)), checksums=np.zeros(3)),
+        npz(names=np.zeros(3, np.uint8), stamps=np.zeros((4, 3), "U1"), checksums=np.zeros(4)),
+    ],
 )
 def test_a_damaged_cache_is_made_anew(aged, fingerprint, reads, tmp_path, content):
     expected = fingerprint(aged)
-    (cache,) = (tmp_path / "cache").glob("*.json")
-    good = cache.read_bytes()
+    (cache,) = (tmp_path / "cache").glob("*.npz")
+    good = contents._recall_files(cache)
     cache.write_bytes(content)
     assert fingerprint(aged) == expected
-    assert cache.read_bytes() == good
+    assert all(map(np.array_equal, contents._recall_files(cache), good))
     assert len(reads) == 2 * len(FOOD)
+
+
+def test_no_wrong_bit_in_the_cache_changes_the_fingerprint(aged, fingerprint, tmp_path):
+    expected = fingerprint(aged)
+    (cache,) = (tmp_path / "cache").glob("*.npz")
+    good = cache.read_bytes()
+    for place in range(0, len(good), 7):
+        damaged = bytearray(good)
+        damaged[place] ^= 1 << place % 8
+        cache.write_bytes(damaged)
+        assert fingerprint(aged) == expected
+        cache.write_bytes(good[:place])
+        assert fingerprint(aged) == expected
 
 
 def test_what_a_killed_process_left_is_removed(aged, fingerprint, tmp_path):
     fingerprint(aged)
-    (file,) = (tmp_path / "cache").glob("*.json")
+    (file,) = (tmp_path / "cache").glob("*.npz")
     left = file.with_name(f".{'0' * 32}.{file.name}")
     left.write_text("half")
     file.unlink()
@@ -193,11 +219,13 @@ def test_a_file_that_is_gone_is_named(make_archive, tmp_path):
 def test_caches_of_folders_that_are_gone_are_removed(aged, make_archive, fingerprint, tmp_path):
     gone = make_archive(FOOD, as_zip=False)
     fingerprint(aged)
-    (cache,) = (tmp_path / "cache").glob("*.json")
+    (cache,) = (tmp_path / "cache").glob("*.npz")
     fingerprint(gone)
     shutil.rmtree(gone)
+    older = tmp_path / "cache" / "0.json"
+    older.write_text('{"folder": "/", "files": {}}')
     contents.forget_missing(tmp_path / "cache")
-    assert list((tmp_path / "cache").glob("*.json")) == [cache]
+    assert {file for file in cache.parent.iterdir() if file.name[0] != "."} == {cache}
 
 
 @pytest.fixture
@@ -205,11 +233,11 @@ def opened(monkeypatch):
     """The zips that were opened. Zips are remembered although they are new."""
     paths = []
 
-    def open_zip(self, file, *arguments, original=zipfile.ZipFile.__init__, **options):
-        paths.append(file)
-        original(self, file, *arguments, **options)
+    def open_file(path, original=members.open_file):
+        paths.append(path)
+        return original(path)
 
-    monkeypatch.setattr(zipfile.ZipFile, "__init__", open_zip)
+    monkeypatch.setattr(members, "open_file", open_file)
     monkeypatch.setattr(members, "TICK", 0)
     return paths
 
