@@ -23,7 +23,7 @@ from pizza_steak import __version__, cores, members
 from pizza_steak.archive import Archive, Picture, find_parts, read_archive
 from pizza_steak.atomic import atomic_path, lock, remove_temporary
 from pizza_steak.errors import ArchiveError
-from pizza_steak.members import SUFFIXES, TICK, ReadingOptions
+from pizza_steak.members import SUFFIXES, ReadingOptions
 
 # The name of the folder of caches in `preparations.home`.
 CACHE = ".contents"
@@ -204,7 +204,7 @@ def _checksums_of_folder(
     with concurrent.futures.ThreadPoolExecutor(min(32, cores.count() + 4)) as pool:
         for start, found in zip(starts, pool.map(read, starts), strict=True):
             checksums[changed[start : start + _READ_AT_ONCE]] = found
-    old = stamps[:, 1:].max(axis=1) < now - TICK
+    old = stamps[:, 1:].max(axis=1) < now - members.TICK
     if not old.all():
         names = b"\0".join(itertools.compress(names.split(b"\0"), old))
     to_keep = _Files(names, stamps[old], checksums[old])

@@ -150,7 +150,7 @@ def test_no_wrong_bit_in_the_cache_changes_the_fingerprint(aged, fingerprint, tm
     expected = fingerprint(aged)
     (cache,) = (tmp_path / "cache").glob("*.npz")
     good = cache.read_bytes()
-    for place in range(0, len(good), 7):
+    for place in range(0, len(good), 29):
         damaged = bytearray(good)
         damaged[place] ^= 1 << place % 8
         cache.write_bytes(damaged)
@@ -271,6 +271,114 @@ def test_a_prepared_zip_is_not_opened(zipped, opened, tmp_path, caplog):
     assert records.split_counts(archive=zipped, data_dir=tmp_path) == {"train": 2, "test": 2}
     assert records.open_archive(zipped, data_dir=tmp_path).classes == ("pizza", "steak")
     assert opened == []
+
+
+@pytest.fixture
+def listed(monkeypatch, opened):
+    """The folders and zips that were listed; they are remembered although they are new."""
+    paths = []
+
+    def list_members(path, options, original=members.list_members):
+        paths.append(path)
+        return original(path, options)
+
+    monkeypatch.setattr(members, "list_members", list_members)
+    return paths
+
+
+def test_a_prepared_folder_is_not_listed(make_archive, listed, opened, tmp_path, caplog):
+    folder = make_archive([*FOOD, "train/pizza/notes.txt", "train/soup/1.svg"], as_zip=False)
+    expected = told(folder, tmp_path, caplog)
+    assert expected[4] == {".svg": 1, ".txt": 1}
+    assert len(expected[3]) == len(listed) == 1
+    assert len(opened) == 2 * len(FOOD)  # For the checksums, and for the records.
+    assert told(folder, tmp_path, caplog) == expected
+    elsewhere = pathlib.Path(os.path.relpath(folder))
+    assert records.split_counts(archive=elsewhere, data_dir=tmp_path) == {"train": 2, "test": 2}
+    assert (len(listed), len(opened)) == (1, 2 * len(FOOD))
+    # Its images are listed when they are needed, and are still those of the fingerprint.
+    archive = records.open_archive(folder, data_dir=tmp_path)
+    assert [image.filename for image in archive.splits["train"]] == FOOD[:2]
+    assert (len(listed), len(opened)) == (2, 2 * len(FOOD))
+
+
+def write_another_byte(folder):
+    file = folder / FOOD[0]
+    status = file.stat()
+    file.write_bytes(b"1" + file.read_bytes()[1:])
+    set_back(file, status)
+
+
+def make_a_link(folder):
+    (folder / "train/pizza/link.jpg").symlink_to("1.jpg")
+
+
+@pytest.mark.parametrize(
+    ("change", "images"),
+    [
+        (write_another_byte, 4),
+        (make_a_link, 5),
+        (lambda folder: (folder / FOOD[0]).rename(folder / "train/pizza/9.jpg"), 4),
+        (lambda folder: (folder / FOOD[0]).rename(folder / "train/steak/1.jpg"), 0),
+        (lambda folder: (folder / FOOD[0]).touch(), 4),
+        (lambda folder: (folder / "train/pizza/5.jpg").write_bytes(b"5"), 5),
+        (lambda folder: (folder / "train/pizza/5.txt").write_bytes(b"5"), 4),
+        (lambda folder: (folder / FOOD[0]).unlink(), 0),
+        (lambda folder: os.mkfifo(folder / "train/pizza/pipe.jpg"), 4),
+        (lambda folder: (folder / "train/empty").mkdir(), 4),
+    ],
+)
+def test_a_folder_that_changed_is_listed_again(make_archive, listed, tmp_path, change, images):
+    folder = make_archive(FOOD, as_zip=False)
+    before = records.prepare(archive=folder, data_dir=tmp_path)
+    change(folder)
+    listed.clear()
+    fresh = tmp_path / "other"
+    if images:
+        after = records.prepare(archive=folder, data_dir=tmp_path)
+        assert len(after.labels) == images
+        assert after.fingerprint == records.prepare(archive=folder, data_dir=fresh).fingerprint
+        changed = change is write_another_byte or images == 5
+        assert changed <= (after.fingerprint != before.fingerprint)
+    else:
+        for data_dir in (tmp_path, fresh):
+            with pytest.raises(ArchiveError, match="not in train/: pizza"):
+                records.prepare(archive=folder, data_dir=data_dir)
+    assert listed == [folder, folder]
+
+
+@pytest.mark.parametrize("kind", ["young", "with a link", "with a folder that cannot be read"])
+def test_a_folder_that_may_change_unseen_is_always_listed(
+    make_archive, listed, tmp_path, monkeypatch, kind
+):
+    folder = make_archive(FOOD, as_zip=False)
+    if kind == "young":
+        monkeypatch.setattr(members, "TICK", 10**15)
+    elif kind == "with a link":
+        make_a_link(folder)
+    else:
+        (folder / ".hidden").mkdir()
+
+        def scandir(path, original=os.scandir):
+            if str(path).rstrip("/").endswith(".hidden"):
+                raise PermissionError("no")
+            return original(path)
+
+        monkeypatch.setattr(os, "scandir", scandir)
+    for count in (1, 2):
+        records.prepare(archive=folder, data_dir=tmp_path)
+        assert listed == [folder] * count
+
+
+def test_a_folder_that_changes_after_it_was_remembered_is_not_mixed_up(
+    make_archive, listed, tmp_path
+):
+    folder = make_archive(FOOD, as_zip=False)
+    records.prepare(archive=folder, data_dir=tmp_path)
+    archive = records.open_archive(folder, data_dir=tmp_path)
+    write_another_byte(folder)
+    with pytest.raises(ArchiveError, match="changed while it was read"):
+        list(archive.read("train"))
 
 
 def test_flow_from_directory_lists_a_zip_once(zipped, opened, tmp_path):
