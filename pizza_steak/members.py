@@ -331,7 +331,7 @@ def read_member(zip_file: BinaryIO, member: str, stamp: tuple[int, ...]) -> byte
     if len(encoded) != size:
         raise zipfile.BadZipFile("its bytes end early")
     if zlib.crc32(encoded) != checksum:
-        raise zipfile.BadZipFile("its bytes do not match its checksum")
+        raise zipfile.BadZipFile("its bytes do not match its CRC-32")
     return encoded
 
 
