@@ -190,15 +190,15 @@ def list_members(path: pathlib.Path, options: ReadingOptions) -> Listing:
       ArchiveError: There is neither at the path, or it is damaged or hostile.
     """
     try:
-        kind = stat.S_IFMT(path.stat().st_mode)
+        status = path.stat()
     except OSError as error:
         raise ArchiveError(
             f"archive {path}: {told(error).lower()}; expected a zip file or a folder"
         ) from error
-    if kind == stat.S_IFDIR:
+    if stat.S_ISDIR(status.st_mode):
         return _list_folder(path, options.follow_links)
-    if kind == stat.S_IFREG:
-        return _list_zip(path, options)
+    if stat.S_ISREG(status.st_mode):
+        return _list_zip(path, status.st_size, options)
     raise ArchiveError(f"archive {path}: neither a zip file nor a folder")
 
 
@@ -414,8 +414,8 @@ def _is_within(path: pathlib.Path, folder: str) -> bool:
     return pathlib.Path(os.path.realpath(path)).is_relative_to(folder)
 
 
-def _list_zip(path: pathlib.Path, options: ReadingOptions) -> Listing:
-    listing = Listing(size=path.stat().st_size)
+def _list_zip(path: pathlib.Path, size: int, options: ReadingOptions) -> Listing:
+    listing = Listing(size=size)
     parts, start = _directory(path)
     places = array.array("q")  # The start and the end of each member.
     seen = set()
@@ -477,6 +477,8 @@ def _entries(path: pathlib.Path, parts: Iterable[bytes]) -> Iterator[zipfile.Zip
         try:
             with zipfile.ZipFile(io.BytesIO(part)) as zip_file:
                 infos = zip_file.infolist()
+            if len(infos) != _END.unpack(part[-_END.size :])[3]:
+                raise zipfile.BadZipFile("it holds another end record")
         except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
             raise _not_sound(path) from error
         yield from infos
@@ -579,8 +581,9 @@ def _read_directory(path: pathlib.Path, file: BinaryIO) -> tuple[memoryview, int
 
 def _too_many(path: pathlib.Path) -> ArchiveError:
     return ArchiveError(
-        f"archive {path}: refused, its directory is larger than one of {_MOST_FILES:,} files; if "
-        "you trust the archive, unpack it and pass the folder"
+        f"archive {path}: refused, its directory is larger than one of {_MOST_FILES:,} files; pack "
+        "several zips and pass a pattern of them, or if you trust the archive, unpack it and pass "
+        "the folder"
     )
 
 

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import shutil
+import struct
 import tracemalloc
 import unicodedata
 import zipfile
@@ -450,6 +451,19 @@ def test_the_directory_of_a_zip_is_never_whole_in_memory(tmp_path):
         assert (tracemalloc.get_traced_memory()[1] - held) / count < 50
     finally:
         tracemalloc.stop()
+
+
+def test_no_end_record_in_a_comment_hides_a_member(tmp_path, monkeypatch):
+    """zipfile takes what stands before a zip's end for its Zip64 end, wherever that leads."""
+    path = tmp_path / "food.zip"
+    with zipfile.ZipFile(path, "w") as zip_file:
+        for name in WHOLE:
+            zip_file.writestr(name, name)
+        other_end = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, 0, 0, 0, 0)
+        zip_file.infolist()[11].comment = other_end + struct.pack("<4sLQL", b"PK\6\7", 0, 0, 1)
+    assert len(read(read_archive(path))) == len(WHOLE)
+    monkeypatch.setattr(members, "_LISTED_AT_ONCE", 12)
+    assert "a truncated or damaged zip" in refusal(path)
 
 
 def test_a_directory_is_listed_in_parts(write_parts, monkeypatch):
