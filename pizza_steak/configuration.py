@@ -104,7 +104,8 @@ class SourceConfig:
 
     archive: str | None = flag(
         None,
-        "Zip file or folder of class folders, or a pattern of several: 'part-*.zip'.",
+        "Zip file or folder of class folders; or 'part-*.zip'. All that match a pattern are one "
+        "data set.",
         one_of="source",
         common=True,
         aliases="data folder input path zip",

@@ -86,8 +86,8 @@ class DataConfig:
     )
     archive: str | None = flag(
         None,
-        "Zip file or folder of class folders, or a pattern of several: 'part-*.zip'. It replaces "
-        "--dataset.",
+        "Zip file or folder of class folders; or 'part-*.zip'. All that match a pattern are one "
+        "data set. It replaces --dataset.",
         per_process=True,
         common=True,
         aliases="data data_path folder input path zip",
@@ -971,8 +971,7 @@ class EvaluationDataConfig:
 
     archive: str | None = flag(
         None,
-        "Zip file or folder of class folders, or a pattern of several: 'part-*.zip'. It has the "
-        "run's classes.",
+        "Zip file or folder of class folders, or a pattern of several, with the run's classes.",
     )
     data_dir: str | None = _DATA_DIR
     follow_links: bool | None = same_flag(SourceConfig, "follow_links", default=None)
