@@ -186,7 +186,7 @@ def find_parts(path: pathlib.Path) -> tuple[pathlib.Path, ...]:
     Raises:
       ArchiveError: Nothing matches the pattern.
     """
-    if os.path.lexists(path) or not glob.has_magic(os.fspath(path)):
+    if not glob.has_magic(os.fspath(path)):
         return (path,)
     if found := patterns.matches(path, recursive=True):
         return tuple(sorted(found))
