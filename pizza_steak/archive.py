@@ -1,4 +1,4 @@
-"""Reads archives of class folders: a zip, which is never unpacked, or a folder.
+"""Reads archives of class folders: a zip, which is never unpacked, a folder, or several of these.
 
 Two layouts are allowed, with or without folders around them:
 
@@ -8,22 +8,31 @@ Two layouts are allowed, with or without folders around them:
 
 Folders that mix the two are refused: no class folder is left out.
 
+A pattern such as part-*.zip stands for all that it matches, as if unpacked into one folder. If each
+part has a numbered folder around everything, such as part-1/, names do not begin with it.
+
 No archive is trusted: `members` says what makes it refused, before anything is written.
 """
 
 import collections
+import contextlib
 import dataclasses
+import gc
+import glob
+import heapq
+import itertools
+import operator
 import os
 import pathlib
 import re
 import unicodedata
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import BinaryIO, NamedTuple, TypeVar
 
-from pizza_steak import members
+from pizza_steak import members, patterns
 from pizza_steak.errors import ArchiveError
-from pizza_steak.members import ReadingOptions
+from pizza_steak.members import Listing, Member, ReadingOptions
 
 _SPLITS = {
     "train": "train",
@@ -36,6 +45,12 @@ _SPLITS = {
 }
 _SPLIT = re.compile("|".join(sorted(_SPLITS, key=len, reverse=True)))
 _NESTED_SPLIT = re.compile(f"({_SPLIT.pattern})([ _-]?(set|data|images))?")
+# What folders around everything are called in parts of a data set; classes are not called so.
+_NUMBERED = re.compile(
+    r"(?<![a-z])(part|shard|chunk|batch|block|volume|vol|disk|archive|zip|images?|photos?|pictures?"
+    r"|dataset|data)[ ._-]*\d+$",
+    re.IGNORECASE,
+)
 # The name of a prepared dataset has 13 letters more, and that of a temporary folder of TFDS 30.
 _LONGEST_STEM = 80
 
@@ -51,14 +66,15 @@ class Picture(NamedTuple):
       filename: Path below the archive's root, such as `train/pizza/1001116.jpg`.
       label: Name of the class folder.
       member: Name in the zip, or path below the given folder.
-      stamp: In a zip, the size and the CRC-32 of the bytes. In a folder, the file's size and its
-        times of modification and change in nanoseconds.
+      stamp: As in `members.Member`.
+      part: The place of the zip or folder in the archive's `parts`.
     """
 
     filename: str
     label: str
     member: str
     stamp: tuple[int, ...]
+    part: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,10 +82,12 @@ class Archive:
     """The listing of an archive, without the images themselves.
 
     Attributes:
-      path: The zip file or the folder.
+      path: The zip file or the folder, or a pattern.
+      parts: The zips and folders that the archive consists of; `path` alone if it is no pattern.
       options: How it was read.
-      state: What tells a zip from another one at the same path, and from itself after a change; ()
-        for a folder, and for a zip so young that a change might go unnoticed.
+      state: What tells each part from another one at the same path, and from itself after a change;
+        () if one is so young that a change might go unnoticed. That of a folder is not known here:
+        see `contents.open_archive`.
       classes: The class names, sorted, as `flow_from_directory` sorts them.
       counts: The number of images by split.
       splits: The images by split ("train", "test", "validation"), sorted by class, then name.
@@ -78,8 +96,9 @@ class Archive:
     """
 
     path: pathlib.Path
+    parts: tuple[pathlib.Path, ...]
     options: ReadingOptions
-    state: tuple[int, ...]
+    state: tuple[tuple[int | str, ...], ...]
     classes: tuple[str, ...]
     counts: Mapping[str, int]
     splits: Mapping[str, tuple[Picture, ...]] = dataclasses.field(repr=False)
@@ -89,26 +108,36 @@ class Archive:
     @property
     def stem(self) -> str:
         """The name of the file or folder, in letters, digits and underscores."""
-        stem = self.path.stem if self.path.is_file() else self.path.name
+        stem = self.path.name if self.path.is_dir() else self.path.stem
         return re.sub(r"[^A-Za-z0-9_]+", "_", stem)[:_LONGEST_STEM].strip("_") or "archive"
 
     def read(self, split: str) -> Iterator[tuple[Picture, bytes]]:
-        """Yields each image of a split with its bytes, unchanged.
+        """Yields each image of a split with its bytes, unchanged; part after part.
 
         Raises:
           ArchiveError: A member is damaged (its bytes do not match its checksum), missing, or not
             the file that was listed.
         """
-        if self.path.is_dir():
-            for image in self.splits[split]:
-                yield image, self.read_file(image)
-            return
-        with members.open_zip(self.path) as zip_file:
-            for image in self.splits[split]:
-                try:
-                    yield image, members.read_member(zip_file, image.member, image.stamp)
-                except zipfile.BadZipFile as error:
-                    raise self._damaged(image, error) from error
+        images = sorted(self.splits[split], key=operator.attrgetter("part"))
+        for part, of_part in itertools.groupby(images, key=operator.attrgetter("part")):
+            if self.parts[part].is_dir():
+                for image in of_part:
+                    yield image, self.read_file(image)
+                continue
+            with members.open_zip(self.parts[part]) as zip_file:
+                for image in of_part:
+                    yield image, self.read_member(zip_file, image)
+
+    def read_member(self, zip_file: BinaryIO, image: Picture) -> bytes:
+        """Returns the bytes of one image of a zip, which `members.open_zip` opened.
+
+        Raises:
+          ArchiveError: As `read`.
+        """
+        try:
+            return members.read_member(zip_file, image.member, image.stamp)
+        except zipfile.BadZipFile as error:
+            raise self._damaged(image, error) from error
 
     def read_file(self, image: Picture) -> bytes:
         """Returns the bytes of one image of a folder.
@@ -127,31 +156,64 @@ class Archive:
         return self._of_file(image, members.checksum_file)
 
     def _of_file(
-        self, image: Picture, read: Callable[[pathlib.Path], tuple[_Read, tuple[int, ...]]]
+        self, image: Picture, read: Callable[[str], tuple[_Read, tuple[int, ...]]]
     ) -> _Read:
+        folder = self.parts[image.part]
         try:
-            found, stamp = read(self.path / image.member)
+            found, stamp = read(os.path.join(folder, image.member))
         except OSError as error:
             raise self._damaged(image, error) from error
         if stamp != image.stamp:
             raise ArchiveError(
-                f"archive {self.path}: {image.member} changed while the archive was read; run "
+                f"archive {folder}: {image.member} changed while the archive was read; run "
                 "the command again when the folder is complete"
             )
         return found
 
     def _damaged(self, image: Picture, error: Exception) -> ArchiveError:
         return ArchiveError(
-            f"archive {self.path}: {image.member} cannot be read ({error}); "
+            f"archive {self.parts[image.part]}: {image.member} cannot be read ({error}); "
             "fetch or pack the archive again"
         )
 
 
+def find_parts(path: pathlib.Path) -> tuple[pathlib.Path, ...]:
+    """Returns the zips and folders that match a pattern, sorted.
+
+    Returns:
+      The path itself if it exists, or if it is not a pattern.
+
+    Raises:
+      ArchiveError: Nothing matches the pattern.
+    """
+    if not glob.has_magic(os.fspath(path)):
+        return (path,)
+    if found := patterns.matches(path, recursive=True):
+        return tuple(sorted(found))
+    raise ArchiveError(
+        f"archive {path}: nothing matches this pattern; expected zip files or a folder"
+    )
+
+
+@contextlib.contextmanager
+def _without_collections() -> Iterator[None]:
+    """Collects no garbage: a listing is none, and to look through it takes a third of its time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@_without_collections()
 def read_archive(path: str | os.PathLike[str], options: ReadingOptions | None = None) -> Archive:
     """Lists the archive at a path.
 
     Args:
-      path: A zip file or a folder; `~` is the home folder.
+      path: A zip file or a folder, or a pattern of zips and folders that are one data set; `~` is
+        the home folder.
       options: How to read it.
 
     Raises:
@@ -160,46 +222,139 @@ def read_archive(path: str | os.PathLike[str], options: ReadingOptions | None = 
     """
     path = pathlib.Path(path).expanduser()
     options = options or ReadingOptions()
-    state = members.state_of_zip(path)
-    listing = members.list_members(path, options)
-    images = sorted(listing.members, key=lambda member: member.name)
-    for previous, member in zip([None, *images], images, strict=False):
-        fault = member.fault
-        if previous and previous.name == member.name:
-            fault = "appears twice, maybe with its accents written in another way; rename one"
-        if fault:
-            raise ArchiveError(f"archive {path}: {members.shown(member.member)} {fault}")
+    parts = find_parts(path)
+    states = tuple(map(members.state_of_zip, parts))
+    listings = [members.list_members(part, options) for part in parts]
+    members.check_unpacked(path, listings, options)
+    _check_members(parts, listings)
+    if len(parts) > 1:
+        _leave_out_numbered_folders(path, listings)
 
-    folders = list(dict.fromkeys(member.name.rpartition("/")[0] for member in images))
+    folders = sorted(set().union(*(listing.folders() for listing in listings)))
     layout = _layout(path, [folder.split("/") for folder in folders if folder])
     places = {folder: layout.place(folder) for folder in folders}
     splits = collections.defaultdict(list)
-    left_out = listing.left_out
-    for member in images:
+    left_out: collections.Counter[str] = collections.Counter()
+    for listing in listings:
+        left_out.update(listing.left_out)
+    for member, part in _taken(parts, listings):
         folder, _, file = member.name.rpartition("/")
         if place := places[folder]:
-            filename = f"{place.folder}/{file}"
-            splits[place.split].append(Picture(filename, place.label, member.member, member.stamp))
+            filename = member.name if place.folder == folder else f"{place.folder}/{file}"
+            picture = Picture(filename, place.label, member.member, member.stamp, part)
+            splits[place.split].append(picture)
         else:
             left_out["outside the class folders"] += 1
 
     classes = _common_classes(path, splits, left_out)
     for listed in splits.values():
-        listed.sort(key=lambda image: (image.label, image.filename))
+        listed.sort(key=operator.attrgetter("label", "filename"))
     return Archive(
         path=path,
+        parts=parts,
         options=options,
-        state=state,
+        state=states if all(states) else (),
         classes=classes,
         counts={split: len(splits[split]) for split in sorted(splits)},
         splits={split: tuple(splits[split]) for split in sorted(splits)},
         left_out=dict(sorted(left_out.items())),
         warnings=(
             *_alike(classes),
-            *_lost_folders(layout, classes, listing.others),
-            *_irregular(listing.irregular),
+            *_lost_folders(layout, classes, listings),
+            *_irregular([name for listing in listings for name in listing.irregular]),
         ),
     )
+
+
+def _leave_out_numbered_folders(path: pathlib.Path, listings: Sequence[Listing]) -> None:
+    """Takes the folder around everything in each part out of the names, if these are numbered.
+
+    Raises:
+      ArchiveError: The folders may be around everything, or may be classes.
+    """
+    folders = [(listing, listing.folders() - {""}) for listing in listings]
+    listings = [listing for listing, names in folders if names]
+    trees = [[name.split("/") for name in names] for _, names in folders if names]
+    level = 0
+    while True:
+        tops = [{folder[level] for folder in tree if len(folder) > level} for tree in trees]
+        inner = [
+            {folder[level + 1] for folder in tree if len(folder) > level + 1} for tree in trees
+        ]
+        names = set().union(*tops)
+        if not names or _splits_among(names):
+            return
+        if not all(len(own) == 1 and below for own, below in zip(tops, inner, strict=True)):
+            return _check_inner(path, tops, inner)
+        if len(names) > 1:
+            break
+        level += 1  # All parts are in the same folder, which `_layout` leaves out.
+    have_images = any(len(folder) == level + 1 for tree in trees for folder in tree)
+    numbered = all(map(_NUMBERED.search, names))
+    if have_images and not numbered:
+        return  # These are classes.
+    if have_images or not numbered:
+        named = _listed(f"{name}/" for name in names)
+        raise ArchiveError(
+            f"archive {path}: {named} may be classes, or folders around the classes of each part; "
+            "if they are classes, pack the parts again with a folder train/ around them; if not, "
+            "pack the parts again without them"
+        )
+    for listing, tree in zip(listings, trees, strict=True):
+        around = "".join(f"{name}/" for name in tree[0][: level + 1])
+        listing.leave_out_of_names(around)
+
+
+def _check_inner(
+    path: pathlib.Path, tops: Sequence[Collection[str]], inner: Sequence[Collection[str]]
+) -> None:
+    """Refuses a part with one folder around those that other parts have without it."""
+    for own, below in zip(tops, inner, strict=True):
+        others = set().union(*tops) - set(own)
+        if len(own) == 1 and (twice := others & set(below)):
+            (around,) = own
+            raise ArchiveError(
+                f"archive {path}: some parts hold {_listed(f'{name}/' for name in twice)}, and "
+                f"others {_listed(f'{around}/{name}/' for name in twice)}; pack the parts again, "
+                f"all with or all without {around}/"
+            )
+
+
+def _check_members(parts: Sequence[pathlib.Path], listings: Sequence[Listing]) -> None:
+    """Refuses images that must not be read."""
+    for part, listing in zip(parts, listings, strict=True):
+        if faulty := [member for member in listing.members if member.fault]:
+            first = min(faulty, key=operator.attrgetter("name"))
+            raise ArchiveError(f"archive {part}: {members.shown(first.member)} {first.fault}")
+
+
+def _taken(
+    parts: Sequence[pathlib.Path], listings: Sequence[Listing]
+) -> Iterator[tuple[Member, int]]:
+    """Yields the images of all parts, sorted by name, and takes them out of the listings.
+
+    Yields:
+      An image and the place of its part.
+
+    Raises:
+      ArchiveError: Two images have the same name.
+    """
+
+    def taken(listing: Listing, part: int) -> Iterator[tuple[Member, int]]:
+        listing.members.sort(key=operator.attrgetter("name"), reverse=True)
+        while listing.members:
+            yield listing.members.pop(), part
+
+    images = [taken(listing, part) for part, listing in enumerate(listings)]
+    before, part_before = None, 0
+    for member, part in heapq.merge(*images, key=lambda image: image[0].name):
+        if before and before.name == member.name:
+            fault = "appears twice, maybe with its accents written in another way; rename one"
+            if part != part_before:
+                fault = f"is in {parts[part_before]} too; remove one of them, or rename it"
+            raise ArchiveError(f"archive {parts[part]}: {members.shown(member.member)} {fault}")
+        yield member, part
+        before, part_before = member, part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -402,13 +557,12 @@ def _alike(labels: Collection[str]) -> list[str]:
 
 
 def _lost_folders(
-    layout: _Layout,
-    classes: Collection[str],
-    others: Mapping[str, collections.Counter[str]],
+    layout: _Layout, classes: Collection[str], listings: Sequence[Listing]
 ) -> list[str]:
     """Returns a warning for each folder that would be a class if it had images."""
     lost: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-    for folder, kinds in others.items():
+    others = itertools.chain.from_iterable(listing.others.items() for listing in listings)
+    for folder, kinds in others:
         place = layout.place(unicodedata.normalize("NFC", folder))
         if place and place.label not in classes:
             lost[place.label].update(kinds)

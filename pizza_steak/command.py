@@ -143,6 +143,9 @@ def _parse(argv: list[str], config: type, arguments: str | None) -> list[str]:
         _exit_for_flags(" ".join(str(error).split()))
     if len(rest) > 1 and not arguments:
         if any(field.name == "archive" for _, field in fields(config)):
+            if flags.FLAGS.archive:  # Perhaps the shell expanded a pattern.
+                several = "quote a pattern of several archives: --archive='part-*.zip'"
+                _exit_for_flags(f"unexpected argument {rest[1]!r}; {several}", hint="")
             archive = shlex.quote(f"--archive={rest[1]}")
             _exit_for_flags(f"unexpected argument; did you mean {archive}?", hint="")
         _exit_for_flags(f"unexpected argument {rest[1]!r}")

@@ -104,7 +104,8 @@ class SourceConfig:
 
     archive: str | None = flag(
         None,
-        "Zip file or folder of class folders.",
+        "Zip file or folder of class folders; or 'part-*.zip'. All that match a pattern are one "
+        "data set.",
         one_of="source",
         common=True,
         aliases="data folder input path zip",
@@ -128,8 +129,8 @@ class SourceConfig:
     )
     max_unpacked_gb: float | None = flag(
         None,
-        "Most gigabytes that a zip may unpack to; by default 1, or 100 times its size if that is "
-        "more.",
+        "Most gigabytes that a zip, or all zips of a pattern, may unpack to; by default 1, or 100 "
+        "times their size if that is more.",
         minimum=0.0,
     )
     max_pixels: int = flag(

@@ -130,7 +130,8 @@ def load(
 
     Args:
       archive: Path of a zip or folder of class folders, with or without train/ and test/ around
-        them; by default the images are those of `dataset`.
+        them, or a pattern of several that are one data set, such as "part-*.zip"; by default the
+        images are those of `dataset`.
       image_size: Height and width in pixels: one number for both, or two.
       dataset: "pizza_steak/photos" (downloaded), "pizza_steak/sample" (rendered) or the name of
         prepared images, if there is no `archive`.

@@ -16,7 +16,7 @@ import tensorflow as tf
 from PIL import Image
 
 from pizza_steak import augmentation, decoded, decoding, input_pipeline, normalization, records
-from pizza_steak.archive import Archive, Picture, ReadingOptions, read_archive
+from pizza_steak.archive import Archive, Picture, ReadingOptions, find_parts, read_archive
 from pizza_steak.configuration import TransformConfig
 from pizza_steak.errors import UserError, check_choice, naming_arguments, told
 
@@ -333,7 +333,10 @@ def _list_files(
     class_indices = _class_indices(classes, archive.classes)
     prepared = records.prepare(archive=archive, data_dir=data_dir)
     names = list(prepared.filenames)
-    members = {image.filename: image.member for image in _pictures(archive)}
+    paths = {
+        image.filename: os.path.join(archive.parts[image.part], image.member)
+        for image in _pictures(archive)
+    }
     rows_by_class: list[list[int]] = [[] for _ in class_indices]
     labels = np.zeros(len(names), np.int32)
     # The order of os.walk: a folder's own files come before those of its subfolders.
@@ -348,7 +351,7 @@ def _list_files(
         class_indices=class_indices,
         labels=labels,
         filenames=[name.removeprefix(top) for name in names],
-        filepaths=[str(archive.path / members[name]) for name in names],
+        filepaths=[paths[name] for name in names],
         rows_by_class=[np.array(rows, np.int64) for rows in rows_by_class],
         left_out=f" (left out: {left_out})" if left_out else "",
     )
@@ -357,7 +360,8 @@ def _list_files(
 def _located(directory: str | os.PathLike[str], reading: ReadingOptions) -> tuple[Archive, str]:
     """Returns the archive that contains a directory, and the prefix of its files' names there."""
     path = pathlib.Path(directory).expanduser()
-    root = next((parent for parent in path.parents if parent.is_file()), path)
+    around = (parent for parent in path.parents if find_parts(parent)[0].is_file())
+    root = next(around, path)
     archive = read_archive(root, reading)
     pictures = list(_pictures(archive))
     tops = {
@@ -373,7 +377,7 @@ def _located(directory: str | os.PathLike[str], reading: ReadingOptions) -> tupl
             places[root / pathlib.PurePath(image.member).parents[depth]] = top
     else:
         places = {root / top: top for top in tops}
-    if root.is_file() and len(places) == 1:
+    if not root.is_dir() and len(places) == 1:
         places[root] = next(iter(tops))
     if path not in places:
         expected = " or ".join(sorted(map(str, places)))

@@ -5,10 +5,13 @@ an image is its `fault`, so that a caller may go on without it. A zip whose dire
 hostile is refused as a whole.
 """
 
+import array
 import collections
 import dataclasses
 import functools
+import hashlib
 import importlib.util
+import io
 import itertools
 import os
 import pathlib
@@ -20,7 +23,10 @@ import time
 import unicodedata
 import zipfile
 import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
 
 from pizza_steak.errors import ArchiveError, told
 from pizza_steak.regular_file import NOT_REGULAR, open_file
@@ -46,7 +52,7 @@ _SYSTEM_FOLDERS = frozenset(
 
 # No photograph is larger: 80 million pixels without compression are 240 MB.
 _MOST_BYTES = 256 * 2**20
-# ImageNet has 1.4 million images. zipfile needs 0.6 GB of memory for each million.
+# ImageNet has 1.4 million images.
 _MOST_FILES = 2_000_000
 # A zip's directory needs 46 bytes a file, a name, and mostly 0 to 36 bytes more.
 _MOST_DIRECTORY_BYTES = 200 * _MOST_FILES
@@ -71,15 +77,19 @@ _LINK_OUTSIDE = (
 _END = struct.Struct("<4s4H2LH")
 _END_64 = struct.Struct("<4sQ2H2L4Q")
 _LOCATOR_64 = struct.Struct("<4sLQL")
+# A member in the directory, 4.3.12, without its name, and the lengths of name, extra and comment.
+_ENTRY_BYTES = 46
+_ENTRY_LENGTHS = struct.Struct("<28x3H")
+# The header of a member's bytes, 4.3.7: its signature and the lengths of name and extra.
+_HEADER = struct.Struct("<4s22x2H")
+# Members of a directory that zipfile lists at once; it needs 0.7 kB of memory for each.
+_LISTED_AT_ONCE = 10_000
 
 # Two changes within one tick of a file system's clock, 2 s on FAT, look like one, as Git knows
 # (Documentation/technical/racy-git). So what was young when it was read is read again.
 TICK = 2 * 10**9
 
 _PART = 2**18  # Bytes; more photographs are smaller than larger.
-
-# What zipfile and its decompressor raise for damaged bytes.
-_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError, KeyError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +99,8 @@ class ReadingOptions:
     Attributes:
       follow_links: Whether to follow links to folders, and to files outside the folder.
       zip_encoding: Encoding of the names in a zip that does not say it, such as "cp932".
-      max_unpacked_gb: Most gigabytes that the images of a zip may unpack to; by default 1, or 100
-        times the size of the zip if that is more.
+      max_unpacked_gb: Most gigabytes that the images of a zip, or of all zips of a pattern, may
+        unpack to; by default 1, or 100 times the size of the zips if that is more.
     """
 
     follow_links: bool = False
@@ -109,7 +119,9 @@ class Member(NamedTuple):
     Attributes:
       name: Its path, with slashes, in Unicode's form NFC, without what some packers add.
       member: Its name in the zip, or its path below the folder.
-      stamp: As in `archive.Picture`; () if there is a fault.
+      stamp: In a zip, the size and the CRC-32 of the bytes, where they are in the zip, their packed
+        size and method. In a folder, the file's size and its times of modification and change in
+        nanoseconds. () if there is a fault.
       fault: Why it must not be read, or "".
     """
 
@@ -128,12 +140,30 @@ class Listing:
       left_out: Number of other files, by kind.
       others: Number of files of other formats by suffix, by folder.
       irregular: Names of pipes, sockets and devices that are named like images.
+      size: Size of a zip; 0 for a folder.
+      unpacked: Size of all images of a zip; 0 for a folder.
     """
 
     members: list[Member] = dataclasses.field(default_factory=list)
     left_out: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     others: dict[str, collections.Counter[str]] = dataclasses.field(default_factory=dict)
     irregular: list[str] = dataclasses.field(default_factory=list)
+    size: int = 0
+    unpacked: int = 0
+
+    def folders(self) -> set[str]:
+        """Returns the folders of the image files, "" for those in no folder."""
+        return {member.name.rpartition("/")[0] for member in self.members}
+
+    def leave_out_of_names(self, around: str) -> None:
+        """Takes the folders around everything, such as "photos/", out of all names."""
+        self.members = [
+            member._replace(name=member.name.removeprefix(around)) for member in self.members
+        ]
+        self.others = {
+            f"{_normal(folder)}/".removeprefix(around).rstrip("/"): kinds
+            for folder, kinds in self.others.items()
+        }
 
     def leaves_out(self, name: str) -> bool:
         """Counts a file that is not an example; returns False if it is one."""
@@ -160,15 +190,15 @@ def list_members(path: pathlib.Path, options: ReadingOptions) -> Listing:
       ArchiveError: There is neither at the path, or it is damaged or hostile.
     """
     try:
-        kind = stat.S_IFMT(path.stat().st_mode)
+        status = path.stat()
     except OSError as error:
         raise ArchiveError(
             f"archive {path}: {told(error).lower()}; expected a zip file or a folder"
         ) from error
-    if kind == stat.S_IFDIR:
+    if stat.S_ISDIR(status.st_mode):
         return _list_folder(path, options.follow_links)
-    if kind == stat.S_IFREG:
-        return _list_zip(path, options)
+    if stat.S_ISREG(status.st_mode):
+        return _list_zip(path, status.st_size, options)
     raise ArchiveError(f"archive {path}: neither a zip file nor a folder")
 
 
@@ -184,8 +214,46 @@ def state_of_zip(path: pathlib.Path) -> tuple[int, ...]:
     except OSError:
         return ()
     state = (*_stamp(status), status.st_ino)
-    old = max(status.st_mtime_ns, status.st_ctime_ns) < now - TICK
-    return state if stat.S_ISREG(status.st_mode) and old else ()
+    return state if stat.S_ISREG(status.st_mode) and _is_old(status, now) else ()
+
+
+def state_of_folder(path: pathlib.Path) -> tuple[str, ...]:
+    """Returns a digest of the names, sizes and times of all files in a folder.
+
+    It takes little longer than the system needs to tell them, and no memory for each file.
+
+    Returns:
+      () if a file changed just now, if there is a link, which may lead anywhere, or a folder that
+      cannot be read, and if there is no folder at the path.
+    """
+    now = time.time_ns()
+    digest = hashlib.sha256()
+    root = os.fspath(path)
+    waiting = [root]
+    try:
+        while waiting:
+            folder = waiting.pop()
+            with os.scandir(folder) as scanned:
+                entries = sorted(scanned, key=lambda entry: entry.name)
+            told = [f"{len(entries)} in {folder[len(root) :]}"]
+            for entry in entries:
+                if entry.is_symlink():
+                    return ()
+                if entry.is_dir():
+                    waiting.append(entry.path)
+                    continue
+                status = os.stat(entry.path)
+                if not _is_old(status, now):
+                    return ()
+                told.append(f"{entry.name}\0{status.st_mode} {_stamp(status)}")
+            digest.update(os.fsencode("\0".join(told)))
+    except OSError:
+        return ()
+    return (digest.hexdigest(),)
+
+
+def _is_old(status: os.stat_result, now: int) -> bool:
+    return max(status.st_mtime_ns, status.st_ctime_ns) < now - TICK
 
 
 def read_file(path: str | os.PathLike[str]) -> tuple[bytes, tuple[int, ...]]:
@@ -220,51 +288,62 @@ def _open_image(path: str | os.PathLike[str]) -> BinaryIO:
     return file
 
 
-def open_zip(path: pathlib.Path) -> zipfile.ZipFile:
-    """Opens a zip.
+def open_zip(path: pathlib.Path) -> BinaryIO:
+    """Opens a zip, to read members that were listed.
 
     Raises:
-      ArchiveError: It is damaged, or not a zip.
+      ArchiveError: It cannot be opened.
     """
     try:
-        count, bits = _number_of_files(path)
-        zip_file = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
-        with path.open("rb") as file:
-            truncated = file.read(2) == b"PK"
-        what = "a truncated or damaged zip" if truncated else "not a zip file"
-        raise ArchiveError(
-            f"archive {path}: {what}; expected a zip of class folders, or the folder itself"
-        ) from error
+        return open_file(path)
     except OSError as error:
         raise ArchiveError(f"archive {path}: cannot be read ({told(error)})") from error
-    # zipfile ignores the number. One wrong bit in the length of a name would hide files.
-    if (found := len(zip_file.infolist())) % 2**bits != count:
-        zip_file.close()
-        raise ArchiveError(
-            f"archive {path}: a damaged zip, {found:,} files are listed but its end says "
-            f"{count:,}; fetch or pack the archive again"
-        )
-    return zip_file
 
 
-def read_member(zip_file: zipfile.ZipFile, member: str, stamp: tuple[int, ...]) -> bytes:
+def read_member(zip_file: BinaryIO, member: str, stamp: tuple[int, ...]) -> bytes:
     """Returns the bytes of a member of a zip, and never unpacks more than were listed.
+
+    The directory of the zip is not read again.
+
+    Args:
+      zip_file: The zip, as of `open_zip`.
+      member: As in `Member`.
+      stamp: As in `Member`.
 
     Raises:
       zipfile.BadZipFile: It is damaged, or not the member that was listed.
     """
+    size, checksum, start, packed_size, method = stamp
     try:
-        info = zip_file.getinfo(member)
-        if (info.file_size, info.CRC) != stamp:
+        zip_file.seek(start)
+        signature, *lengths = _HEADER.unpack(zip_file.read(_HEADER.size))
+        name = zip_file.read(lengths[0])
+        names = name.decode("cp437"), name.decode(errors="replace")
+        if signature != b"PK\3\4" or member not in names:
             raise zipfile.BadZipFile("not the file that was listed")
-        with zip_file.open(info) as file:
-            encoded = file.read(info.file_size + 1)
-    except _DAMAGED as error:
-        raise zipfile.BadZipFile(str(error) or "its bytes end early") from error
-    if len(encoded) != info.file_size:
+        zip_file.seek(lengths[1], os.SEEK_CUR)
+        if method == zipfile.ZIP_STORED:
+            encoded = zip_file.read(min(packed_size, size))
+        else:
+            encoded = _inflated(zip_file, packed_size, size)
+    except (OSError, zlib.error, struct.error) as error:
+        raise zipfile.BadZipFile(str(error)) from error
+    if len(encoded) != size:
         raise zipfile.BadZipFile("its bytes end early")
+    if zlib.crc32(encoded) != checksum:
+        raise zipfile.BadZipFile("its bytes do not match its CRC-32")
     return encoded
+
+
+def _inflated(file: BinaryIO, packed_size: int, most: int) -> bytes:
+    """Returns the first bytes, at most `most`, of what was packed with Deflate."""
+    decompressor = zlib.decompressobj(-zlib.MAX_WBITS)
+    parts = []
+    while most and not decompressor.eof and (packed := file.read(min(packed_size, _PART))):
+        parts.append(decompressor.decompress(packed, most))
+        packed_size -= len(packed)
+        most -= len(parts[-1])
+    return b"".join(parts)
 
 
 def _list_folder(root: pathlib.Path, follow_links: bool) -> Listing:
@@ -305,7 +384,7 @@ def _list_folder(root: pathlib.Path, follow_links: bool) -> Listing:
                     waiting.append((f"{place}/", around | {target}))
             elif not listing.leaves_out(place):
                 try:
-                    status = os.stat(root / place)
+                    status = os.stat(entry.path)
                     outside = link and not follow_links and not _is_within(root / place, real_root)
                 except OSError as error:
                     fault = f"cannot be read ({told(error)}); remove it, or mend it"
@@ -335,110 +414,200 @@ def _is_within(path: pathlib.Path, folder: str) -> bool:
     return pathlib.Path(os.path.realpath(path)).is_relative_to(folder)
 
 
-def _list_zip(path: pathlib.Path, options: ReadingOptions) -> Listing:
-    listing = Listing()
-    unpacked = 0
-    with open_zip(path) as zip_file:
-        _check_overlap(path, zip_file)
-        for info in zip_file.infolist():
-            try:
-                name, fault = _name(info, options.zip_encoding), ""
-            except UnicodeError:
-                name, fault = info.orig_filename, _fault_of_encoding(options.zip_encoding)
-            if _OUTSIDE.search(name):
-                raise ArchiveError(
-                    f"archive {path}: refused, {shown(name)} points outside the archive; pack the "
-                    "folders again"
-                )
-            if name.endswith("/"):
-                continue
-            if "//" in name or "./" in name:
-                name = posixpath.normpath(name)
-            if listing.leaves_out(name):
-                continue
-            if zip_file.getinfo(info.filename) is not info:
-                fault = "appears twice; pack the folders again"
-            fault = fault or _fault_of_member(info) or _fault_of_name(name)
-            stamp = () if fault else (info.file_size, info.CRC)
-            listing.members.append(Member(_normal(name), info.filename, stamp, fault))
-            unpacked += info.file_size
-    allowed: float = max(_HARMLESS_BYTES, _MOST_EXPANSION * path.stat().st_size)
+def _list_zip(path: pathlib.Path, size: int, options: ReadingOptions) -> Listing:
+    listing = Listing(size=size)
+    parts, start = _directory(path)
+    places = array.array("q")  # The start and the end of each member.
+    seen = set()
+    for info in _entries(path, parts):
+        # The local header has this name too, else the member is not read.
+        end = info.header_offset + _HEADER.size + len(info.orig_filename) + info.compress_size
+        if end > start:
+            raise _overlap(path, info)
+        places.extend((info.header_offset, end))
+        try:
+            name, fault = _name(info, options.zip_encoding), ""
+        except UnicodeError:
+            name, fault = info.orig_filename, _fault_of_encoding(options.zip_encoding)
+        if _OUTSIDE.search(name):
+            raise ArchiveError(
+                f"archive {path}: refused, {shown(name)} points outside the archive; pack the "
+                "folders again"
+            )
+        if name.endswith("/"):
+            continue
+        if "//" in name or "./" in name:
+            name = posixpath.normpath(name)
+        if listing.leaves_out(name):
+            continue
+        member = info.orig_filename
+        if member in seen:
+            fault = "appears twice; pack the folders again"
+        seen.add(member)
+        fault = fault or _fault_of_member(info) or _fault_of_name(name)
+        place = info.header_offset, info.compress_size, info.compress_type
+        stamp = () if fault else (info.file_size, info.CRC, *place)
+        listing.members.append(Member(_normal(name), member, stamp, fault))
+        listing.unpacked += info.file_size
+    _check_overlap(path, parts, np.array(places).reshape(-1, 2))
+    check_unpacked(path, [listing], options)
+    return listing
+
+
+def check_unpacked(
+    path: pathlib.Path, listings: Sequence[Listing], options: ReadingOptions
+) -> None:
+    """Refuses zips whose images together would unpack to more than the options allow."""
+    size = sum(listing.size for listing in listings)
+    unpacked = sum(listing.unpacked for listing in listings)
+    allowed: float = max(_HARMLESS_BYTES, _MOST_EXPANSION * size)
     if options.max_unpacked_gb is not None:
         allowed = options.max_unpacked_gb * 10**9
     if unpacked > allowed:
         raise ArchiveError(
-            f"archive {path}: refused, {path.stat().st_size:,} bytes claim to unpack to "
-            f"{unpacked:,}, more than the {allowed:,.0f} allowed; if you trust the archive, pass "
+            f"archive {path}: refused, {size:,} bytes claim to unpack to {unpacked:,}, more than "
+            f"the {allowed:,.0f} allowed; if you trust the archive, pass "
             f"--max_unpacked_gb={-(-unpacked // 10**9)}"
         )
-    return listing
 
 
-def _number_of_files(path: pathlib.Path) -> tuple[int, int]:
-    """Returns the number of files that the end of a zip says, and how many bits of it are there.
+def _entries(path: pathlib.Path, parts: Iterable[bytes]) -> Iterator[zipfile.ZipInfo]:
+    """Yields what a zip says of each member, given its directory as `_directory` returns it."""
+    for part in parts:
+        try:
+            with zipfile.ZipFile(io.BytesIO(part)) as zip_file:
+                infos = zip_file.infolist()
+            if len(infos) != _END.unpack(part[-_END.size :])[3]:
+                raise zipfile.BadZipFile("it holds another end record")
+        except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
+            raise _not_sound(path) from error
+        yield from infos
+
+
+def _not_sound(path: pathlib.Path) -> ArchiveError:
+    with path.open("rb") as file:
+        truncated = file.read(2) == b"PK"
+    what = "a truncated or damaged zip" if truncated else "not a zip file"
+    return ArchiveError(
+        f"archive {path}: {what}; expected a zip of class folders, or the folder itself"
+    )
+
+
+def _directory(path: pathlib.Path) -> tuple[list[bytes], int]:
+    """Returns the directory of a zip, in parts, and where it starts in the file.
+
+    Each part is a directory of its own, so that zipfile lists some members at a time.
 
     Raises:
-      ArchiveError: There are too many, or more in the file than one zip.
+      ArchiveError: It is damaged or not a zip, or it has too many files, or there is more in the
+        file than one zip.
+    """
+    try:
+        with open_file(path) as file:
+            directory, start, count, bits = _read_directory(path, file)
+        parts = []
+        found = 0
+        while directory:
+            number = end = 0
+            while number < _LISTED_AT_ONCE and end < len(directory):
+                end += _ENTRY_BYTES + sum(_ENTRY_LENGTHS.unpack_from(directory, end))
+                number += 1
+            if end > len(directory):
+                raise zipfile.BadZipFile("the directory ends early")
+            after = _END.pack(b"PK\5\6", 0, 0, number, number, end, 0, 0)
+            parts.append(b"".join((directory[:end], after)))
+            directory = directory[end:]
+            found += number
+    except (zipfile.BadZipFile, struct.error) as error:
+        raise _not_sound(path) from error
+    except OSError as error:
+        raise ArchiveError(f"archive {path}: cannot be read ({told(error)})") from error
+    # zipfile ignores the number. One wrong bit in the length of a name would hide files.
+    if found % 2**bits != count:
+        raise ArchiveError(
+            f"archive {path}: a damaged zip, {found:,} files are listed but its end says "
+            f"{count:,}; fetch or pack the archive again"
+        )
+    return parts, start
+
+
+def _read_directory(path: pathlib.Path, file: BinaryIO) -> tuple[memoryview, int, int, int]:
+    """Reads the directory of a zip.
+
+    Returns:
+      The directory, where it starts, the number of files that the end of the zip says, and how many
+      bits of the number are there.
+
+    Raises:
+      ArchiveError: There are too many files, or more in the file than one zip.
       zipfile.BadZipFile: It is not a zip.
     """
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        start = max(0, size - 2**16 - _END.size - _LOCATOR_64.size - _END_64.size)
-        file.seek(start)
-        tail = file.read()
-        at = tail.rfind(b"PK\5\6")
-        if at < 0 or len(tail) < at + _END.size:
-            raise zipfile.BadZipFile("no end record")
-        _, disk, first_disk, _, count, length, offset, _ = _END.unpack_from(tail, at)
-        end, bits = start + at, 16  # The Finder packs more files than that, and without Zip64.
-        at_locator = at - _LOCATOR_64.size
-        if at_locator >= _END_64.size and tail[at_locator : at_locator + 4] == b"PK\6\7":
-            at -= _LOCATOR_64.size + _END_64.size
-            signature, _, _, _, disk, first_disk, _, count, length, offset = _END_64.unpack_from(
-                tail, at
-            )
-            if signature != b"PK\6\6":
-                raise zipfile.BadZipFile("no Zip64 end record")
-            end, bits = start + at, 64
-        if disk or first_disk:
-            raise ArchiveError(f"archive {path}: one part of a zip in several; join the parts")
-        if length > _MOST_DIRECTORY_BYTES:
-            raise _too_many(path)
-        if offset + length > end:
-            raise zipfile.BadZipFile("the directory is not in the file")
-        if offset + length < end:
-            raise ArchiveError(
-                f"archive {path}: refused, {end - offset - length:,} bytes lie around its "
-                "directory, as in two zips in one file or in a damaged one; pack the folders again"
-            )
-        file.seek(offset)
-        # Before zipfile makes an object of each. A name with this signature counts twice.
-        if file.read(length).count(b"PK\1\2") > _MOST_FILES:
-            raise _too_many(path)
-    return count, bits
+    size = file.seek(0, os.SEEK_END)
+    start = max(0, size - 2**16 - _END.size - _LOCATOR_64.size - _END_64.size)
+    file.seek(start)
+    tail = file.read()
+    at = tail.rfind(b"PK\5\6")
+    if at < 0 or len(tail) < at + _END.size:
+        raise zipfile.BadZipFile("no end record")
+    _, disk, first_disk, _, count, length, offset, _ = _END.unpack_from(tail, at)
+    end, bits = start + at, 16  # The Finder packs more files than that, and without Zip64.
+    at_locator = at - _LOCATOR_64.size
+    if at_locator >= _END_64.size and tail[at_locator : at_locator + 4] == b"PK\6\7":
+        at -= _LOCATOR_64.size + _END_64.size
+        signature, _, _, _, disk, first_disk, _, count, length, offset = _END_64.unpack_from(
+            tail, at
+        )
+        if signature != b"PK\6\6":
+            raise zipfile.BadZipFile("no Zip64 end record")
+        end, bits = start + at, 64
+    if disk or first_disk:
+        raise ArchiveError(f"archive {path}: one part of a zip in several; join the parts")
+    if length > _MOST_DIRECTORY_BYTES:
+        raise _too_many(path)
+    if offset + length > end:
+        raise zipfile.BadZipFile("the directory is not in the file")
+    if offset + length < end:
+        raise ArchiveError(
+            f"archive {path}: refused, {end - offset - length:,} bytes lie around its "
+            "directory, as in two zips in one file or in a damaged one; pack the folders again"
+        )
+    file.seek(offset)
+    directory = file.read(length)
+    # Before zipfile makes an object of each. A name with this signature counts twice.
+    if directory.count(b"PK\1\2") > _MOST_FILES:
+        raise _too_many(path)
+    return memoryview(directory), offset, count, bits
 
 
 def _too_many(path: pathlib.Path) -> ArchiveError:
     return ArchiveError(
-        f"archive {path}: refused, its directory is larger than one of {_MOST_FILES:,} files; if "
-        "you trust the archive, unpack it and pass the folder"
+        f"archive {path}: refused, its directory is larger than one of {_MOST_FILES:,} files; pack "
+        "several zips and pass a pattern of them, or if you trust the archive, unpack it and pass "
+        "the folder"
     )
 
 
-def _check_overlap(path: pathlib.Path, zip_file: zipfile.ZipFile) -> None:
+def _check_overlap(path: pathlib.Path, parts: Iterable[bytes], places: np.ndarray) -> None:
     """Refuses a zip whose members share bytes: a few megabytes would unpack to terabytes.
 
     See David Fifield, A better zip bomb, 2019.
+
+    Args:
+      path: The zip.
+      parts: Its directory.
+      places: int64 array of shape (N, 2), the start and the end of each of N members.
     """
-    order = sorted(zip_file.infolist(), key=lambda info: info.header_offset)
-    for info, following in itertools.zip_longest(order, order[1:]):
-        # The local header has this name too, else zipfile does not read the member.
-        end = info.header_offset + 30 + len(info.orig_filename) + info.compress_size
-        if end > (following.header_offset if following else zip_file.start_dir):
-            raise ArchiveError(
-                f"archive {path}: refused, the bytes of {shown(info.filename)} overlap those of "
-                "other files; pack the folders again"
-            )
+    order = np.argsort(places[:, 0], kind="stable")
+    starts, ends = places[order].T
+    if len(shared := np.flatnonzero(ends[:-1] > starts[1:])):
+        raise _overlap(path, next(itertools.islice(_entries(path, parts), order[shared[0]], None)))
+
+
+def _overlap(path: pathlib.Path, info: zipfile.ZipInfo) -> ArchiveError:
+    return ArchiveError(
+        f"archive {path}: refused, the bytes of {shown(info.filename)} overlap those of other "
+        "files; pack the folders again"
+    )
 
 
 def _name(info: zipfile.ZipInfo, encoding: str | None) -> str:
@@ -527,7 +696,7 @@ def _stamp(status: os.stat_result) -> tuple[int, ...]:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=2**14)
 def _kind_of_folder(folder: str) -> str | None:
     """Returns why no file in a folder is an example, or None."""
     for part in folder.split("/"):

@@ -6,6 +6,7 @@ import pathlib
 import struct
 import zipfile
 import zlib
+from typing import BinaryIO
 
 from hypothesis import strategies as st
 
@@ -159,7 +160,7 @@ def read(path: pathlib.Path) -> str:
             archive = read_archive(path, options)
             for split in archive.splits:
                 for image, encoded in archive.read(split):
-                    assert (len(encoded), zlib.crc32(encoded)) == image.stamp
+                    assert (len(encoded), zlib.crc32(encoded)) == image.stamp[:2]
         except ArchiveError as error:
             told = str(error)
             assert "\n" not in told
@@ -175,9 +176,9 @@ def read(path: pathlib.Path) -> str:
     return told
 
 
-def _read_member(zip_file: zipfile.ZipFile, member: members.Member) -> None:
+def _read_member(zip_file: BinaryIO, member: members.Member) -> None:
     try:
         encoded = members.read_member(zip_file, member.member, member.stamp)
     except zipfile.BadZipFile:
         return
-    assert (len(encoded), zlib.crc32(encoded)) == member.stamp
+    assert (len(encoded), zlib.crc32(encoded)) == member.stamp[:2]

@@ -1,6 +1,7 @@
 """A path of the user's is no template, no pattern and no shell code, wherever it goes."""
 
 import shlex
+import zipfile
 
 import pytest
 from absl import flags
@@ -103,6 +104,30 @@ def test_the_printed_command_resumes_the_run(
     assert (python, m, module) == ("python", "-m", "trainers.fit")
     monkeypatch.chdir(tmp_path)  # The command works anywhere.
     assert len(fit(*argv).values["history"]["loss"]) == 3
+
+
+def test_a_pattern_of_archives_is_found_from_any_folder(
+    run, flags_there, archive, tmp_path, monkeypatch
+):
+    from trainers.finished import evaluation
+
+    folder = tmp_path / NAME
+    folder.mkdir()
+    with zipfile.ZipFile(archive) as whole:
+        for number, name in enumerate(whole.namelist()):
+            with zipfile.ZipFile(folder / f"part-{number % 3}.zip", "a") as part:
+                part.writestr(name, whole.read(name))
+    monkeypatch.chdir(folder)
+    asked = [*flags_there, "--archive=part-[0-9]*.zip", "--epochs=2", "--rotation_range=9"]
+    fit_and_stop(*asked, "--run_dir=stopped", epoch=1)
+    command = run_directory.Run(folder / "stopped").command_to_resume
+    monkeypatch.chdir("/")
+    resumed = fit(*shlex.split(command)[3:])
+    assert resumed.values["test_loss"] == run.result["test_loss"]
+    stopped = run_directory.open_run(str(folder / "stopped"))
+    assert stopped.config.data.archive == f"{folder}/part-[0-9]*.zip"
+    values = evaluation.evaluate(stopped, parse_flags(config=EvaluateConfig)).values
+    assert values["loss"] == stopped.result["test_loss"]
 
 
 def test_figures_and_findings_are_written_there(place):

@@ -94,7 +94,8 @@ class DataConfig:
     )
     archive: str | None = flag(
         None,
-        "Zip file or folder of class folders. It replaces --dataset.",
+        "Zip file or folder of class folders; or 'part-*.zip'. All that match a pattern are one "
+        "data set. It replaces --dataset.",
         per_process=True,
         common=True,
         aliases="data data_path folder input path zip",
@@ -995,7 +996,10 @@ class EvaluationDataConfig:
     The folder for records and decoded images is not the run's.
     """
 
-    archive: str | None = flag(None, "Zip file or folder of class folders, with the run's classes.")
+    archive: str | None = flag(
+        None,
+        "Zip file or folder of class folders, or a pattern of several, with the run's classes.",
+    )
     data_dir: str | None = _DATA_DIR
     follow_links: bool | None = same_flag(SourceConfig, "follow_links", default=None)
     zip_encoding: str | None = same_flag(SourceConfig, "zip_encoding")

@@ -1,3 +1,4 @@
+import io
 import os
 import pathlib
 import shutil
@@ -6,6 +7,7 @@ import tracemalloc
 import unicodedata
 import zipfile
 
+import numpy as np
 import pytest
 
 import pizza_steak
@@ -120,22 +122,46 @@ def test_only_new_and_changed_files_are_read(make_archive, jpeg, fingerprint, re
     assert sorted(reads) == sorted([*added, FOOD[1]])
 
 
+def npz(**arrays):
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
 @pytest.mark.parametrize(
-    "content", [b"", b"\xff", b"[]", b"null", b'{"files": [1]}', b'{"files": {"a": [1, "b"]}}']
+    "content",
+    [
+        *(b"", b"\xff", b"{}", npz(), npz(names=np.zeros(3, np.uint8))),
+        npz(names=np.zeros(3, np.uint8), stamps=np.zeros((4, 3)), checksums=np.zeros(3)),
+        npz(names=np.zeros(3, np.uint8), stamps=np.zeros((4, 3), "U1"), checksums=np.zeros(4)),
+    ],
 )
 def test_a_damaged_cache_is_made_anew(aged, fingerprint, reads, tmp_path, content):
     expected = fingerprint(aged)
-    (cache,) = (tmp_path / "cache").glob("*.json")
-    good = cache.read_bytes()
+    (cache,) = (tmp_path / "cache").glob("*.npz")
+    good = contents._recall_files(cache)
     cache.write_bytes(content)
     assert fingerprint(aged) == expected
-    assert cache.read_bytes() == good
+    assert all(map(np.array_equal, contents._recall_files(cache), good))
     assert len(reads) == 2 * len(FOOD)
+
+
+def test_no_wrong_bit_in_the_cache_changes_the_fingerprint(aged, fingerprint, tmp_path):
+    expected = fingerprint(aged)
+    (cache,) = (tmp_path / "cache").glob("*.npz")
+    good = cache.read_bytes()
+    for place in range(0, len(good), 29):
+        damaged = bytearray(good)
+        damaged[place] ^= 1 << place % 8
+        cache.write_bytes(damaged)
+        assert fingerprint(aged) == expected
+        cache.write_bytes(good[:place])
+        assert fingerprint(aged) == expected
 
 
 def test_what_a_killed_process_left_is_removed(aged, fingerprint, tmp_path):
     fingerprint(aged)
-    (file,) = (tmp_path / "cache").glob("*.json")
+    (file,) = (tmp_path / "cache").glob("*.npz")
     left = file.with_name(f".{'0' * 32}.{file.name}")
     left.write_text("half")
     file.unlink()
@@ -193,11 +219,13 @@ def test_a_file_that_is_gone_is_named(make_archive, tmp_path):
 def test_caches_of_folders_that_are_gone_are_removed(aged, make_archive, fingerprint, tmp_path):
     gone = make_archive(FOOD, as_zip=False)
     fingerprint(aged)
-    (cache,) = (tmp_path / "cache").glob("*.json")
+    (cache,) = (tmp_path / "cache").glob("*.npz")
     fingerprint(gone)
     shutil.rmtree(gone)
+    older = tmp_path / "cache" / "0.json"
+    older.write_text('{"folder": "/", "files": {}}')
     contents.forget_missing(tmp_path / "cache")
-    assert list((tmp_path / "cache").glob("*.json")) == [cache]
+    assert {file for file in cache.parent.iterdir() if file.name[0] != "."} == {cache}
 
 
 @pytest.fixture
@@ -205,11 +233,11 @@ def opened(monkeypatch):
     """The zips that were opened. Zips are remembered although they are new."""
     paths = []
 
-    def open_zip(self, file, *arguments, original=zipfile.ZipFile.__init__, **options):
-        paths.append(file)
-        original(self, file, *arguments, **options)
+    def open_file(path, original=members.open_file):
+        paths.append(path)
+        return original(path)
 
-    monkeypatch.setattr(zipfile.ZipFile, "__init__", open_zip)
+    monkeypatch.setattr(members, "open_file", open_file)
     monkeypatch.setattr(members, "TICK", 0)
     return paths
 
@@ -243,6 +271,114 @@ def test_a_prepared_zip_is_not_opened(zipped, opened, tmp_path, caplog):
     assert records.split_counts(archive=zipped, data_dir=tmp_path) == {"train": 2, "test": 2}
     assert records.open_archive(zipped, data_dir=tmp_path).classes == ("pizza", "steak")
     assert opened == []
+
+
+@pytest.fixture
+def listed(monkeypatch, opened):
+    """The folders and zips that were listed; they are remembered although they are new."""
+    paths = []
+
+    def list_members(path, options, original=members.list_members):
+        paths.append(path)
+        return original(path, options)
+
+    monkeypatch.setattr(members, "list_members", list_members)
+    return paths
+
+
+def test_a_prepared_folder_is_not_listed(make_archive, listed, opened, tmp_path, caplog):
+    folder = make_archive([*FOOD, "train/pizza/notes.txt", "train/soup/1.svg"], as_zip=False)
+    expected = told(folder, tmp_path, caplog)
+    assert expected[4] == {".svg": 1, ".txt": 1}
+    assert len(expected[3]) == len(listed) == 1
+    assert len(opened) == 2 * len(FOOD)  # For the checksums, and for the records.
+    assert told(folder, tmp_path, caplog) == expected
+    elsewhere = pathlib.Path(os.path.relpath(folder))
+    assert records.split_counts(archive=elsewhere, data_dir=tmp_path) == {"train": 2, "test": 2}
+    assert (len(listed), len(opened)) == (1, 2 * len(FOOD))
+    # Its images are listed when they are needed, and are still those of the fingerprint.
+    archive = records.open_archive(folder, data_dir=tmp_path)
+    assert [image.filename for image in archive.splits["train"]] == FOOD[:2]
+    assert (len(listed), len(opened)) == (2, 2 * len(FOOD))
+
+
+def write_another_byte(folder):
+    file = folder / FOOD[0]
+    status = file.stat()
+    file.write_bytes(b"1" + file.read_bytes()[1:])
+    set_back(file, status)
+
+
+def make_a_link(folder):
+    (folder / "train/pizza/link.jpg").symlink_to("1.jpg")
+
+
+@pytest.mark.parametrize(
+    ("change", "images"),
+    [
+        (write_another_byte, 4),
+        (make_a_link, 5),
+        (lambda folder: (folder / FOOD[0]).rename(folder / "train/pizza/9.jpg"), 4),
+        (lambda folder: (folder / FOOD[0]).rename(folder / "train/steak/1.jpg"), 0),
+        (lambda folder: (folder / FOOD[0]).touch(), 4),
+        (lambda folder: (folder / "train/pizza/5.jpg").write_bytes(b"5"), 5),
+        (lambda folder: (folder / "train/pizza/5.txt").write_bytes(b"5"), 4),
+        (lambda folder: (folder / FOOD[0]).unlink(), 0),
+        (lambda folder: os.mkfifo(folder / "train/pizza/pipe.jpg"), 4),
+        (lambda folder: (folder / "train/empty").mkdir(), 4),
+    ],
+)
+def test_a_folder_that_changed_is_listed_again(make_archive, listed, tmp_path, change, images):
+    folder = make_archive(FOOD, as_zip=False)
+    before = records.prepare(archive=folder, data_dir=tmp_path)
+    change(folder)
+    listed.clear()
+    fresh = tmp_path / "other"
+    if images:
+        after = records.prepare(archive=folder, data_dir=tmp_path)
+        assert len(after.labels) == images
+        assert after.fingerprint == records.prepare(archive=folder, data_dir=fresh).fingerprint
+        changed = change is write_another_byte or images == 5
+        assert changed <= (after.fingerprint != before.fingerprint)
+    else:
+        for data_dir in (tmp_path, fresh):
+            with pytest.raises(ArchiveError, match="not in train/: pizza"):
+                records.prepare(archive=folder, data_dir=data_dir)
+    assert listed == [folder, folder]
+
+
+@pytest.mark.parametrize("kind", ["young", "with a link", "with a folder that cannot be read"])
+def test_a_folder_that_may_change_unseen_is_always_listed(
+    make_archive, listed, tmp_path, monkeypatch, kind
+):
+    folder = make_archive(FOOD, as_zip=False)
+    if kind == "young":
+        monkeypatch.setattr(members, "TICK", 10**15)
+    elif kind == "with a link":
+        make_a_link(folder)
+    else:
+        (folder / ".hidden").mkdir()
+
+        def scandir(path, original=os.scandir):
+            if str(path).rstrip("/").endswith(".hidden"):
+                raise PermissionError("no")
+            return original(path)
+
+        monkeypatch.setattr(os, "scandir", scandir)
+    for count in (1, 2):
+        records.prepare(archive=folder, data_dir=tmp_path)
+        assert listed == [folder] * count
+
+
+def test_a_folder_that_changes_after_it_was_remembered_is_not_mixed_up(
+    make_archive, listed, tmp_path
+):
+    folder = make_archive(FOOD, as_zip=False)
+    records.prepare(archive=folder, data_dir=tmp_path)
+    archive = records.open_archive(folder, data_dir=tmp_path)
+    write_another_byte(folder)
+    with pytest.raises(ArchiveError, match="changed while it was read"):
+        list(archive.read("train"))
 
 
 def test_flow_from_directory_lists_a_zip_once(zipped, opened, tmp_path):

@@ -23,12 +23,16 @@ from trainers.runs import run_directory
         ("--learnig_rate=1", "learnig_rate"),
         ("--flagfile=/nowhere/tinyvgg.flags", "/nowhere/tinyvgg.flags"),
         ("food.zip", "did you mean --archive=food.zip?"),
+        (
+            "--archive=part-1.zip part-2.zip",
+            "quote a pattern of several archives: --archive='",
+        ),
         ("--lr=0.1", "did you mean --learning_rate?"),
         ("--flagfile=tinyvg", "tinyvgg"),
     ],
 )
 def test_wrong_flags_exit_with_status_2_and_one_line(argument, named):
-    status, stdout, stderr = run_command(argument)
+    status, stdout, stderr = run_command(*argument.split())
     (line,) = stderr.splitlines()
     assert (status, stdout) == (2, "")
     assert line.startswith("error: ")

@@ -254,6 +254,8 @@ def test_the_runs_own_splits_are_evaluated_and_what_it_has_seen_is_said(cut, spl
     # A path to the same archive that is written otherwise changes nothing.
     same = {"archive": f"{archive.parent}/../{archive.parent.name}/cut.zip"}
     assert evaluate(run_dir, same, split=split).values == values
+    same = {"archive": f"{archive.parent}/cu[t].zip"}
+    assert evaluate(run_dir, same, split=split).values == values
 
 
 def test_images_of_another_archive_that_the_run_has_seen_are_counted(cut, make_archive):

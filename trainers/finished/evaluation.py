@@ -1,5 +1,6 @@
 """Evaluates the model of a finished run on any images of its classes."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -10,9 +11,9 @@ import numpy as np
 from sklearn import calibration, metrics
 
 from pizza_steak import decoding, figures, records, splits
-from pizza_steak.archive import ReadingOptions
+from pizza_steak.archive import ReadingOptions, find_parts
 from pizza_steak.atomic import output_file, remove
-from pizza_steak.errors import UserError, told
+from pizza_steak.errors import ArchiveError, UserError, told
 from pizza_steak.text_width import padded, text_width
 from trainers import data as run_data
 from trainers import user_code
@@ -276,8 +277,11 @@ def _has_own_images(run: run_directory.Run, config: EvaluateConfig) -> bool:
     return archive is None or _place(archive) == _place(run.config.data.archive or "")
 
 
-def _place(archive: str) -> pathlib.Path:
-    return pathlib.Path(archive).expanduser().resolve()
+def _place(archive: str) -> set[pathlib.Path]:
+    path = pathlib.Path(archive).expanduser()
+    with contextlib.suppress(ArchiveError):  # A pattern that matches nothing.
+        return {part.resolve() for part in find_parts(path)}
+    return {path.resolve()}
 
 
 def _seen(run: run_directory.Run, config: EvaluateConfig, digests: np.ndarray) -> dict[str, Any]:

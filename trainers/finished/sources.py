@@ -3,13 +3,12 @@
 import dataclasses
 import fnmatch
 import functools
-import glob
 import os
 import pathlib
 import re
 from collections.abc import Callable, Sequence
 
-from pizza_steak import members, regular_file
+from pizza_steak import members, patterns, regular_file
 from pizza_steak.errors import UserError
 from pizza_steak.members import ReadingOptions
 
@@ -70,7 +69,7 @@ def _find(image: str, reading: ReadingOptions) -> list[Source]:
     elif os.path.lexists(path):
         found = [Source(_as_text(path), functools.partial(_read_file, path))]
     else:
-        there = matches(path, recursive=True, follow_links=reading.follow_links)
+        there = patterns.matches(path, recursive=True, follow_links=reading.follow_links)
         # A pattern may match a folder and what is in it.
         sources = (source for match in sorted(there) for source in _of_match(str(match), reading))
         found = list(dict.fromkeys(sources))
@@ -83,32 +82,6 @@ def _of_match(match: str, reading: ReadingOptions) -> list[Source]:
     if os.path.islink(match) and os.path.isdir(match) and not reading.follow_links:
         return [Source(_as_text(match), bytes, members.LINK_TO_FOLDER)]
     return _found_or_fault(match, reading)
-
-
-def matches(
-    pattern: pathlib.Path, *, recursive: bool = False, follow_links: bool = True
-) -> set[pathlib.Path]:
-    """Returns the paths that match a pattern; folders that exist by their very name are none.
-
-    Args:
-      pattern: The pattern.
-      recursive: Whether `**` stands for any folders.
-      follow_links: Whether it also stands for links to folders.
-    """
-    literal = next(path for path in (pattern, *pattern.parents) if os.path.lexists(path))
-    if literal == pattern:
-        return {pattern}
-    rest = pattern.relative_to(literal)
-    if follow_links or not recursive or "**" not in rest.parts:
-        return {literal / n for n in glob.glob(str(rest), root_dir=literal, recursive=recursive)}
-    first = rest.parts.index("**")
-    tops = matches(literal.joinpath(*rest.parts[:first]))
-    return {
-        path
-        for top in tops
-        for path in top.glob(str(pathlib.Path(*rest.parts[first:])))
-        if not any(part.startswith(".") for part in path.relative_to(top).parts)
-    }
 
 
 def _in_folder(folder: pathlib.Path, reading: ReadingOptions) -> list[Source]:
@@ -129,16 +102,20 @@ def _in_folder(folder: pathlib.Path, reading: ReadingOptions) -> list[Source]:
 
 def _in_zip(path: pathlib.Path, within: str, reading: ReadingOptions) -> list[Source]:
     listing = members.list_members(path, reading)
-    zip_file = members.open_zip(path)
     return [
         Source(
             _as_text(path / member.name),
-            functools.partial(members.read_member, zip_file, member.member, member.stamp),
+            functools.partial(_read_in_zip, path, member),
             member.fault,
         )
         for member in sorted(listing.members, key=lambda member: member.name)
         if within == "." or _matches(pathlib.PurePosixPath(member.name), within)
     ]
+
+
+def _read_in_zip(path: pathlib.Path, member: members.Member) -> bytes:
+    with regular_file.open_file(path) as zip_file:  # Each thread has its own.
+        return members.read_member(zip_file, member.member, member.stamp)
 
 
 def _read_file(path: pathlib.Path) -> bytes:

@@ -16,12 +16,11 @@ from typing import Any
 
 from PIL import Image
 
-from pizza_steak import regular_file
+from pizza_steak import patterns, regular_file
 from pizza_steak.atomic import output_file
 from pizza_steak.errors import UserError
 from pizza_steak.flags import fields
 from trainers.configuration import FitConfig, ReportConfig
-from trainers.finished.sources import matches
 from trainers.pages import layout, plots
 from trainers.runs import identity, run_directory, run_files, scores
 
@@ -163,7 +162,7 @@ def find(pattern: str) -> tuple[list[Entry], list[str]]:
     Raises:
       UserError: There is no run.
     """
-    found = matches(pathlib.Path(pattern).expanduser())
+    found = patterns.matches(pathlib.Path(pattern).expanduser())
     folders = sorted(path.absolute() for path in found if path.is_dir())
     if not folders:
         raise UserError(f"runs {pattern!r}: no folder matches; expected run directories")

@@ -119,8 +119,8 @@ def train(archive: str | os.PathLike[str] | None = None, **flags: Any) -> Traine
     as the command does, if nothing else has imported it before.
 
     Args:
-      archive: Path of a zip or folder of class folders; by default the images are those of the
-        argument `dataset`.
+      archive: Path of a zip or folder of class folders, or a pattern of several; by default the
+        images are those of the argument `dataset`.
       **flags: Any flag of `python -m trainers.fit --helpfull`, without its dashes: numbers, text,
         paths, True and False; a list or tuple for a flag that takes several values; None for the
         default. `flagfile="tinyvgg.flags"` sets the flags in a file, unless they are given here.
