@@ -18,7 +18,13 @@ import tensorflow as tf
 from tensorflow.python.data.ops import iterator_ops, multi_device_iterator_ops
 
 from pizza_steak import cores, data_service
-from pizza_steak.decoded import WITHOUT_AUTOTUNE, Pictures, dataset_of
+from pizza_steak.decoded import (
+    WITHOUT_AUTOTUNE,
+    Pictures,
+    StreamedPictures,
+    dataset_of,
+    gather_readable,
+)
 from pizza_steak.errors import UserError
 
 # Number of batches to prefetch.
@@ -163,6 +169,10 @@ def batches(
 ) -> tf.data.Dataset:
     """Returns the batches of the epochs from `first_epoch` to `epochs` - 1.
 
+    Images that `gather_readable` leaves out are missing in their batch, with all that belongs to
+    them. In place of a batch that has no other image there is one image of another row; a share may
+    be empty.
+
     Args:
       pictures: The decoded images of N records.
       rows: int64 array, the rows that an epoch visits, such as `Records.rows` returns.
@@ -189,10 +199,12 @@ def batches(
       (B, height, width, channels).
     """
     steps, here = math.ceil(len(rows) / batch_size), shares.here
+    # A model can do nothing with an empty batch; replicas can with an empty share.
+    instead = np.asarray(rows) if shares.replicas == 1 else None
     # Of all records, so a graph may hold no copy of them.
     columns = dataset_of(rows) if labels is None else dataset_of(rows, labels)
 
-    def load(number, rows, labels=None):
+    def load(number, rows, labels=None, pictures=pictures):
         step, replica = number // len(here), here.start + number % len(here)
         batch = batch_rows(
             step,
@@ -203,7 +215,7 @@ def batches(
             replica=replica,
             replicas=shares.replicas,
         )
-        images = pictures.gather(batch)
+        images, batch = gather_readable(pictures, batch, instead)
         if augment is not None:
             images = augment(images, example_seeds(seed, step // steps, batch))
         if labels is None:
@@ -216,8 +228,13 @@ def batches(
     first_step += first_epoch * steps
     counted = tf.data.Dataset.range(first_step * len(here), epochs * steps * len(here))
     if service:
+        assert isinstance(pictures, StreamedPictures)
+        local = dataclasses.replace(pictures, in_graph=False)
         loaded = data_service.map_steps(
-            counted, lambda number: load(number, *columns.get_single_element()), service
+            counted,
+            lambda number: load(number, *columns.get_single_element()),
+            service,
+            lambda number: load(number, *columns.get_single_element(), pictures=local),
         )
     else:
         # The cores bound augmentation, whatever bounds the gathering.

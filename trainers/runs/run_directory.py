@@ -278,6 +278,14 @@ class Run:
         with atomic_path(self.metrics_csv) as temporary:
             temporary.write_text(self.saved().metrics_csv, newline="")
 
+    def set_on_bad_image(self, how: str) -> None:
+        """Changes --on_bad_image in the run.flags of a resumed run."""
+        if self.config.data.on_bad_image != how:
+            path = self.path / "run.flags"
+            text = path.read_text(encoding="utf-8")
+            with atomic_path(path) as temporary:
+                temporary.write_text(f"{text}--on_bad_image={how}\n", encoding="utf-8")
+
     def _write_json(self, name: str, values: dict[str, Any]) -> None:
         with atomic_path(self.path / name) as temporary:
             temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
@@ -432,7 +440,11 @@ def _check_same_identity(run: Run, config: FitConfig) -> None:
         raise UserError(
             f"run_dir {run.path}: no run to resume; pass the --run_dir of a run, or no --resume"
         )
-    if changed := identity.changes(run.config, run.as_measured(config)):
+    before = run.config
+    # It may change: a run that an unreadable image has ended goes on without that image.
+    data = dataclasses.replace(before.data, on_bad_image=config.data.on_bad_image)
+    before = dataclasses.replace(before, data=data)
+    if changed := identity.changes(before, run.as_measured(config)):
         raise UserError(
             f"run_dir {run.path}: was started with other flags ({changed}); to resume it, pass "
             f"its own: {shlex.quote(f'--flagfile={flags}')}"
