@@ -204,7 +204,7 @@ def batches(
     # Of all records, so a graph may hold no copy of them.
     columns = dataset_of(rows) if labels is None else dataset_of(rows, labels)
 
-    def load(number, rows, labels=None, pictures=pictures):
+    def load(pictures, number, rows, labels=None):
         step, replica = number // len(here), here.start + number % len(here)
         batch = batch_rows(
             step,
@@ -232,9 +232,9 @@ def batches(
         local = dataclasses.replace(pictures, in_graph=False)
         loaded = data_service.map_steps(
             counted,
-            lambda number: load(number, *columns.get_single_element()),
+            lambda number: load(pictures, number, *columns.get_single_element()),
             service,
-            lambda number: load(number, *columns.get_single_element(), pictures=local),
+            lambda number: load(local, number, *columns.get_single_element()),
         )
     else:
         # The cores bound augmentation, whatever bounds the gathering.
@@ -244,7 +244,9 @@ def batches(
             # Read once: with deterministic operations, tf.data makes one batch at a time if `load`
             # reads a dataset's element.
             given = columns.get_single_element()
-            return counted.map(lambda number: load(number, *given), num_parallel_calls=calls)
+            return counted.map(
+                lambda number: load(pictures, number, *given), num_parallel_calls=calls
+            )
 
         length = tf.data.experimental.assert_cardinality(counted.cardinality())
         loaded = tf.data.Dataset.range(1).flat_map(load_all).apply(length)

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from pizza_steak import input_pipeline
 from pizza_steak.atomic import atomic_path, make_folder
-from pizza_steak.errors import UserError
+from pizza_steak.errors import UserError, quoted
 from pizza_steak.flags import as_argument
 from trainers import data as run_data
 from trainers import setup
@@ -232,35 +232,40 @@ class Training:
         one = step_by_step or chosen.cluster is not None
         executed = executed_steps(config.devices.steps_per_execution) or (1 if one else None)
         steps = ready.steps("train"), ready.steps("validation")
-        model.fit(
-            chosen.dealt(train),
-            epochs=epochs,
-            initial_epoch=start.epochs,
-            steps_per_epoch=steps[0],
-            validation_data=chosen.dealt(validation) if "validation" in data.rows else None,
-            validation_steps=steps[1] or None,
-            # Callbacks that read the logs come after those that add to them, and the backup after
-            # all that have a state.
-            callbacks=executions.Executions(
-                [
-                    callbacks.StopOnNaN(),
-                    *patient,
-                    *logs_rate,
-                    *logging(stage),
-                    backup,
-                    self.clock,
-                ],
-                model,
-                steps=steps,
-                smaller=(ready.last_is_smaller("train"), ready.last_is_smaller("validation")),
-                at_once=executed,
-                every_steps=every_steps,
-                start=(start.epochs, start.step),
+        try:
+            model.fit(
+                chosen.dealt(train),
                 epochs=epochs,
-            ),
-            shuffle=False,  # The batches come shuffled.
-            verbose=0,
-        )
+                initial_epoch=start.epochs,
+                steps_per_epoch=steps[0],
+                validation_data=chosen.dealt(validation) if "validation" in data.rows else None,
+                validation_steps=steps[1] or None,
+                # Callbacks that read the logs come after those that add to them, and the backup
+                # after all that have a state.
+                callbacks=executions.Executions(
+                    [
+                        callbacks.StopOnNaN(),
+                        *patient,
+                        *logs_rate,
+                        *logging(stage),
+                        backup,
+                        self.clock,
+                    ],
+                    model,
+                    steps=steps,
+                    smaller=(ready.last_is_smaller("train"), ready.last_is_smaller("validation")),
+                    at_once=executed,
+                    every_steps=every_steps,
+                    start=(start.epochs, start.step),
+                    epochs=epochs,
+                ),
+                shuffle=False,  # The batches come shuffled.
+                verbose=0,
+            )
+        except tf.errors.OpError as error:
+            if quoted(error):  # An image cannot be decoded or read; the model is sound.
+                backup.after_failure()
+            raise
 
     def left_out(self) -> int:
         """Returns how many training images were left out of batches because they are unreadable.
