@@ -98,6 +98,17 @@ def test_unreadable_images_are_known_before(service, make_archive, tmp_path, on_
         assert sum(len(labels) for _, labels in data.batches("train", 4)) == 17
 
 
+def test_a_run_does_not_go_on_with_another_order(service, small_flags, make_archive, tmp_path):
+    files = layout({"train/dark": 8, "train/light": 8, "test/dark": 4, "test/light": 4})
+    archive = make_archive(files | {"train/dark/03.png": b"no image"})
+    flags = [*small_flags, f"--archive={archive}", "--on_bad_image=skip", "--epochs=2"]
+    flags.append(f"--run_dir={tmp_path}/run")
+    fit_and_stop(*flags, "--decoded_cache=none", epoch=1)
+    with pytest.raises(UserError, match="started with 16 training images, now 15: without --data"):
+        fit(*flags, "--decoded_cache=none", "--resume", f"--data_service={service}")
+    fit(*flags, "--decoded_cache=none", "--resume")
+
+
 def test_an_image_that_is_damaged_later_is_named(service, make_archive, tmp_path):
     names = [f"{folder}/{number}.jpg" for folder in ("a", "b") for number in range(9)]
     flags = [f"--archive={make_archive(names)}", f"--data_dir={tmp_path}", "--image_size=20"]

@@ -64,8 +64,8 @@ class Training:
             data = run_data.load(data_config, scored=scored)
             fingerprint = data.records.fingerprint
             _check_same_everywhere(chosen, config, data)
-            batch_size = run_data.batch_size_of(data_config)
-            chosen.from_chief(lambda: run.check_same_batches(fingerprint, batch_size))
+            batch_size, images = run_data.batch_size_of(data_config), len(data.rows["train"])
+            chosen.from_chief(lambda: run.check_same_batches(fingerprint, batch_size, images))
             return data
 
         ready = setup.prepare(config, chosen, load)
