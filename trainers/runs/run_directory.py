@@ -454,11 +454,7 @@ def _check_same_identity(run: Run, config: FitConfig) -> None:
         raise UserError(
             f"run_dir {run.path}: no run to resume; pass the --run_dir of a run, or no --resume"
         )
-    before = run.config
-    # It may change: a run that an unreadable image has ended goes on without that image.
-    data = dataclasses.replace(before.data, on_bad_image=config.data.on_bad_image)
-    before = dataclasses.replace(before, data=data)
-    if changed := identity.changes(before, run.as_measured(config)):
+    if changed := identity.changes(run.config, run.as_measured(config)):
         raise UserError(
             f"run_dir {run.path}: was started with other flags ({changed}); to resume it, pass "
             f"its own: {shlex.quote(f'--flagfile={flags}')}"

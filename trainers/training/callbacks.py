@@ -148,8 +148,11 @@ class Backup(keras.callbacks.Callback):
         self._validating = False
 
     def after_failure(self) -> None:
-        """Saves what was trained if it is the validation that has failed."""
-        if self._validating:
+        """Saves what was trained if it is the validation that has failed.
+
+        In a cluster it saves nothing: to read all variables takes all processes.
+        """
+        if self._validating and self._cluster is None:
             self._save_trained()
 
     def on_epoch_end(self, epoch, logs=None):
