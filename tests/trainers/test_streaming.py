@@ -198,6 +198,24 @@ from small_runs import fit
 for flags in json.loads(sys.argv[1]):
     fit(*flags)
 """
+# A step in which no replica has an image, of a network whose loss is not that of images alone.
+EMPTY = """
+import keras, numpy as np, tensorflow as tf
+from trainers.hardware import devices
+from trainers.configuration import DevicesConfig
+from trainers.models.trained_model import ReplicatedModel
+with devices.choose(DevicesConfig(cpu_devices=2)).scope():
+    inputs = keras.Input((2,))
+    layer = keras.layers.Dense(1, use_bias=False, kernel_regularizer="l2")
+    model = ReplicatedModel(inputs, layer(inputs))
+    model.compile("sgd", "mse")
+    model.optimizer.build(model.trainable_variables)
+before = model.get_weights()[0]
+empty = tf.data.Dataset.from_tensors((np.zeros((0, 2)), np.zeros(0))).repeat()
+dealt = model.distribute_strategy.distribute_datasets_from_function(lambda context: empty)
+model.fit(dealt, steps_per_epoch=1, verbose=0)
+np.testing.assert_array_equal(model.get_weights()[0], before)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +237,7 @@ def replicas(small_flags, make_archive, tmp_path_factory) -> pathlib.Path:
     mixed = [flag for flag in asked["batch"] if "class_weight" not in flag]
     mixed += ["--mixup=0.2", "--cutmix=1"]
     two.append([*mixed, "--cpu_devices=2", f"--run_dir={folder}/mixed"])
-    process = start_command(json.dumps(two), code=FIT, cwd=ROOT)
+    process = start_command(json.dumps(two), code=FIT + EMPTY, cwd=ROOT)
     fit(*asked["share"], f"--run_dir={folder}/one")
     _, errors = process.communicate()
     assert process.returncode == 0, errors
