@@ -96,7 +96,8 @@ class Cluster:
     def union(self, numbers: np.ndarray) -> np.ndarray:
         """Returns the distinct numbers of all processes, int64 from 0 on, of shape (N,)."""
         most = self.rows_of_all(np.array([len(numbers)])).max()
-        padded = np.full(most, -1)
+        # Never empty: TensorFlow 2.21 crashes at the sum of empty tensors.
+        padded = np.full(most + 1, -1)
         padded[: len(numbers)] = numbers
         return np.setdiff1d(self.rows_of_all(padded), [-1])
 
