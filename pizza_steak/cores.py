@@ -3,14 +3,11 @@
 import contextlib
 import glob
 import os
-import pathlib
 import secrets
 from collections.abc import Iterator
 
+from pizza_steak import control_groups
 from pizza_steak.errors import UserError
-
-_CONTROL_GROUPS = pathlib.Path("/sys/fs/cgroup")
-_OWN_CONTROL_GROUPS = pathlib.Path("/proc/self/cgroup")
 
 
 def count() -> int:
@@ -29,31 +26,12 @@ def schedulable() -> int:
 
 
 def _quotas() -> Iterator[int]:
-    """Yields the CPU quotas of this process's control groups, in cores: their own and outer ones.
-
-    https://docs.kernel.org/admin-guide/cgroup-v2.html#cpu-interface-files
-    https://docs.kernel.org/scheduler/sched-bwc.html
-    """
-    try:
-        lines = os.fsdecode(_OWN_CONTROL_GROUPS.read_bytes()).splitlines()
-    except OSError:  # Not on macOS and Windows.
-        return
-    for line in lines:
-        _, controllers, own = (*line.split(":", 2), "", "")[:3]
-        if not controllers:
-            folder, names = _CONTROL_GROUPS, ["cpu.max"]
-        elif "cpu" in controllers.split(","):
-            folder, names = _CONTROL_GROUPS / "cpu", ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
-        else:
-            continue
-        # A container may see its own group as the outermost, and none of the others.
-        for group in (pathlib.PurePosixPath(own), *pathlib.PurePosixPath(own).parents):
-            # A file that is not there, and "max", are no limit; nor is -1.
-            with contextlib.suppress(OSError, ValueError):
-                texts = [(folder / str(group).lstrip("/") / name).read_text() for name in names]
-                quota, period = map(int, " ".join(texts).split())
-                if quota > 0 and period > 0:
-                    yield -(-quota // period)
+    """Yields the CPU quotas of this process's control groups, in cores."""
+    files = (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"])
+    for limit in control_groups.limits("cpu", *files):
+        match limit:
+            case [quota, period] if quota > 0 and period > 0:  # -1 is no limit.
+                yield -(-quota // period)
 
 
 def hold_to(threads: int) -> None:

@@ -83,6 +83,7 @@ def load(
     dataset: str = "pizza_steak/photos",
     batch_size: int = 32,
     seed: int = 42,
+    shuffle_block: int | None = None,
     train_split: str | None = None,
     validation_split: str | None = None,
     test_split: str | None = None,
@@ -135,6 +136,8 @@ def load(
         no `archive`.
       batch_size: Number of images in a batch; the last batch of a pass may hold fewer.
       seed: Seed of the order of the training images.
+      shuffle_block: Number of neighboring images in a block, to mix 16 blocks at a time; by default
+        all images are mixed.
       train_split: A TFDS split string such as "train[:80%]", or a fraction of train as text; by
         default the part of train that is neither validation nor test.
       validation_split: A split string, a fraction as text, or "none"; by default the split
@@ -173,8 +176,12 @@ def load(
         ("decoded_cache", decoded_cache, decoded.CACHES),
     ):
         check_choice(name, value, choices)
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise UserError(f"batch_size={batch_size!r}: expected a whole number from 1 on")
+    for name, number in (
+        ("batch_size", batch_size),
+        ("shuffle_block", 1 if shuffle_block is None else shuffle_block),
+    ):
+        if not isinstance(number, int) or number < 1:
+            raise UserError(f"{name}={number!r}: expected a whole number from 1 on")
     format = decoding.Format(
         decoding.size_of(image_size),
         interpolation,
@@ -215,6 +222,7 @@ def load(
             encode=lambda labels: tf.gather(labels_of_classes, labels),
             seed=seed,
             shuffle=split == "train",
+            shuffle_block=shuffle_block,
             first_epoch=epoch,
             epochs=epoch + 1,
         )

@@ -17,7 +17,7 @@ import tensorflow as tf
 from absl import logging
 from tensorflow.python.framework import config
 
-from pizza_steak import cores, decoding, decoding_in_graph, progress_bar
+from pizza_steak import cores, decoding, decoding_in_graph, progress_bar, reading_ahead
 from pizza_steak.decoding import Format
 from pizza_steak.errors import BadImageError, MachineError, UserError, raising_quoted, told
 from pizza_steak.kept import make_once
@@ -45,6 +45,10 @@ class Pictures(Protocol):
     def parallel_calls(self) -> int:
         """Number of batches to gather in parallel."""
 
+    @property
+    def read_ahead(self) -> Callable[[np.ndarray], None] | None:
+        """Called with rows, int64 of shape (B,), a while before they are gathered; None: never."""
+
     def gather(self, rows: tf.Tensor) -> tf.Tensor:
         """Returns the images at rows.
 
@@ -66,6 +70,7 @@ class DecodedPictures:
     array: np.ndarray
     bad: Mapping[int, str]
     parallel_calls: int = 2  # Memory bounds a gather: more calls would only hold more batches.
+    read_ahead: Callable[[np.ndarray], None] | None = None
 
     def gather(self, rows: tf.Tensor) -> tf.Tensor:
         if config.is_op_determinism_enabled():
@@ -83,6 +88,12 @@ class DecodedPictures:
     @functools.cached_property
     def _dataset(self) -> tf.data.Dataset:
         return dataset_of(self.array)
+
+
+def stored_array(path: pathlib.Path, bad: Mapping[int, str]) -> DecodedPictures:
+    """Returns the memory-mapped array of a .npy file."""
+    array = np.load(path, mmap_mode="r")
+    return DecodedPictures(np.asarray(array), bad, read_ahead=reading_ahead.of_array(array))
 
 
 def dataset_of(*arrays: np.ndarray) -> tf.data.Dataset:
@@ -127,6 +138,12 @@ class StreamedPictures:
     in_graph: bool = False
     skips: bool = False
     left_out: dict[int, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def read_ahead(self) -> Callable[[np.ndarray], None] | None:
+        # It takes 30 µs an image.
+        size = self.records.builder.info.dataset_size
+        return self.records.read_ahead if reading_ahead.is_needed(size) else None
 
     def gather(self, rows: tf.Tensor) -> tf.Tensor:
         if self.in_graph:
@@ -268,8 +285,7 @@ def decode(
     elif cache == "disk":
         folder = _cached(records, format, keep_array=True)
         bad = _read_bad(folder)
-        array = np.asarray(np.load(folder / "images.npy", mmap_mode="r"))
-        pictures = DecodedPictures(array, bad)
+        pictures = stored_array(folder / "images.npy", bad)
     else:
         bad = {}
         for rows in [None] if checked is None else checked:

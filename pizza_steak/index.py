@@ -8,6 +8,7 @@ import collections
 import contextlib
 import hashlib
 import itertools
+import os
 import pathlib
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -83,6 +84,23 @@ def columns(
     found = {name: _mapped(path, name) for name in _COLUMNS}
     fingerprint = (path / "fingerprint").read_text(encoding="utf-8")
     return found | {"filenames": _filenames(path), "fingerprint": fingerprint}
+
+
+def in_graph(column: np.ndarray) -> tf.Tensor:
+    """Returns a column of numbers for a graph that other processes run.
+
+    The graph has the path of the file alone. It must be the same there.
+    """
+    stored = column.base
+    if not isinstance(stored, np.memmap) or not stored.filename or stored.shape != column.shape:
+        return tf.constant(column)
+    head = stored.offset // column.itemsize
+    numbers = tf.raw_ops.ImmutableConst(
+        dtype=column.dtype,
+        shape=[head + len(column)],
+        memory_region_name=os.path.abspath(stored.filename),
+    )
+    return numbers[head:]
 
 
 def check(files: Mapping[str, int]) -> None:

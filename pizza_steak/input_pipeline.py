@@ -10,14 +10,14 @@ import gc
 import itertools
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from tensorflow.python.data.ops import iterator_ops, multi_device_iterator_ops
 
-from pizza_steak import cores, data_service
+from pizza_steak import cores, data_service, index
 from pizza_steak.decoded import (
     WITHOUT_AUTOTUNE,
     Pictures,
@@ -29,6 +29,10 @@ from pizza_steak.errors import UserError
 
 # Number of batches to prefetch.
 _PREFETCHED = 4
+# Number of images to read ahead, of those that do not stay in memory: as many reads at a time.
+_READ_AHEAD = 64
+# Number of blocks that `shuffle_block` mixes at a time.
+_OPEN_BLOCKS = 16
 CLASS_MODES = ("binary", "categorical", "sparse", "none")
 
 
@@ -91,13 +95,18 @@ def batch_rows(
     *,
     seed: int,
     shuffle: bool,
+    block: int | None = None,
     replica: int | tf.Tensor = 0,
     replicas: int = 1,
+    in_runs: bool = False,
 ) -> tf.Tensor:
     """Returns the rows of one batch, or of one replica's share of it.
 
     Epoch e visits the rows in a permutation that `index_shuffle` draws from (seed, e). The last
     batch of an epoch holds the remaining rows.
+
+    With `block`, an epoch visits windows of 16 blocks of neighboring rows. The blocks of an epoch
+    begin at a random row and are in random order, and so are the rows of each window.
 
     Args:
       step: int64 scalar, counted from the first step of epoch 0.
@@ -105,8 +114,11 @@ def batch_rows(
       batch_size: Number of rows in a batch, summed over all replicas.
       seed: Seed of the order.
       shuffle: Whether each epoch has its own order; else the order is that of `rows`.
+      block: Number of rows in a block; None to shuffle all rows. Only with `shuffle`.
       replica: Scalar, the index of the replica.
       replicas: Number of replicas.
+      in_runs: Whether to return the rows as they would be if a window were not shuffled: the
+        batches of a window then hold the same rows, block after block.
 
     Returns:
       int64 of shape (B,). B is the batch size divided by `replicas`, rounded up; at the end of an
@@ -122,11 +134,51 @@ def batch_rows(
     # At least one, because index_shuffle refuses an empty vector.
     positions = tf.minimum(first, last - 1) + tf.range(tf.maximum(size, 1))
     if shuffle:
-        # index_shuffle reads 8 bits of each word of its seed: one call would give 256 orders.
         words = tf.stack([tf.constant(seed, tf.int64), epoch])
-        for pair in tf.unstack(tf.random.stateless_uniform([3, 2], words, 0, 256, tf.int32)):
-            positions = tf.random.experimental.index_shuffle(positions, pair, count - 1)
+        if block:
+            positions = _shuffled_in_blocks(positions, count, words, block, in_runs)
+        else:
+            positions = _shuffled(positions, count, _pairs(words, 3))
     return tf.gather(rows, positions[:size])
+
+
+def _pairs(words: tf.Tensor, count: int) -> list[tf.Tensor]:
+    """Returns seeds for `index_shuffle`, which reads 8 bits of each word of its seed."""
+    return tf.unstack(tf.random.stateless_uniform([count, 2], words, 0, 256, tf.int32))
+
+
+def _shuffled(numbers: tf.Tensor, count: tf.Tensor, pairs: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Returns the places of numbers below `count` in a permutation."""
+    for pair in pairs:  # One alone would give 65,536 orders.
+        numbers = tf.random.experimental.index_shuffle(numbers, pair, count - 1)
+    return numbers
+
+
+def _shuffled_in_blocks(
+    positions: tf.Tensor, count: tf.Tensor, words: tf.Tensor, block: int, in_runs: bool
+) -> tf.Tensor:
+    """Returns the places of positions in the permutation of `batch_rows` with `block`."""
+    pairs = _pairs(words, 6)
+    window = tf.constant(block * _OPEN_BLOCKS, tf.int64)
+    number = positions // window
+    offset = positions - number * window
+    if not in_runs:
+        last = tf.minimum(window, count - number * window) - 1
+        for pair in pairs[:3]:
+            # A seed for each window: index_shuffle takes only one (TensorFlow 2.21).
+            first, second = tf.unstack(tf.cast(pair, tf.int64))
+            seeds = tf.stack([first + 0 * number, second + number // 256, number], -1)
+            offset = tf.raw_ops.RandomIndexShuffle(
+                index=offset, seed=seeds % 256, max_index=last, rounds=4
+            )
+    place, blocks = number * _OPEN_BLOCKS + offset // block, count // block
+    # The rows that fill no block come last.
+    whole = tf.maximum(blocks, 1)
+    chosen = _shuffled(tf.minimum(place, whole - 1), whole, pairs[3:])
+    chosen = tf.where(place < blocks, chosen, blocks)
+    # Blocks begin elsewhere in each epoch, so that the same rows do not always come together.
+    first = tf.random.stateless_uniform([], words, 0, count, tf.int64)
+    return (first + chosen * block + offset % block) % count
 
 
 def example_seeds(seed: int, epoch: int | tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
@@ -160,6 +212,7 @@ def batches(
     weights: np.ndarray | None = None,
     seed: int = 0,
     shuffle: bool = False,
+    shuffle_block: int | None = None,
     first_epoch: int = 0,
     first_step: int = 0,
     epochs: int = 1,
@@ -184,6 +237,7 @@ def batches(
       weights: float32 of shape (C,), the weight of each class in the loss; only with labels.
       seed: Seed of the order and of the augmentation.
       shuffle: Whether each epoch has its own order; else the order is that of `rows`.
+      shuffle_block: Number of rows in a block, if `shuffle` is to read in runs; see `batch_rows`.
       first_epoch: The first epoch.
       first_step: Number of batches of `first_epoch` to skip.
       epochs: The epoch to stop before.
@@ -204,17 +258,21 @@ def batches(
     # Of all records, so a graph may hold no copy of them.
     columns = dataset_of(rows) if labels is None else dataset_of(rows, labels)
 
-    def load(pictures, number, rows, labels=None):
-        step, replica = number // len(here), here.start + number % len(here)
-        batch = batch_rows(
-            step,
+    def rows_of(number, rows, in_runs=False):
+        return batch_rows(
+            number // len(here),
             rows,
             batch_size,
             seed=seed,
             shuffle=shuffle,
-            replica=replica,
+            block=shuffle_block,
+            replica=here.start + number % len(here),
             replicas=shares.replicas,
+            in_runs=in_runs,
         )
+
+    def load(pictures, number, rows, labels=None):
+        step, batch = number // len(here), rows_of(number, rows)
         images, batch = gather_readable(pictures, batch, instead)
         if augment is not None:
             images = augment(images, example_seeds(seed, step // steps, batch))
@@ -225,17 +283,21 @@ def batches(
             return images, encode(indices)
         return images, encode(indices), tf.gather(weights, indices)
 
-    first_step += first_epoch * steps
-    counted = tf.data.Dataset.range(first_step * len(here), epochs * steps * len(here))
+    first = (first_step + first_epoch * steps) * len(here)
+    end = epochs * steps * len(here)
+    counted = tf.data.Dataset.range(first, end)
     if service:
         assert isinstance(pictures, StreamedPictures)
+        shown = () if labels is None else (labels,)
         local = dataclasses.replace(pictures, in_graph=False)
-        loaded = data_service.map_steps(
-            counted,
-            lambda number: load(pictures, number, *columns.get_single_element()),
-            service,
-            lambda number: load(local, number, *columns.get_single_element()),
-        )
+
+        def load_there(number):
+            return load(pictures, number, tf.constant(rows), *map(index.in_graph, shown))
+
+        def load_here(number):
+            return load(local, number, *columns.get_single_element())
+
+        loaded = data_service.map_steps(counted, load_there, service, load_here)
     else:
         # The cores bound augmentation, whatever bounds the gathering.
         calls = pictures.parallel_calls if augment is None else cores.count()
@@ -244,13 +306,48 @@ def batches(
             # Read once: with deterministic operations, tf.data makes one batch at a time if `load`
             # reads a dataset's element.
             given = columns.get_single_element()
-            return counted.map(
+            numbers = counted
+            if pictures.read_ahead:
+                # Other hosts read other images of a window.
+                block = shuffle_block if shuffle and len(here) == shares.replicas else None
+                window = block * _OPEN_BLOCKS if block else 1
+                # Read as a whole, also if the first batches of the window are skipped.
+                step = first_step % max(steps, 1)
+                skipped = (step - step * batch_size // window * window // batch_size) * len(here)
+                numbers = _read_ahead(
+                    pictures.read_ahead,
+                    lambda number: rows_of(number, given[0], in_runs=window > 1),
+                    (first - skipped, end),
+                    -(-max(window, _READ_AHEAD) // batch_size) * len(here),
+                ).skip(skipped)
+            return numbers.map(
                 lambda number: load(pictures, number, *given), num_parallel_calls=calls
             )
 
         length = tf.data.experimental.assert_cardinality(counted.cardinality())
         loaded = tf.data.Dataset.range(1).flat_map(load_all).apply(length)
     return loaded.prefetch(_PREFETCHED * len(here)).with_options(WITHOUT_AUTOTUNE)
+
+
+def _read_ahead(
+    read: Callable[[np.ndarray], None],
+    rows_of: Callable[[tf.Tensor], tf.Tensor],
+    numbers: tuple[int, int],
+    ahead: int,
+) -> tf.data.Dataset:
+    """Returns the numbers of a range; `read` has got the rows of so many more when one comes."""
+
+    def start(number: np.ndarray, end: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        if number < end:
+            read(rows)
+        return number - ahead
+
+    def start_in_graph(number: tf.Tensor) -> tf.Tensor:
+        given = [number, end, rows_of(number)]
+        return tf.ensure_shape(tf.numpy_function(start, given, tf.int64, stateful=False), ())
+
+    first, end = numbers
+    return tf.data.Dataset.range(first, end + ahead).map(start_in_graph).skip(ahead)
 
 
 def an_epoch_each_pass(

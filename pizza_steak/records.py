@@ -22,7 +22,7 @@ import tensorflow_datasets as tfds
 from absl import logging as absl_logging
 from tensorflow_datasets.core.utils import tqdm_utils
 
-from pizza_steak import contents, index, preparations, sample, splits
+from pizza_steak import contents, index, preparations, reading_ahead, sample, splits
 from pizza_steak.archive import Archive, ReadingOptions
 from pizza_steak.atomic import make_folder, remove
 from pizza_steak.errors import UserError, told
@@ -103,15 +103,17 @@ class Records:
         where the graph runs.
         """
         paths = tf.constant([os.path.abspath(path) for path in self._paths])
+        places = [tf.gather(index.in_graph(one), rows) for one in (self._shards, self._starts)]
         feature = {"image": tf.io.FixedLenFeature((), tf.string)}
 
-        def read(row: tf.Tensor) -> tf.Tensor:
+        def read(place: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+            shard, start = place
             # TFRecordDataset takes no offset; its operation does.
             records = tf.raw_ops.TFRecordDatasetV2(
-                filenames=tf.gather(paths, tf.gather(self._shards, row)),
+                filenames=tf.gather(paths, shard),
                 compression_type="",
                 buffer_size=tf.constant(0, tf.int64),
-                byte_offsets=tf.gather(self._starts, row),
+                byte_offsets=start,
             )
             kind = {"output_types": [tf.string], "output_shapes": [()]}
             one = tf.raw_ops.TakeDataset(
@@ -120,7 +122,7 @@ class Records:
             (record,) = tf.raw_ops.DatasetToSingleElement(dataset=one, **kind)
             return tf.io.parse_single_example(record, feature)["image"]
 
-        return tf.map_fn(read, rows, fn_output_signature=tf.string)
+        return tf.map_fn(read, tuple(places), fn_output_signature=tf.string)
 
     def encoded(self, rows: np.ndarray) -> list[bytes]:
         """Returns the encoded images at rows, int64 of shape (B,)."""
@@ -137,6 +139,17 @@ class Records:
                 return file.read(self._lengths[row])
 
             return [read(row) for row in rows]
+
+    def read_ahead(self, rows: np.ndarray) -> None:
+        """Starts to read the encoded images at rows, int64 of shape (B,); does not wait for it."""
+        for first, end in reading_ahead.runs(rows):
+            shards = self._shards[first:end]
+            for shard in np.unique(shards):
+                start, stop = first + np.searchsorted(shards, [shard, shard + 1])
+                place = self._offsets[start]
+                length = self._offsets[stop - 1] + self._lengths[stop - 1] - place
+                with open(self._paths[shard], "rb", buffering=0) as file:
+                    reading_ahead.of_file(file.fileno(), int(place), int(length))
 
     @functools.cached_property
     def _paths(self) -> list[str]:

@@ -15,6 +15,8 @@ import pytest
 from PIL import Image
 from small_runs import ROOT, SIZE, layout, start_command, train_and_test, write_backbone
 
+from pizza_steak import control_groups
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # As every command has it.
 # What is prepared without a --data_dir; TFDS reads this when it is imported.
 _data_dir = tempfile.TemporaryDirectory(prefix="tensorflow_datasets-")
@@ -231,3 +233,19 @@ def browser(tmp_path_factory):
         pytest.skip("no chromium on the PATH; Debian's package of that name has it")
     with chromium.page(tmp_path_factory.mktemp("profile")) as page:
         yield page
+
+
+@pytest.fixture
+def in_control_groups(tmp_path, monkeypatch):
+    """`in_control_groups(own, files)`: what /proc/self/cgroup and /sys/fs/cgroup have."""
+
+    def write(own: bytes, files: Mapping[str, bytes]) -> None:
+        (tmp_path / "own").write_bytes(own)
+        for name, content in files.items():
+            path = tmp_path / "groups" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        monkeypatch.setattr(control_groups, "_OWN_CONTROL_GROUPS", tmp_path / "own")
+        monkeypatch.setattr(control_groups, "_CONTROL_GROUPS", tmp_path / "groups")
+
+    return write

@@ -61,6 +61,13 @@ def executed_steps(text: str) -> int | None:
     raise ValueError(f"{text!r}: expected 'auto', or a number of steps from 1 to 999,999")
 
 
+def _check_whole(value: Numbers) -> None:
+    if any(
+        isinstance(number, float) for number in (value if isinstance(value, tuple) else [value])
+    ):
+        raise ValueError("expected whole numbers")
+
+
 def _check_factor(value: float | None) -> None:
     if value == 0:
         raise ValueError("expected a factor other than 0, which makes all images black")
@@ -185,6 +192,13 @@ class DataConfig:
     )
     batch_size_per_replica: int | None = flag(
         None, "Batch size of each device, in place of --batch_size.", minimum=1
+    )
+    shuffle_block: int | None = flag(
+        None,
+        "Train on blocks of so many neighboring images, in random order and 16 mixed at a time, "
+        "for a disk that is slow at random places; by default all images are mixed.",
+        minimum=1,
+        maximum=10**9,
     )
     decoded_cache: str | None = flag(
         None,
@@ -800,6 +814,18 @@ class MeasuringConfig:
         None,
         "Folder for a TensorBoard trace of one more turn of end-to-end training.",
         typed=True,
+    )
+    growth: bool = flag(
+        False,
+        "Measure time and memory instead, of preparing, decoding, opening, the first batch and an "
+        "epoch, once at each of --sizes.",
+        common=True,
+    )
+    sizes: Numbers = flag(
+        (1, 10, 100),
+        "How many times the images of --archive to measure with --growth: copies with other names.",
+        minimum=1,
+        check=_check_whole,
     )
 
 

@@ -38,6 +38,7 @@ class Data:
       rows: Rows of the records by purpose, without unreadable images and the classes that were not
         asked for.
       service: Address of the tf.data service that makes the batches; None to make them here.
+      shuffle_block: The argument of `input_pipeline.batches`.
     """
 
     records: records.Records
@@ -47,6 +48,7 @@ class Data:
     splits: Mapping[str, str]
     rows: Mapping[str, np.ndarray]
     service: str | None = None
+    shuffle_block: int | None = None
 
     def labels(self, purpose: str) -> np.ndarray:
         """Returns the class indices of a split, int64, in the order of its rows."""
@@ -117,6 +119,7 @@ class Data:
             batch_size,
             encode=lambda indices: tf.gather(labels.astype(np.float32), indices),
             weights=weights,
+            shuffle_block=self.shuffle_block,
             service=self.service,
             **options,
         )
@@ -172,7 +175,16 @@ def load(
         data_service.check(service, found.records)
         assert isinstance(pictures, decoded.StreamedPictures)  # Nothing is kept.
         pictures = dataclasses.replace(pictures, in_graph=True)
-    return Data(found.records, pictures, format.shape, found.classes, found.texts, rows, service)
+    return Data(
+        found.records,
+        pictures,
+        format.shape,
+        found.classes,
+        found.texts,
+        rows,
+        service,
+        config.shuffle_block,
+    )
 
 
 def open_splits(config: DataConfig, split: str | None = None) -> records.SplitRecords:

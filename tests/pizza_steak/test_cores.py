@@ -20,22 +20,6 @@ def large_machine(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(128)), raising=False)
 
 
-@pytest.fixture
-def in_control_groups(tmp_path, monkeypatch):
-    """`in_control_groups(own, files)`: what /proc/self/cgroup and /sys/fs/cgroup have."""
-
-    def write(own, files):
-        (tmp_path / "own").write_bytes(own)
-        for name, content in files.items():
-            path = tmp_path / "groups" / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-        monkeypatch.setattr(cores, "_OWN_CONTROL_GROUPS", tmp_path / "own")
-        monkeypatch.setattr(cores, "_CONTROL_GROUPS", tmp_path / "groups")
-
-    return write
-
-
 V1 = b"9:cpuset:/\n2:cpu,cpuacct:/docker/1f\n1:name=systemd:/docker/1f\n"
 
 
@@ -176,8 +160,8 @@ def test_tensorflow_starts_as_many_threads_unless_it_is_told_another_number(
     (tmp_path / "cpu.max").write_text("100000 100000\n")
     code = """
 import glob, pathlib, sys
-from pizza_steak import cores
-cores._OWN_CONTROL_GROUPS, cores._CONTROL_GROUPS = map(pathlib.Path, sys.argv[1:])
+from pizza_steak import control_groups
+control_groups._OWN_CONTROL_GROUPS, control_groups._CONTROL_GROUPS = map(pathlib.Path, sys.argv[1:])
 from pizza_steak.tensorflow_import import import_tensorflow
 tf = import_tensorflow()
 list(tf.data.Dataset.range(9).map(lambda n: n + 1, num_parallel_calls=2))

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import math
 import os
@@ -8,7 +9,13 @@ import tensorflow as tf
 
 from pizza_steak.decoded import DecodedPictures, Format, decode
 from pizza_steak.errors import UserError
-from pizza_steak.input_pipeline import Shares, batches, choose_class_mode, encode_labels
+from pizza_steak.input_pipeline import (
+    Shares,
+    batch_rows,
+    batches,
+    choose_class_mode,
+    encode_labels,
+)
 from pizza_steak.records import prepare
 
 
@@ -34,10 +41,14 @@ def flat(lists):
     return list(itertools.chain.from_iterable(lists))
 
 
+in_blocks = pytest.mark.parametrize("block", [None, 1, 3, 200])
+
+
+@in_blocks
 @pytest.mark.parametrize("count", [1, 2, 3, 10, 64, 300])
 @pytest.mark.parametrize("batch_size", [1, 3, 32, 1000])
-def test_every_epoch_visits_every_row_once(count, batch_size):
-    found = visits(count, batch_size, shuffle=True, epochs=3, seed=5)
+def test_every_epoch_visits_every_row_once(count, batch_size, block):
+    found = visits(count, batch_size, shuffle=True, shuffle_block=block, epochs=3, seed=5)
     steps = math.ceil(count / batch_size)
     assert len(found) == 3 * steps
     for epoch in range(3):
@@ -47,20 +58,23 @@ def test_every_epoch_visits_every_row_once(count, batch_size):
         assert len(batches_of_epoch[-1]) == count - (steps - 1) * batch_size
 
 
-def test_every_epoch_has_an_order_of_its_own():
-    orders = visits(100, 100, shuffle=True, epochs=300)
+@in_blocks
+def test_every_epoch_has_an_order_of_its_own(block):
+    orders = visits(100, 100, shuffle=True, shuffle_block=block, epochs=300)
     assert len(set(map(tuple, orders))) == 300
     assert list(range(100)) not in orders
 
 
-def test_every_seed_has_an_order_of_its_own():
-    seeds = [0, 1, 2, 256, 1000, 2**31, 2**40]
-    orders = [flat(visits(100, 100, shuffle=True, seed=seed)) for seed in seeds]
+@in_blocks
+def test_every_seed_has_an_order_of_its_own(block):
+    seeds, options = [0, 1, 2, 256, 1000, 2**31, 2**40], {"shuffle": True, "shuffle_block": block}
+    orders = [flat(visits(100, 100, seed=seed, **options)) for seed in seeds]
     assert len(set(map(tuple, orders))) == len(seeds)
 
 
-def test_every_row_comes_to_every_place():
-    orders = visits(5, 5, shuffle=True, epochs=200)
+@pytest.mark.parametrize("block", [None, 1, 2, 5])
+def test_every_row_comes_to_every_place(block):
+    orders = visits(5, 5, shuffle=True, shuffle_block=block, epochs=200)
     counts = np.zeros((5, 5), int)
     for order in orders:
         counts[range(5), order] += 1
@@ -75,17 +89,20 @@ def test_going_on_at_an_epoch_shows_what_would_have_been_seen(batch_size, first_
     assert rest == whole[first_epoch * math.ceil(10 / batch_size) :]
 
 
+@in_blocks
 @pytest.mark.parametrize("first_step", range(4))
-def test_going_on_at_a_step_shows_what_would_have_been_seen(first_step):
-    options = {"shuffle": True, "epochs": 3, "seed": 3}
+def test_going_on_at_a_step_shows_what_would_have_been_seen(first_step, block):
+    options = {"shuffle": True, "shuffle_block": block, "epochs": 3, "seed": 3}
     rest = visits(10, 4, **options, first_epoch=1, first_step=first_step)
     assert rest == visits(10, 4, **options)[3 + first_step :]
 
 
+@pytest.mark.parametrize("block", [None, 2])
 @pytest.mark.parametrize("replicas", [1, 2, 3, 5, 8])
 @pytest.mark.parametrize("batch_size", [1, 4, 7, 32])
-def test_shares_of_replicas_are_the_batch(replicas, batch_size):
+def test_shares_of_replicas_are_the_batch(replicas, batch_size, block):
     options = {"shuffle": True, "epochs": 2, "seed": 1, "first_epoch": 1, "first_step": 1}
+    options["shuffle_block"] = block
     whole = visits(23, batch_size, **options)
     shares = [
         visits(23, batch_size, **options, shares=Shares(replicas, range(replica, replica + 1)))
@@ -118,9 +135,85 @@ def test_weights_belong_to_the_classes_of_their_pictures():
         assert weights_given.tolist() == weights[labels].tolist()
 
 
-def test_the_batch_size_cuts_one_and_the_same_order():
-    orders = [flat(visits(23, size, shuffle=True, epochs=2, seed=1)) for size in (1, 4, 23, 99)]
+@in_blocks
+def test_the_batch_size_cuts_one_and_the_same_order(block):
+    options = {"shuffle": True, "shuffle_block": block, "epochs": 2, "seed": 1}
+    orders = [flat(visits(23, size, **options)) for size in (1, 4, 23, 99)]
     assert all(order == orders[0] for order in orders)
+
+
+def runs(rows):
+    """The number of runs of consecutive rows; the first row follows the last one."""
+    return sum((one - other) % 1000 != 1 for other, one in itertools.pairwise(rows)) + 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_window_holds_whole_blocks_in_random_order(seed):
+    options = {"shuffle": True, "block": 10, "seed": seed}
+
+    def rows(step, **others):
+        batch = batch_rows(tf.constant(step, tf.int64), tf.range(1000), 160, **options, **others)
+        return batch.numpy().tolist()
+
+    for step in range(14):  # Two epochs of 1,000 rows, a window a step.
+        shuffled, in_runs = rows(step), rows(step, in_runs=True)
+        assert sorted(shuffled) == sorted(in_runs)
+        assert runs(in_runs) <= 16 and runs(shuffled) > len(shuffled) * 0.8
+        lengths = {len(in_runs[start : start + 10]) for start in range(0, len(in_runs), 10)}
+        assert lengths == {10}
+        for start in range(0, len(in_runs), 10):
+            assert runs(in_runs[start : start + 10]) == 1
+    firsts = {rows(7 * epoch, in_runs=True)[0] % 10 for epoch in range(20)}
+    assert len(firsts) > 5  # Epochs cut the rows at other places.
+
+
+def test_windows_have_orders_of_their_own():
+    batches_of = visits(1600, 160, shuffle=True, shuffle_block=10)
+    orders = {tuple(np.argsort(np.argsort(batch)).tolist()) for batch in batches_of}
+    assert len(orders) == 10
+
+
+@dataclasses.dataclass
+class ReadAhead:
+    """Pictures that note which of them are read ahead, and when."""
+
+    pictures: DecodedPictures
+    noted: list = dataclasses.field(default_factory=list)
+    bad = {}
+    parallel_calls = 1
+
+    def read_ahead(self, rows):
+        self.noted.append(rows.tolist())
+
+    def gather(self, rows):
+        images = tf.numpy_function(self._gather, [rows], tf.uint8)
+        return tf.ensure_shape(images, (*rows.shape, 2, 1, 3))
+
+    def _gather(self, rows):
+        read = [noted for noted in self.noted if isinstance(noted, list)]
+        assert set(rows.tolist()) <= set(flat(read))
+        self.noted.append(len(rows))
+        return self.pictures.array[rows]
+
+
+@pytest.mark.parametrize("here", [range(1), range(2), range(1, 3)])
+@pytest.mark.parametrize("options", [{}, {"shuffle": True}, {"shuffle": True, "shuffle_block": 5}])
+def test_images_are_read_ahead(options, here):
+    options |= {"epochs": 2, "first_step": 1, "shares": Shares(2 if here.start == 0 else 3, here)}
+    if here == range(1):
+        options["shares"] = Shares()
+    pictures = ReadAhead(numbered(150))
+    dataset = batches(pictures, np.arange(150), None, 8, **options)
+    found = [rows_shown(images) for images in dataset.as_numpy_iterator()]
+    assert found == visits(150, 8, **options)
+    read = [rows for rows in pictures.noted if isinstance(rows, list)]
+    assert sum(map(len, read)) == len(flat(found)) or options.get("shuffle_block")
+    first = next(place for place, rows in enumerate(pictures.noted) if isinstance(rows, int))
+    in_runs = "shuffle_block" in options and here.start == 0
+    images_ahead = len(flat(pictures.noted[:first]))
+    assert images_ahead >= (80 if in_runs else 64 * len(here) // options["shares"].replicas)
+    if in_runs:
+        assert sum(runs(rows) for rows in read) < sum(map(len, read)) / 2
 
 
 def test_unshuffled_batches_are_in_the_order_of_the_rows():
@@ -193,7 +286,7 @@ def test_labels_of_a_batch_are_encoded_as_all_at_once(class_mode, classes, dtype
 class NoPictures:
     """The pictures of any number of records, all of them black."""
 
-    bad, parallel_calls = {}, 2
+    bad, parallel_calls, read_ahead = {}, 2, None
 
     def gather(self, rows):
         return tf.zeros((tf.size(rows), 2, 1, 3), tf.uint8)
@@ -309,7 +402,7 @@ import tensorflow as tf
 from pizza_steak.input_pipeline import batches
 
 class Slow:
-    bad, parallel_calls = {}, os.cpu_count()
+    bad, parallel_calls, read_ahead = {}, os.cpu_count(), None
 
     def gather(self, rows):
         images = tf.numpy_function(self.read, [rows], tf.uint8, stateful=False)

@@ -4,6 +4,8 @@ import collections
 import dataclasses
 import io
 import json
+import mmap
+import pathlib
 import statistics
 
 import numpy as np
@@ -19,6 +21,7 @@ from trainers.throughput import measurement, stages
 from trainers.throughput.measurement import Measurement
 from trainers.throughput.stages import (
     COLD,
+    COLD_PAGES,
     END_TO_END,
     INPUT,
     ON_HOST,
@@ -115,6 +118,41 @@ def test_a_stage_reads_what_it_counts(name, epochs, setting):
     watching = dataclasses.replace(setting, data=watched(setting.data), few=watched(setting.few))
     counted(OURS[name], watching)
     assert seen == dict.fromkeys(setting.data.rows["train"].tolist(), epochs)
+
+
+def has_cold_pages(folder: pathlib.Path) -> bool:
+    """Whether the system drops pages of files in a folder."""
+    path = folder / "pages.npy"
+    np.save(path, np.zeros(2**20, np.uint8))
+    dropped = stages.drop_pages(np.asarray(np.load(path, mmap_mode="r")))
+    path.unlink()
+    return dropped
+
+
+def test_pages_of_the_array_leave_the_memory_and_come_back(setting):
+    array = setting.data.pictures.array
+    expected = array.copy()
+    if not has_cold_pages(setting.folder):
+        pytest.skip("a file system in memory, or no Linux")
+    assert stages.drop_pages(array)
+    assert resident_bytes(array) == 0
+    assert sum(counted(OURS[COLD_PAGES], setting)) == TRAIN
+    np.testing.assert_array_equal(array, expected)
+
+
+def resident_bytes(array: np.ndarray) -> int:
+    """How much of a mapped array is in the memory of this process."""
+    start = f"\n{array.ctypes.data & -mmap.PAGESIZE:x}-"
+    _, found, after = pathlib.Path("/proc/self/smaps").read_text().partition(start)
+    assert found
+    return 1024 * int(after.partition("\nRss:")[2].split()[0])
+
+
+@pytest.mark.parametrize("cache", ["memory", "none"])
+def test_only_a_mapped_array_has_pages_to_drop(cache, archive, tmp_path):
+    config = parse_flags(f"--archive={archive}", f"--decoded_cache={cache}")
+    setting = stages.prepare(config, tmp_path, peers=False)
+    assert counted(OURS[COLD_PAGES], setting) == []
 
 
 @pytest.mark.parametrize("name", [STEP, END_TO_END])
@@ -261,6 +299,7 @@ def test_every_stage_has_a_row(measured):
         name
         for name in (*OURS, *PEERS)
         if name != SERVICE  # Of which nothing was said.
+        and (name != COLD_PAGES or has_cold_pages(folder))
     ]
     for row in figures["rows"]:
         assert 0 < row["min"] <= row["images_per_second"] <= row["max"]
@@ -273,7 +312,7 @@ def test_the_ratios_are_those_of_their_rows(measured):
     folder, _ = measured
     figures = json.loads((folder / "figures.json").read_text())
     turns = {row["name"]: row["turns"] for row in figures["rows"]}
-    assert len(figures["ratios"]) == 5
+    assert len(figures["ratios"]) == 5 + has_cold_pages(folder)
     for name, ratio in figures["ratios"].items():
         pairs = zip(*(turns[row] for row in name.split(" / ")), strict=True)
         assert ratio == pytest.approx(statistics.median(a / b for a, b in pairs))

@@ -359,6 +359,15 @@ def test_a_run_stopped_within_an_epoch_goes_on_from_its_last_backup(
     assert_goes_on(run_dir, random_run, *random_flags)
 
 
+def test_a_run_that_shuffles_in_blocks_goes_on_within_an_epoch(small_flags, tmp_path):
+    flags = [*small_flags, "--shuffle_block=3", "--checkpoint_every=1"]
+    whole = fit(*flags, f"--run_dir={tmp_path}/whole").run_dir
+    fit_and_stop(*flags, f"--run_dir={tmp_path}/run", epoch=3, step=2)
+    assert_goes_on(tmp_path / "run", whole, *flags, "--resume")
+    shuffled = fit(*small_flags, f"--run_dir={tmp_path}/shuffled").run_dir
+    assert result_of(shuffled)["history"] != result_of(whole)["history"]
+
+
 def test_a_run_without_validation_goes_on_within_an_epoch(small_flags, tmp_path):
     flags = [*small_flags, "--validation_split=none", "--checkpoint_every=1"]
     fit(*flags, f"--run_dir={tmp_path}/whole")

@@ -17,7 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 import tqdm
@@ -29,12 +29,23 @@ from pizza_steak.errors import UserError, told
 from trainers.configuration import AugmentationConfig, BenchmarkConfig, MeasuringConfig
 from trainers.pages import plots
 from trainers.throughput import graphics_card, stages
-from trainers.throughput.stages import COLD, END_TO_END, INPUT, ON_HOST, OURS, PEERS, STEP, WARM
+from trainers.throughput.stages import (
+    COLD,
+    COLD_PAGES,
+    END_TO_END,
+    INPUT,
+    ON_HOST,
+    OURS,
+    PEERS,
+    STEP,
+    WARM,
+)
 
 RATIOS = (
     (COLD, "ImageDataGenerator"),
     (COLD, "decode only"),
     (WARM, "ImageDataGenerator"),
+    (COLD_PAGES, WARM),
     (ON_HOST, "ImageDataGenerator + augmentation"),
     (END_TO_END, STEP),
 )
@@ -104,9 +115,7 @@ class Report:
 
     def summary(self) -> str:
         """Returns the results as text."""
-        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
-        topics = {**self.about, "cores": self.cores, "versions": versions}
-        lines = [f"{topic:<14}{text}" for topic, text in topics.items()]
+        lines = head(self.about, self.cores, self.versions)
         heading = f"{'':<38}{'images/s':>12}{'least':>10}{'most':>10}{'CPU s / 1,000':>16}"
         lines += ["", heading + (f"{'ratio':>8}" if self.compared else "")]
         for row in self.rows:
@@ -124,6 +133,13 @@ class Report:
         return "\n".join(lines)
 
 
+def head(about: Mapping[str, str], cores: int, versions: Mapping[str, str]) -> list[str]:
+    """Returns the first lines of a report as text."""
+    named = ", ".join(f"{name} {version}" for name, version in versions.items())
+    topics = {**about, "cores": cores, "versions": named}
+    return [f"{topic:<14}{text}" for topic, text in topics.items()]
+
+
 def measure(config: BenchmarkConfig) -> Report:
     """Times each stage `repeats` times, in turns, after a first turn that does not count.
 
@@ -134,39 +150,52 @@ def measure(config: BenchmarkConfig) -> Report:
     """
     measuring = config.measuring
     chosen = _chosen(measuring)
-    for name in filter(None, (measuring.json, measuring.plot)):
-        path = pathlib.Path(name).expanduser()
-        if path.is_dir() or not path.parent.is_dir():
-            raise UserError(f"{path}: cannot be written; expected a file in an existing folder")
-    before = _speeds_of(pathlib.Path(measuring.compare).expanduser()) if measuring.compare else {}
-    with _temporary_folder(config.data.data_dir) as folder:
+    before = check_files(measuring)
+    with temporary_folder(config.data.data_dir) as folder:
         setting = stages.prepare(config, folder, peers=not PEERS.keys().isdisjoint(chosen))
         watched = graphics_card.Watch(config.devices if setting.ready.chosen.on_gpu else None)
         measured = _in_turns(chosen, setting, watched)
         if measuring.profile:
-            with _quiet(), tf.profiler.experimental.Profile(os.path.expanduser(measuring.profile)):
+            with quiet(), tf.profiler.experimental.Profile(os.path.expanduser(measuring.profile)):
                 OURS[END_TO_END](setting, lambda count: None)
         report = dataclasses.replace(
             report_of(measured, _about(setting), setting.ready.config.data.batch_size),
             graphics_card=watched.summary,
         )
-        report = dataclasses.replace(
-            report,
-            compared={
-                row.name: row.images_per_second / before[row.name]
-                for row in report.rows
-                if row.name in before
-            },
-        )
-    if measuring.json:
-        with output_file(measuring.json) as temporary:
-            temporary.write_text(
-                json.dumps(dataclasses.asdict(report), indent=2) + "\n", encoding="utf-8"
-            )
+        report = dataclasses.replace(report, compared=compared(report.rows, before))
+    write_json(report, measuring.json)
     if measuring.plot:
         speeds = {row.name: row.turns for row in report.rows}
         plots.throughput(speeds, PEERS, pathlib.Path(measuring.plot))
     return report
+
+
+def check_files(measuring: MeasuringConfig) -> dict[str, float]:
+    """Checks the files that the flags name; returns the images per second of --compare, by row.
+
+    Raises:
+      UserError: A file cannot be written, or the earlier report is none.
+    """
+    for name in filter(None, (measuring.json, measuring.plot)):
+        path = pathlib.Path(name).expanduser()
+        if path.is_dir() or not path.parent.is_dir():
+            raise UserError(f"{path}: cannot be written; expected a file in an existing folder")
+    return _speeds_of(pathlib.Path(measuring.compare).expanduser()) if measuring.compare else {}
+
+
+def compared(rows: Sequence[Any], before: Mapping[str, float]) -> dict[str, float]:
+    """Returns the ratio of each row's images per second to those before, by name."""
+    return {
+        row.name: row.images_per_second / before[row.name] for row in rows if row.name in before
+    }
+
+
+def write_json(report: Any, path: str | None) -> None:
+    """Writes the fields of a report, if there is a path."""
+    if path:
+        text = json.dumps(dataclasses.asdict(report), indent=2) + "\n"
+        with output_file(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 def _speeds_of(path: pathlib.Path) -> dict[str, float]:
@@ -220,7 +249,6 @@ def report_of(
     """
     rows = [_row(name, turns) for name, turns in measured.items()]
     speeds = {row.name: row.turns for row in rows}
-    packages = ("tensorflow", "keras", "tensorflow-datasets", "numpy", "pillow")
     return Report(
         about=about,
         rows=rows,
@@ -231,8 +259,14 @@ def report_of(
         graphics_card=None,
         compared={},
         cores=cores.count(),
-        versions={name: importlib.metadata.version(name) for name in packages},
+        versions=versions(),
     )
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of the packages that do the work."""
+    packages = ("tensorflow", "keras", "tensorflow-datasets", "numpy", "pillow")
+    return {name: importlib.metadata.version(name) for name in packages}
 
 
 def _row(name: str, turns: Sequence[Measurement]) -> Row:
@@ -304,7 +338,12 @@ def _chosen(measuring: MeasuringConfig) -> dict[str, stages.Stage]:
 
 
 @contextlib.contextmanager
-def _temporary_folder(data_dir: str | None) -> Iterator[pathlib.Path]:
+def temporary_folder(data_dir: str | None) -> Iterator[pathlib.Path]:
+    """Yields an empty folder, in the data_dir if there is one, and removes it with its content.
+
+    Raises:
+      UserError: It cannot be made.
+    """
     parent = data_dir and os.path.expanduser(data_dir)
     try:
         if parent:
@@ -323,7 +362,7 @@ def _in_turns(
     turns = setting.config.measuring.repeats + 1
     measured: dict[str, list[Measurement]] = {name: [] for name in chosen}
     total = turns * len(chosen)
-    with tqdm.tqdm(total=total, desc="measuring", unit=" stages", disable=None) as bar, _quiet():
+    with tqdm.tqdm(total=total, desc="measuring", unit=" stages", disable=None) as bar, quiet():
         for turn in range(turns):
             for name, stage in chosen.items():
                 bar.set_postfix_str(name)
@@ -337,7 +376,7 @@ def _in_turns(
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Drops what the stages print in every turn: files found, images left out, progress."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)

@@ -8,6 +8,7 @@ before it, pipelines start and files are found. A stage that has nothing to do n
 import dataclasses
 import inspect
 import math
+import mmap
 import os
 import pathlib
 import shutil
@@ -243,6 +244,36 @@ def _warm(setting: Setting, done: Done) -> None:
     _consume(setting.batches(), done)
 
 
+def _cold_pages(setting: Setting, done: Done) -> None:
+    """Reads the decoded array from the disk, in one pass."""
+    if drop_pages(getattr(setting.data.pictures, "array", None)):
+        _consume(setting.shuffled(setting.data), done)
+
+
+def drop_pages(array: Any) -> bool:
+    """Drops the pages of a memory-mapped file from memory; returns whether the system did it.
+
+    Args:
+      array: A view of an array of `np.load`; others, and None, have no such file.
+    """
+    mapped = array
+    while mapped is not None and not hasattr(mapped, "filename"):  # A np.memmap has it.
+        mapped = getattr(mapped, "base", None)
+    if mapped is None or not hasattr(os, "posix_fadvise"):  # Not on macOS.
+        return False
+    mapped.base.madvise(mmap.MADV_DONTNEED)  # The system keeps pages that are mapped,
+    with open(mapped.filename, "rb") as file:
+        os.fsync(file.fileno())  # and pages that are not on the disk yet.
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        try:
+            os.preadv(file.fileno(), [bytearray(1)], mapped.nbytes // 2, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return True
+        except OSError:  # The file system cannot tell.
+            pass
+    return False
+
+
 def _augmented_on_host(setting: Setting, done: Done) -> None:
     if augment := dataclasses.replace(setting.augmentation, on_host=True).in_pipeline:
         _consume(setting.batches(augment), done)
@@ -382,6 +413,7 @@ Stage = Callable[[Setting, Done], None]
 COLD = "decode + resize (cold)"
 SERVICE = "decode + resize (data service)"
 WARM = "warm"
+COLD_PAGES = "cold pages"
 ON_HOST = "warm + augmentation on the host"
 INPUT = "training input"
 STEP = "training step"
@@ -394,6 +426,7 @@ OURS: dict[str, Stage] = {
     SERVICE: _through_service,
     "decoded array made": _array_made,
     WARM: _warm,
+    COLD_PAGES: _cold_pages,
     ON_HOST: _augmented_on_host,
     "warm + augmentation on the device": _augmented_on_device,
     INPUT: _training_input,

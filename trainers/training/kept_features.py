@@ -53,6 +53,12 @@ class _Features:
     bad: Mapping[int, str]
     parallel_calls: int = 2
 
+    @property
+    def read_ahead(self) -> Callable[[np.ndarray], None] | None:
+        if (read_ahead := self.stored.read_ahead) is None:
+            return None
+        return lambda rows: read_ahead(np.searchsorted(self.rows, rows))
+
     def gather(self, rows: tf.Tensor, version: int | tf.Tensor = 0) -> tf.Tensor:
         places = tf.searchsorted(self.rows, rows, out_type=tf.int64)
         return self.stored.gather(version * len(self.rows) + places)
@@ -103,12 +109,12 @@ def _features(ready: Setup, rows: np.ndarray, versions: int | None) -> _Features
         data.records.folder, os.W_OK
     ):
         folder = data.records.folder / f"features-{_key(ready, rows, versions)}"
-        array = _on_disk(folder, shape, write_to)
+        stored = _on_disk(folder, shape, write_to)
     else:
         parts: list[np.ndarray] = []
         write_to(parts.append)
-        array = np.concatenate(parts)
-    return _Features(rows, decoded.DecodedPictures(array, {}), data.pictures.bad)
+        stored = decoded.DecodedPictures(np.concatenate(parts), {})
+    return _Features(rows, stored, data.pictures.bad)
 
 
 def _computed(ready: Setup, rows: np.ndarray, versions: int | None) -> Iterator[np.ndarray]:
@@ -153,8 +159,8 @@ def _on_disk(
     folder: pathlib.Path,
     shape: tuple[int, int],
     write_to: Callable[[Callable[[np.ndarray], None]], None],
-) -> np.ndarray:
-    """Returns the array in a folder, memory-mapped; writes it if it is not there."""
+) -> decoded.DecodedPictures:
+    """Returns the features in a folder, memory-mapped; writes them if they are not there."""
 
     def write(temporary: pathlib.Path) -> None:
         temporary.mkdir()
@@ -168,4 +174,4 @@ def _on_disk(
             f"features {folder}: {told(error)}; make room, pass another --data_dir, or "
             "--decoded_cache=memory"
         ) from error
-    return np.asarray(np.load(folder / "features.npy", mmap_mode="r"))
+    return decoded.stored_array(folder / "features.npy", {})

@@ -2,14 +2,13 @@
 
 import dataclasses
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from pizza_steak import input_pipeline
+from pizza_steak import input_pipeline, memory
 from pizza_steak.errors import UserError
 from trainers.data import Data
 from trainers.models.preprocessing import Augmentation
@@ -38,6 +37,7 @@ class Places:
     rows: np.ndarray
     bad: Mapping[int, str]
     parallel_calls: int = 1
+    read_ahead: None = None
 
     def gather(self, rows: tf.Tensor) -> tf.Tensor:
         return tf.searchsorted(self.rows, rows)
@@ -106,11 +106,10 @@ def _gatherer(
 
 def _check_memory_of_machine(shape: tuple[int, ...], copies: int) -> None:
     """Raises an error if a CPU lacks the memory; Linux itself would end the process later."""
-    if tf.config.list_logical_devices("GPU") or not hasattr(os, "sysconf"):
+    if tf.config.list_logical_devices("GPU"):
         return
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if copies * math.prod(shape) > memory:
-        raise UserError(_too_large(shape, f"{memory / 1e9:.1f} GB, the memory of this machine"))
+    if copies * math.prod(shape) > (there := memory.size()):
+        raise UserError(_too_large(shape, f"{there / 1e9:.1f} GB, the memory of this machine"))
 
 
 def _too_large(shape: tuple[int, ...], limit: str) -> str:
