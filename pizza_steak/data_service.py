@@ -143,17 +143,24 @@ def check(address: str, records: Records) -> None:
 
 
 def map_steps(
-    steps: tf.data.Dataset, load: Callable[[tf.Tensor], Any], address: str
+    steps: tf.data.Dataset,
+    load: Callable[[tf.Tensor], Any],
+    address: str,
+    load_here: Callable[[tf.Tensor], Any] | None = None,
 ) -> tf.data.Dataset:
     """Returns `steps.map(load)`, the same elements in the same order, with `load` run by a service.
 
     Batches that are lost with a worker are loaded here. If the service fails or no longer answers,
     there is a warning, and all further batches are loaded here.
 
+    If an image has become unreadable since it was checked, the service fails, and then what is
+    loaded here: with an error that names the image, if `load_here` has one.
+
     Args:
       steps: A `tf.data.Dataset.range`; it is iterated over more than once.
       load: A function of the step only, made of TensorFlow operations only.
       address: Address of the service, grpc://host:port.
+      load_here: Does the same with any operations; by default `load`.
     """
 
     def loaded_there() -> Iterator[tuple[np.int64, Any]]:
@@ -163,7 +170,8 @@ def map_steps(
         yield from numbered.apply(kind).as_numpy_iterator()
 
     def loaded_here(skipped: int, count: int = -1) -> tf.data.Dataset:
-        return steps.skip(skipped).take(count).map(load, num_parallel_calls=cores.count())
+        batches = steps.skip(skipped).take(count)
+        return batches.map(load_here or load, num_parallel_calls=cores.count())
 
     def in_order() -> Iterator[Any]:
         arriving = loaded_there()

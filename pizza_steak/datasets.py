@@ -155,6 +155,8 @@ def load(
       exif: "apply" turns images upright by their EXIF orientation; "ignore" leaves them as stored.
       max_pixels: Pixels of the largest image, at most 178,956,970; larger ones are not decoded.
       on_bad_image: "fail", or "skip" to leave out images that cannot be decoded, with a warning.
+        With `decoded_cache="none"`, a bad image is found when a batch needs it; with "skip", those
+        of validation and test are found before.
       follow_links: Whether to follow links to folders, and to files elsewhere, in a folder.
       zip_encoding: Encoding of the names in a zip that does not say it, such as "cp932".
       max_unpacked_gb: Most gigabytes that a zip may unpack to; by default 1, or 100 times its size
@@ -207,10 +209,9 @@ def load(
             data_dir=data_dir,
             reading=ReadingOptions(follow_links, zip_encoding, max_unpacked_gb),
         )
-        pictures = decoded.decode(
-            found.records, format, cache=decoded_cache, on_bad_image=on_bad_image
+        pictures, rows = decoded.decode_splits(
+            found, format, cache=decoded_cache, on_bad_image=on_bad_image
         )
-        rows = decoded.readable_rows(pictures, found)
     labels_of_classes = found.records.labels_in(found.classes).astype(np.int32)
 
     def batches(split: str, epoch: int | tf.Tensor = 0) -> tf.data.Dataset:

@@ -108,6 +108,17 @@ def quoted(error: Exception) -> UserError | None:
     return UserError(found[1]) if found else None
 
 
+@contextlib.contextmanager
+def raising_quoted() -> Iterator[None]:
+    """Within this block, a `UserError` is raised in place of an error of TensorFlow's with it."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, UserError) and (user_error := quoted(error)):
+            raise user_error from error
+        raise
+
+
 def first_line(error: Exception) -> str:
     """Returns the first line or sentence of another library's error, to quote it in one line."""
     return re.split(r"\. |\n", str(error))[0]

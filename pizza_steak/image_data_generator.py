@@ -18,7 +18,7 @@ from PIL import Image
 from pizza_steak import augmentation, decoded, decoding, input_pipeline, normalization, records
 from pizza_steak.archive import Archive, Picture, ReadingOptions, find_parts, read_archive
 from pizza_steak.configuration import TransformConfig
-from pizza_steak.errors import UserError, check_choice, naming_arguments, told
+from pizza_steak.errors import UserError, check_choice, naming_arguments, raising_quoted, told
 
 # TensorFlow's names of methods, by Pillow's names.
 _INTERPOLATIONS = {"box": "area", "lanczos": "lanczos3"}
@@ -154,6 +154,9 @@ def flow_from_directory(
       data_dir: Folder of records and decoded images; by default `~/tensorflow_datasets`.
       decoded_cache: "disk", "memory" or "none"; see `decoded.decode`.
       on_bad_image: "fail", or "skip" to leave out images that cannot be decoded, with a warning.
+        With `decoded_cache="none"`, a bad image is found when a batch needs it; with "skip" it is
+        left out of that batch, but counts in `samples` and is in `filenames`. With
+        `shuffle=False` and "skip" all are found before, as with the other caches.
 
     Returns:
       Dataset of (images, labels), or of images, of dtype `dtype`. Images have shape
@@ -226,8 +229,14 @@ def flow_from_directory(
             dtype=label_type,
         )
     rows, measured_rows = _cut(listing.rows_by_class, validation_split, subset)
+    # Without shuffling, predictions are matched with `filenames`.
+    checked = [] if shuffle or on_bad_image == "fail" else [rows]
     pictures = decoded.decode(
-        listing.records, image_format, cache=decoded_cache, on_bad_image=on_bad_image
+        listing.records,
+        image_format,
+        cache=decoded_cache,
+        on_bad_image=on_bad_image,
+        checked=checked,
     )
     rows, measured_rows = (
         part[~np.isin(part, list(pictures.bad))] for part in (rows, measured_rows)
@@ -235,18 +244,19 @@ def flow_from_directory(
     if not rows.size:
         raise UserError(f"directory {directory}: no images for subset={subset!r}")
 
-    example = pictures.gather(tf.constant(rows[:1])).numpy()
-    preprocess = _by_image(preprocessing_function, example, data_format)
-    normalizing = normalization.normalization_layers(
-        input_pipeline.batches(pictures, measured_rows, None, batch_size).map(preprocess),
-        rescale=rescale or None,
-        samplewise_center=samplewise_center,
-        samplewise_std_normalization=samplewise_std_normalization,
-        featurewise_center=featurewise_center,
-        featurewise_std_normalization=featurewise_std_normalization,
-        zca_whitening=zca_whitening,
-        zca_epsilon=zca_epsilon,
-    )
+    with raising_quoted():
+        example, _ = decoded.gather_readable(pictures, tf.constant(rows[:1]), rows)
+        preprocess = _by_image(preprocessing_function, example.numpy(), data_format)
+        normalizing = normalization.normalization_layers(
+            input_pipeline.batches(pictures, measured_rows, None, batch_size).map(preprocess),
+            rescale=rescale or None,
+            samplewise_center=samplewise_center,
+            samplewise_std_normalization=samplewise_std_normalization,
+            featurewise_center=featurewise_center,
+            featurewise_std_normalization=featurewise_std_normalization,
+            zca_whitening=zca_whitening,
+            zca_epsilon=zca_epsilon,
+        )
     preview = _preview(rows, save_to_dir, save_prefix, save_format, data_format)
 
     def process(images, seeds):

@@ -18,7 +18,13 @@ import tensorflow as tf
 from tensorflow.python.data.ops import iterator_ops, multi_device_iterator_ops
 
 from pizza_steak import cores, data_service, index
-from pizza_steak.decoded import WITHOUT_AUTOTUNE, Pictures, dataset_of
+from pizza_steak.decoded import (
+    WITHOUT_AUTOTUNE,
+    Pictures,
+    StreamedPictures,
+    dataset_of,
+    gather_readable,
+)
 from pizza_steak.errors import UserError
 
 # Number of batches to prefetch.
@@ -216,6 +222,10 @@ def batches(
 ) -> tf.data.Dataset:
     """Returns the batches of the epochs from `first_epoch` to `epochs` - 1.
 
+    Images that `gather_readable` leaves out are missing in their batch, with all that belongs to
+    them. In place of a batch that has no other image there is one image of another row; a share may
+    be empty.
+
     Args:
       pictures: The decoded images of N records.
       rows: int64 array, the rows that an epoch visits, such as `Records.rows` returns.
@@ -243,6 +253,8 @@ def batches(
       (B, height, width, channels).
     """
     steps, here = math.ceil(len(rows) / batch_size), shares.here
+    # A model can do nothing with an empty batch; replicas can with an empty share.
+    instead = np.asarray(rows) if shares.replicas == 1 else None
     # Of all records, so a graph may hold no copy of them.
     columns = dataset_of(rows) if labels is None else dataset_of(rows, labels)
 
@@ -259,9 +271,9 @@ def batches(
             in_runs=in_runs,
         )
 
-    def load(number, rows, labels=None):
+    def load(pictures, number, rows, labels=None):
         step, batch = number // len(here), rows_of(number, rows)
-        images = pictures.gather(batch)
+        images, batch = gather_readable(pictures, batch, instead)
         if augment is not None:
             images = augment(images, example_seeds(seed, step // steps, batch))
         if labels is None:
@@ -275,12 +287,17 @@ def batches(
     end = epochs * steps * len(here)
     counted = tf.data.Dataset.range(first, end)
     if service:
+        assert isinstance(pictures, StreamedPictures)
         shown = () if labels is None else (labels,)
+        local = dataclasses.replace(pictures, in_graph=False)
 
         def load_there(number):
-            return load(number, tf.constant(rows), *map(index.in_graph, shown))
+            return load(pictures, number, tf.constant(rows), *map(index.in_graph, shown))
 
-        loaded = data_service.map_steps(counted, load_there, service)
+        def load_here(number):
+            return load(local, number, *columns.get_single_element())
+
+        loaded = data_service.map_steps(counted, load_there, service, load_here)
     else:
         # The cores bound augmentation, whatever bounds the gathering.
         calls = pictures.parallel_calls if augment is None else cores.count()
@@ -303,7 +320,9 @@ def batches(
                     (first - skipped, end),
                     -(-max(window, _READ_AHEAD) // batch_size) * len(here),
                 ).skip(skipped)
-            return numbers.map(lambda number: load(number, *given), num_parallel_calls=calls)
+            return numbers.map(
+                lambda number: load(pictures, number, *given), num_parallel_calls=calls
+            )
 
         length = tf.data.experimental.assert_cardinality(counted.cardinality())
         loaded = tf.data.Dataset.range(1).flat_map(load_all).apply(length)

@@ -205,7 +205,7 @@ class DataConfig:
     decoded_cache: str | None = flag(
         None,
         "Where to keep decoded images: on disk for all later runs, in the memory of this run, or "
-        "nowhere; by default on disk, and nowhere with --data_service.",
+        "nowhere, to start at once; by default on disk, and nowhere with --data_service.",
         ("disk", "memory", "none"),
         per_process=True,
         aliases="cache",
@@ -226,7 +226,9 @@ class DataConfig:
     )
     on_bad_image: str = flag(
         "fail",
-        "How to handle unreadable images: end the run, or leave them out with a warning.",
+        "How to handle unreadable images: end the run, or leave them out with a warning. With "
+        "--decoded_cache=none they are found when their batch comes; to leave out those of "
+        "validation and test, these are decoded once before.",
         ("fail", "skip"),
     )
 

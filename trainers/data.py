@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,12 @@ class Data:
         digests, none = self.records.digests, np.arange(0)
         found, others = (digests[self.rows.get(name, none)] for name in (purpose, other))
         return splits.shared(found, others)
+
+    @property
+    def left_out(self) -> Mapping[int, str]:
+        """Why images have been left out of batches so far in this process, by row."""
+        pictures = self.pictures
+        return pictures.left_out if isinstance(pictures, decoded.StreamedPictures) else {}
 
     @functools.cached_property
     def overlaps(self) -> dict[str, int]:
@@ -124,12 +130,19 @@ class Data:
         return self.records.labels_in(self.classes)
 
 
-def load(config: DataConfig, split: str | None = None) -> Data:
+def load(
+    config: DataConfig,
+    split: str | None = None,
+    *,
+    scored: Collection[str] | None = ("validation", "test"),
+) -> Data:
     """Prepares, splits and decodes the images that the flags name.
 
     Args:
       config: The flags.
       split: A TFDS split string, which becomes the split "test" in place of the flags' splits.
+      scored: As for `decoded.decode_splits`; None also for a use that needs to know all unreadable
+        images before.
 
     Raises:
       UserError: The archive, the dataset, a class, a split or an image is wrong.
@@ -147,13 +160,16 @@ def load(config: DataConfig, split: str | None = None) -> Data:
             "data_service and data_on_device: expected one of the two; the first makes all batches "
             "again in every epoch, the second keeps their images"
         )
-    pictures = decoded.decode(
-        found.records,
+    if service or config.data_on_device:
+        # The first decodes all images anyway to find those for Pillow, the second to copy them.
+        scored = None
+    pictures, rows = decoded.decode_splits(
+        found,
         format,
         cache=cache or ("none" if service else "disk"),
         on_bad_image=config.on_bad_image,
+        scored=scored,
     )
-    rows = decoded.readable_rows(pictures, found)
     if service:
         _check_not_for_pillow(found.records, format, np.concatenate(list(rows.values())))
         data_service.check(service, found.records)

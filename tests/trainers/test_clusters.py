@@ -235,6 +235,43 @@ def test_three_that_were_preempted_and_two_that_go_on_have_the_numbers_of_one(st
 
 
 @pytest.fixture(scope="module")
+def unreadable(make_archive) -> str:
+    """The flag of an archive with three unreadable images to train on."""
+    bad = [f"train/{name}.png" for name in ("dark/01", "light/00", "light/16")]
+    return f"--archive={make_archive(layout(UNEVEN) | dict.fromkeys(bad, b'no image'))}"
+
+
+def test_an_unreadable_image_that_one_process_leaves_out(start, tmp_path, unreadable):
+    flags = ("--epochs=2", *IN_FLOAT64, unreadable, "--decoded_cache=none", "--on_bad_image=skip")
+    together = start(2, *flags)
+    alone = start.alone(*flags, f"--run_dir={tmp_path}/alone")
+    ends = together.ends()
+    assert [status for status, _ in ends] == [0, 0]
+    assert all(
+        line.startswith("warning: skipped") for _, errors in ends for line in errors.splitlines()
+    )
+    assert result_of(tmp_path / "run")["bad_train_images"] == 3
+    assert_same_numbers(tmp_path / "run", alone, 1e-12)
+
+
+def test_an_unreadable_image_that_one_process_ends_at_is_named_by_all(start, tmp_path, unreadable):
+    for status, errors in start(2, unreadable, "--decoded_cache=none").ends(60):
+        assert status == 1
+        assert re.search(r"cannot be decoded: train/(dark/01|light/00|light/16)\.png \(", errors)
+        assert errors.count("error: ") == errors.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_with_other_training_images_are_refused(start, tmp_path, unreadable):
+    flags = (unreadable, "--on_bad_image=skip", "--decoded_cache=memory")
+    for status, errors in start(2, *flags, own=["--decoded_cache=none"]).ends(60):
+        assert status == 1
+        assert "images of each split: differ from the chief's (train 26, " in errors
+        assert "here train 29, " in errors
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
 def left_alone(small_flags, uneven, tmp_path_factory):
     """The run of two processes that nobody stops."""
     folder = tmp_path_factory.mktemp("left_alone")

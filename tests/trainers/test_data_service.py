@@ -12,7 +12,7 @@ import tensorflow as tf
 from small_runs import assert_same_run, fit, fit_and_stop, layout, parse_flags, start_command
 
 from pizza_steak import data_service, decoding, decoding_in_graph, records
-from pizza_steak.errors import UserError
+from pizza_steak.errors import UserError, quoted
 from trainers import data as run_data
 from trainers.models import preprocessing
 
@@ -79,6 +79,50 @@ def test_batches_are_the_same_in_the_same_order(service, make_archive, tmp_path,
         for one, other in zip(expected, found, strict=True):
             np.testing.assert_array_equal(one, other)
     assert not caplog.text
+
+
+@pytest.mark.parametrize("on_bad_image", ["fail", "skip"])
+def test_unreadable_images_are_known_before(service, make_archive, tmp_path, on_bad_image):
+    names = [f"{folder}/{number}.jpg" for folder in ("a", "b") for number in range(9)]
+    archive = make_archive(names, as_zip=False)
+    (archive / "a" / "3.jpg").write_bytes(b"no image")
+    flags = [f"--archive={archive}", f"--data_dir={tmp_path}", "--image_size=20"]
+    flags += [f"--on_bad_image={on_bad_image}", "--test_split=train", "--validation_split=train"]
+    config = parse_flags(*flags, "--train_split=train", f"--data_service={service}").data
+    if on_bad_image == "fail":
+        with pytest.raises(UserError, match=r"1 image cannot be decoded: .*a/3\.jpg"):
+            run_data.load(config)
+    else:
+        data = run_data.load(config)
+        assert len(data.rows["train"]) == 17
+        assert sum(len(labels) for _, labels in data.batches("train", 4)) == 17
+
+
+def test_a_run_does_not_go_on_with_another_order(service, small_flags, make_archive, tmp_path):
+    files = layout({"train/dark": 8, "train/light": 8, "test/dark": 4, "test/light": 4})
+    archive = make_archive(files | {"train/dark/03.png": b"no image"})
+    flags = [*small_flags, f"--archive={archive}", "--on_bad_image=skip", "--epochs=2"]
+    flags.append(f"--run_dir={tmp_path}/run")
+    fit_and_stop(*flags, "--decoded_cache=none", epoch=1)
+    with pytest.raises(UserError, match="started with 16 training images, now 15: without --data"):
+        fit(*flags, "--decoded_cache=none", "--resume", f"--data_service={service}")
+    fit(*flags, "--decoded_cache=none", "--resume")
+
+
+def test_an_image_that_is_damaged_later_is_named(service, make_archive, tmp_path):
+    names = [f"{folder}/{number}.jpg" for folder in ("a", "b") for number in range(9)]
+    flags = [f"--archive={make_archive(names)}", f"--data_dir={tmp_path}", "--image_size=20"]
+    flags += [f"--{purpose}_split=train" for purpose in ("train", "validation", "test")]
+    data = run_data.load(parse_flags(*flags, f"--data_service={service}").data)
+    prepared = data.records
+    (file,) = prepared.folder.glob("*tfrecord*")
+    encoded = prepared.encoded(np.array([5]))[0]
+    content = file.read_bytes()
+    file.write_bytes(content.replace(encoded, bytes(len(encoded))))
+    with pytest.raises(tf.errors.OpError) as caught:
+        list(data.batches("train", 4))
+    line = str(quoted(caught.value))
+    assert line.startswith(f"1 image cannot be decoded: {prepared.filenames[5]} (")
 
 
 def slow(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

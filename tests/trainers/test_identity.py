@@ -10,7 +10,7 @@ from small_runs import parse_flags
 from pizza_steak.errors import UserError
 from trainers.configuration import FitConfig
 from trainers.runs import identity
-from trainers.runs.run_directory import plan
+from trainers.runs.run_directory import Run, plan
 
 HERE = pathlib.Path.cwd()
 FLAGS = ["--seed=7", "--classes=dark,light", "--nofollow_links", "--image_size=224"]
@@ -38,6 +38,14 @@ def edit(run_flags: pathlib.Path, pattern: str, replacement: str) -> None:
 def test_a_run_with_other_comments_is_resumed(run_flags):
     edit(run_flags, "^# .*", "# Reworded.")
     resume(run_flags)
+
+
+def test_a_run_may_go_on_without_unreadable_images(run_flags):
+    resume(run_flags, "--on_bad_image=skip")
+    Run(run_flags.parent).set_on_bad_image("skip")
+    for how in ("fail", "skip"):
+        resume(run_flags, f"--on_bad_image={how}")
+    assert Run(run_flags.parent).config.data.on_bad_image == "skip"
 
 
 def test_a_flag_that_run_flags_does_not_have_counts_as_its_default(run_flags):

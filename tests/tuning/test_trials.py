@@ -440,6 +440,19 @@ def test_a_trial_that_took_all_its_epochs_was_not_pruned(train_with_limits):
     assert (outcome["pruned"], len(outcome["history"]["loss"])) == (True, 1)
 
 
+def test_an_unreadable_image_is_no_verdict_on_the_settings(make_plan, make_archive):
+    files = layout(train_and_test("dark", "light")) | {"train/dark/03.png": b"no image"}
+    flags = (f"--archive={make_archive(files)}", "--decoded_cache=none", "--max_trials=1")
+    plan = make_plan(*flags)
+    plan.folder.start()
+    oracle = plan.make_oracle(remote=False)
+    plan.folder.open_oracle(oracle)
+    (one,) = plan.executions(oracle.create_trial("worker"), None)
+    with pytest.raises(UserError, match=r"cannot be decoded: train/dark/03\.png"):
+        execution.train(one)
+    assert one.outcome is None
+
+
 # Its costs.
 
 

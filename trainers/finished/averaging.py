@@ -71,7 +71,7 @@ def average(asked: AveragingConfig) -> tuple[pathlib.Path, dict[str, Any]]:
     data_config = run_data.with_batch_size(
         dataclasses.replace(config.data, data_dir=asked.data_dir)
     )
-    data = run_data.load(data_config)
+    data = run_data.load(data_config, scored=["test"])
     runs[0].warn_of_other_images(data.records.fingerprint)
     tested = testing.test(model, data, "test", run_data.batch_size_of(data_config))
     results = [run.result for run in runs]

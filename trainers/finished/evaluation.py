@@ -190,7 +190,8 @@ def evaluate(run: run_directory.Run, config: EvaluateConfig) -> Evaluation:
     data_config = run_data.with_batch_size(_data_config(run, config))
     _check_classes(run, data_config)
     purpose, split = _split(run, config, data_config)
-    model, data = loading.load_model(run), run_data.load(data_config, split)
+    model = loading.load_model(run)
+    data = run_data.load(data_config, split, scored=[purpose])
     if _has_own_images(run, config):
         run.warn_of_other_images(data.records.fingerprint)
     if purpose not in data.rows:

@@ -283,7 +283,8 @@ def _exported(run: run_directory.Run, config: ArtifactConfig, path: pathlib.Path
     model = nested.in_precision(model, keras.DTypePolicy("float32"))
     classes = run.result["classes"]
     format = run_data.format_of(run.config.data)
-    data = run_data.load(dataclasses.replace(run.config.data, data_dir=config.data_dir))
+    data_config = dataclasses.replace(run.config.data, data_dir=config.data_dir)
+    data = run_data.load(data_config, scored=["test"])
     run.warn_of_other_images(data.records.fingerprint)
     sample = _sample(data, format)
     expected = loading.class_probabilities(model(sample.images, training=False).numpy())

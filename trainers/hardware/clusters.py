@@ -93,6 +93,14 @@ class Cluster:
         all_rows[self.index] = rows
         return self._sum(tf.constant(all_rows)).reshape(-1, *rows.shape[1:])
 
+    def union(self, numbers: np.ndarray) -> np.ndarray:
+        """Returns the distinct numbers of all processes, int64 from 0 on, of shape (N,)."""
+        most = self.rows_of_all(np.array([len(numbers)])).max()
+        # Never empty: TensorFlow 2.21 crashes at the sum of empty tensors.
+        padded = np.full(most + 1, -1)
+        padded[: len(numbers)] = numbers
+        return np.setdiff1d(self.rows_of_all(padded), [-1])
+
     def _sum(self, tensor: tf.Tensor) -> Any:
         return self.strategy.reduce(tf.distribute.ReduceOp.SUM, tensor, axis=None).numpy()
 

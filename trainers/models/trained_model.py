@@ -128,7 +128,8 @@ class ReplicatedModel(TrainedModel):
         )
         context = tf.distribute.get_replica_context()
         count = tf.cast(tf.shape(images)[0], keras.config.floatx())
-        share = count / context.all_reduce(tf.distribute.ReduceOp.SUM, count)
+        # Where all shares are empty, the gradient is 0.
+        share = tf.math.divide_no_nan(count, context.all_reduce(tf.distribute.ReduceOp.SUM, count))
         with tf.GradientTape() as tape:
             outputs = self._predicted(images, training=True)
             loss = self._mean_loss(images, labels, weights, outputs, training=True)

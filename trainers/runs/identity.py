@@ -26,6 +26,8 @@ from pizza_steak.flags import (
 
 # Flags of older versions that are ignored: a model shows its --class_mode.
 _REMOVED = ("class_mode",)
+# May change all the same: a run that an unreadable image has ended goes on without that image.
+_FREE = ("on_bad_image",)
 
 
 def to_flagfile(config: Any) -> str:
@@ -92,20 +94,24 @@ def changes(before: Any, now: Any) -> str:
       now: What it is to be resumed with.
     """
     before, now = _with_absolute_paths(before), _with_absolute_paths(now)
-    different = _different(before, now, lambda flag: flag["identity"])
+    different = _different(
+        before, now, lambda flag: flag.metadata["identity"] and flag.name not in _FREE
+    )
     return ", ".join(f"{one}, now {other}" for one, other in different)
 
 
 def differences_from_chief(chiefs: Any, own: Any) -> str:
     """Returns the flags that must be the same in every process and are not, with both values."""
-    different = _different(chiefs, own, lambda flag: not flag["per_process"])
+    different = _different(chiefs, own, lambda flag: not flag.metadata["per_process"])
     return ", ".join(f"{one}, here {other}" for one, other in different)
 
 
-def _different(one: Any, other: Any, compared: Callable[[Any], bool]) -> Iterator[tuple[str, str]]:
+def _different(
+    one: Any, other: Any, compared: Callable[[dataclasses.Field], bool]
+) -> Iterator[tuple[str, str]]:
     for concern, field in fields(type(one)):
         values = [getattr(getattr(config, concern), field.name) for config in (one, other)]
-        if compared(field.metadata) and values[0] != values[1]:
+        if compared(field) and values[0] != values[1]:
             yield as_argument(field.name, values[0]), as_argument(field.name, values[1])
 
 

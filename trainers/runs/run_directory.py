@@ -222,8 +222,13 @@ class Run:
         path, needed = self.path / "environment.json", ("dataset", "fingerprint")
         return run_files.read_json(path, run_files.ENVIRONMENT, needed)
 
-    def check_same_batches(self, fingerprint: str, batch_size: int) -> None:
+    def check_same_batches(self, fingerprint: str, batch_size: int, images: int) -> None:
         """Checks that a run is resumed with the batches that it was started with.
+
+        Args:
+          fingerprint: The fingerprint of the records.
+          batch_size: The batch size, summed over all replicas.
+          images: The number of training images.
 
         Raises:
           UserError: The images or the batch size have changed.
@@ -241,6 +246,15 @@ class Run:
             raise UserError(
                 f"run_dir {self.path}: the images of {before['dataset']} have changed since the "
                 "run was started; pass --overwrite to start it anew"
+            )
+
+        started_with = before.get("splits", {}).get("train", {}).get("images", images)
+        if started_with != images:
+            raise UserError(
+                f"run_dir {self.path}: was started with {started_with} training images, now "
+                f"{images}: without --data_service, --decoded_cache=none leaves unreadable images "
+                "out when their batch comes, else they are left out before; resume the run with "
+                "or without --data_service, as it was started"
             )
 
     def warn_of_other_images(self, fingerprint: str) -> None:
@@ -277,6 +291,14 @@ class Run:
         self._remove_half_written()
         with atomic_path(self.metrics_csv) as temporary:
             temporary.write_text(self.saved().metrics_csv, newline="")
+
+    def set_on_bad_image(self, how: str) -> None:
+        """Changes --on_bad_image in the run.flags of a resumed run."""
+        if self.config.data.on_bad_image != how:
+            path = self.path / "run.flags"
+            text = path.read_text(encoding="utf-8")
+            with atomic_path(path) as temporary:
+                temporary.write_text(f"{text}--on_bad_image={how}\n", encoding="utf-8")
 
     def _write_json(self, name: str, values: dict[str, Any]) -> None:
         with atomic_path(self.path / name) as temporary:

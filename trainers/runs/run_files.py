@@ -24,6 +24,7 @@ _UNNAMED = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 # The types of what is read. A list has one type of items, and a dict with the key `str` one type of
 # values; other dicts have the types of these keys, and may have more keys.
 RESULT: dict[Any, Any] = {
+    "bad_train_images": int,
     "classes": [_NAME],
     "epoch_end_seconds": [float],
     "fit_cpu_seconds": float,

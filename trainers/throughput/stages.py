@@ -153,7 +153,8 @@ def _fresh_records(config: DataConfig, data_dir: str | os.PathLike[str]) -> reco
 
 
 def _load(config: DataConfig, data_dir: pathlib.Path) -> run_data.Data:
-    return run_data.load(dataclasses.replace(config, data_dir=os.fspath(data_dir)))
+    # TensorFlow alone decodes some of them, and would fail at an unreadable one.
+    return run_data.load(dataclasses.replace(config, data_dir=os.fspath(data_dir)), scored=None)
 
 
 def _write_files(data: run_data.Data, folder: pathlib.Path) -> None:

@@ -111,6 +111,7 @@ class Backup(keras.callbacks.Callback):
         self._cluster = cluster
         self._training = clusters.Agreement(cluster)
         self._validation = clusters.Agreement(cluster)
+        self._validating = False
 
     def on_train_begin(self, logs=None):
         for epoch, past in enumerate(self._logs):
@@ -135,18 +136,34 @@ class Backup(keras.callbacks.Callback):
 
     def on_test_begin(self, logs=None):
         self._trained = self._metrics()  # Validation uses the same variables.
+        self._validating = True
 
     def on_test_batch_begin(self, batch, logs=None):
         (stop,) = self._validation.reached(self._notice.given)
         if stop:
-            self._save(Progress(self._epoch, self.params["steps"]), self._trained)
+            self._save_trained()
             self._notice.obey()
+
+    def on_test_end(self, logs=None):
+        self._validating = False
+
+    def after_failure(self) -> None:
+        """Saves what was trained if it is the validation that has failed.
+
+        In a cluster it saves nothing: to read all variables takes all processes.
+        """
+        if self._validating and self._cluster is None:
+            self._save_trained()
 
     def on_epoch_end(self, epoch, logs=None):
         self._save(Progress(epoch + 1, stopped=bool(self.model.stop_training)))
         (stop,) = self._training.reached(self._notice.given, now=True)
         if stop:
             self._notice.obey()
+
+    def _save_trained(self) -> None:
+        """Saves the run as it was before the validation."""
+        self._save(Progress(self._epoch, self.params["steps"]), self._trained)
 
     def _variables(self) -> list[keras.Variable]:
         """Returns all but those of the metrics; the model's include its random states."""

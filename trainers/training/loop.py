@@ -12,8 +12,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from pizza_steak import atomic, input_pipeline
-from pizza_steak.errors import UserError
+from pizza_steak import atomic, decoded, input_pipeline
+from pizza_steak.errors import UserError, quoted, raising_quoted
 from pizza_steak.text_width import printable
 from trainers import data as run_data
 from trainers import setup, user_code
@@ -46,7 +46,7 @@ def fit(config: FitConfig, cluster: clusters.Cluster | None = None) -> results.F
     """
     config = setup.resolved(config)
     chosen = devices.choose(config.devices, cluster)
-    with chosen.ending_together(), contextlib.ExitStack() as held:
+    with chosen.ending_together(), raising_quoted(), contextlib.ExitStack() as held:
         user_code.import_all(config.run.code)
         run, result, precision = chosen.from_chief(lambda: _plan(config, held))
         if precision != config.devices.precision:
@@ -74,7 +74,8 @@ def fit(config: FitConfig, cluster: clusters.Cluster | None = None) -> results.F
                     (stop,) = clusters.Agreement(cluster).reached(notice.given, now=True)
                     if stop:
                         notice.obey()
-                result = chosen.from_chief(lambda: _finish(training))
+                left_out = training.left_out()
+                result = chosen.from_chief(lambda: _finish(training, left_out))
     own_network = [config.model.model] if user_code.is_function(config.model.model) else []
     return results.FitResult(
         run.path,
@@ -125,6 +126,10 @@ def _ending_well(training: Training) -> Iterator[None]:
                 run.remove()
         if isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt(_how_to_go_on(training, kept)) from error
+        user_error = quoted(error)
+        if kept and user_error:
+            how = _how_to_go_on(training, kept)
+            raise UserError(f"{user_error}; the run is saved {how}") from error
         raise
 
 
@@ -157,7 +162,7 @@ def _train_and_log(
         )
 
 
-def _finish(training: Training) -> dict[str, Any]:
+def _finish(training: Training, left_out: int) -> dict[str, Any]:
     """Tests and draws the kept model, and writes the result."""
     run, config, data = training.run, training.ready.config, training.ready.data
     if training.ready.augmentation:
@@ -165,6 +170,8 @@ def _finish(training: Training) -> dict[str, Any]:
     tested = _tested(training)
     plots.confusion_matrix(tested.confusion_matrix, data.classes, run.path / "confusion_matrix.png")
     result = training.result(**testing.result(tested, data))
+    if left_out:
+        result["bad_train_images"] = left_out
     largest = None
     if "validation" in data.rows:
         largest = scores.largest_class(data.labels("validation"), data.classes)
@@ -202,8 +209,8 @@ def _draw_augmentation(config: FitConfig, data: run_data.Data, run: Run) -> None
     seed = config.optimisation.seed
     augmentation = preprocessing.augmentation_of(config.augmentation, seed)
     assert augmentation  # Else there is nothing to draw.
-    rows = tf.constant(data.rows["train"][:4])
-    images = data.pictures.gather(rows)
+    rows = data.rows["train"]
+    images, rows = decoded.gather_readable(data.pictures, tf.constant(rows[:4]), rows)
     versions = [
         augmentation.examples(images, input_pipeline.example_seeds(seed, epoch, rows))
         for epoch in range(5)

@@ -48,6 +48,7 @@ class FitResult:
                 f"loss {values['test_loss']:.4f}",
                 *_class_lines(values.get("test_by_class", {})),
                 *scores.test_cautions(values),
+                *_left_out_lines(values.get("bad_train_images", 0)),
                 f"{values['fit_seconds']:.1f} s, "
                 f"{values['train_images_per_second']:.0f} training images per second",
                 f"results saved to {run_dir}",
@@ -71,6 +72,13 @@ def _average_line(values: Mapping[str, Any]) -> str:
     count = len(values["members"])
     said = f"average of {count} runs" if count > 1 else "average of a run"
     return f"{said} for each image and its mirror image" if values["flips"] else said
+
+
+def _left_out_lines(count: int) -> list[str]:
+    if not count:
+        return []
+    plural = "s" * (count > 1)
+    return [f"left out of the training: {count:,} image{plural} that cannot be decoded"]
 
 
 def _class_lines(by_class: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from pizza_steak import input_pipeline
 from pizza_steak.atomic import atomic_path, make_folder
-from pizza_steak.errors import UserError
+from pizza_steak.errors import UserError, quoted
 from pizza_steak.flags import as_argument
 from trainers import data as run_data
 from trainers import setup
@@ -22,6 +23,7 @@ from trainers.configuration import (
     executed_steps,
 )
 from trainers.hardware import devices, preemption
+from trainers.models import networks
 from trainers.models.trained_model import TrainedModel
 from trainers.runs import checkpoint, identity, run_directory
 from trainers.runs.checkpoint import Progress, Saved
@@ -58,11 +60,12 @@ class Training:
         _check_schedule(config)
 
         def load(data_config: DataConfig) -> run_data.Data:
-            data = run_data.load(data_config)
+            scored = None if _may_keep_features(config) else ("validation", "test")
+            data = run_data.load(data_config, scored=scored)
             fingerprint = data.records.fingerprint
-            _check_same_everywhere(chosen, config, fingerprint)
-            batch_size = run_data.batch_size_of(data_config)
-            chosen.from_chief(lambda: run.check_same_batches(fingerprint, batch_size))
+            _check_same_everywhere(chosen, config, data)
+            batch_size, images = run_data.batch_size_of(data_config), len(data.rows["train"])
+            chosen.from_chief(lambda: run.check_same_batches(fingerprint, batch_size, images))
             return data
 
         ready = setup.prepare(config, chosen, load)
@@ -90,6 +93,7 @@ class Training:
         """
         if self.run.resumed:
             self.run.go_back()
+            self.run.set_on_bad_image(self.ready.config.data.on_bad_image)
             return
         architecture: list[str] = []
         self.ready.model.summary(print_fn=architecture.append, line_length=80)
@@ -228,35 +232,48 @@ class Training:
         one = step_by_step or chosen.cluster is not None
         executed = executed_steps(config.devices.steps_per_execution) or (1 if one else None)
         steps = ready.steps("train"), ready.steps("validation")
-        model.fit(
-            chosen.dealt(train),
-            epochs=epochs,
-            initial_epoch=start.epochs,
-            steps_per_epoch=steps[0],
-            validation_data=chosen.dealt(validation) if "validation" in data.rows else None,
-            validation_steps=steps[1] or None,
-            # Callbacks that read the logs come after those that add to them, and the backup after
-            # all that have a state.
-            callbacks=executions.Executions(
-                [
-                    callbacks.StopOnNaN(),
-                    *patient,
-                    *logs_rate,
-                    *logging(stage),
-                    backup,
-                    self.clock,
-                ],
-                model,
-                steps=steps,
-                smaller=(ready.last_is_smaller("train"), ready.last_is_smaller("validation")),
-                at_once=executed,
-                every_steps=every_steps,
-                start=(start.epochs, start.step),
+        try:
+            model.fit(
+                chosen.dealt(train),
                 epochs=epochs,
-            ),
-            shuffle=False,  # The batches come shuffled.
-            verbose=0,
-        )
+                initial_epoch=start.epochs,
+                steps_per_epoch=steps[0],
+                validation_data=chosen.dealt(validation) if "validation" in data.rows else None,
+                validation_steps=steps[1] or None,
+                # Callbacks that read the logs come after those that add to them, and the backup
+                # after all that have a state.
+                callbacks=executions.Executions(
+                    [
+                        callbacks.StopOnNaN(),
+                        *patient,
+                        *logs_rate,
+                        *logging(stage),
+                        backup,
+                        self.clock,
+                    ],
+                    model,
+                    steps=steps,
+                    smaller=(ready.last_is_smaller("train"), ready.last_is_smaller("validation")),
+                    at_once=executed,
+                    every_steps=every_steps,
+                    start=(start.epochs, start.step),
+                    epochs=epochs,
+                ),
+                shuffle=False,  # The batches come shuffled.
+                verbose=0,
+            )
+        except tf.errors.OpError as error:
+            if quoted(error):  # An image cannot be decoded or read; the model is sound.
+                backup.after_failure()
+            raise
+
+    def left_out(self) -> int:
+        """Returns how many training images were left out of batches because they are unreadable.
+
+        In a cluster every process has to call it.
+        """
+        rows, cluster = np.array([*self.ready.data.left_out], np.int64), self.ready.chosen.cluster
+        return len(rows) if cluster is None else len(cluster.union(rows))
 
     def result(self, **test: Any) -> dict[str, Any]:
         """Returns the content of result.json, with the numbers of a test."""
@@ -271,14 +288,24 @@ class Training:
         }
 
 
-def _check_same_everywhere(chosen: devices.Devices, config: FitConfig, fingerprint: str) -> None:
+def _may_keep_features(config: FitConfig) -> bool:
+    """Returns whether features of all images may be kept, which decodes all of them before."""
+    built_here = networks.is_built_here(config.model)
+    head_alone = config.optimisation.head_epochs or config.model.trainable in (None, "head")
+    return not built_here and bool(head_alone)
+
+
+def _check_same_everywhere(chosen: devices.Devices, config: FitConfig, data: run_data.Data) -> None:
     """Checks that this process trains as the chief does.
 
     Raises:
       UserError: Its flags, its images, its precision or its use of XLA are others.
     """
+    counts = ", ".join(f"{purpose} {len(rows)}" for purpose, rows in data.rows.items())
     own = {
-        "images (their fingerprint)": fingerprint,
+        "images (their fingerprint)": data.records.fingerprint,
+        # Where images are unreadable, it depends on --decoded_cache.
+        "images of each split": counts,
         "precision": chosen.precision,
         "jit_compile": chosen.jit_compile,
     }

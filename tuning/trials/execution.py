@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pizza_steak.errors import UserError, fault_of_the_machine
+from pizza_steak.errors import UserError, fault_of_the_machine, quoted
 from pizza_steak.tensorflow_import import import_tensorflow, stderr_dropped
 
 import_tensorflow()
@@ -131,13 +131,16 @@ def train(execution: Execution) -> None:
     """Trains from the last finished epoch on; writes down the outcome.
 
     Raises:
-      Exception: A fault of the machine, such as a full disk: it is no verdict on the settings.
+      Exception: A fault of the machine, such as a full disk, or an image that cannot be decoded: it
+        is no verdict on the settings.
     """
     try:
         _train(execution)
     except Exception as error:
         if fault_of_the_machine(error):
             raise
+        if unreadable := quoted(error):
+            raise unreadable from error
         reason = " ".join(str(error).split())
         if isinstance(error, (tf.errors.ResourceExhaustedError, MemoryError)):
             reason = f"out of memory: {reason}"
