@@ -262,11 +262,17 @@ def _contents(
 
 def _numbers(digests: np.ndarray) -> np.ndarray:
     """Returns the number of each digest among the different ones, in their order."""
-    order = np.lexsort(digests.T[::-1])  # np.unique with an axis is slower.
-    differs = np.zeros(len(digests), bool)
-    differs[1:] = (digests[order[1:]] != digests[order[:-1]]).any(axis=1)
+    firsts, seconds = np.ascontiguousarray(digests.T)
+    order = np.argsort(firsts)  # To sort by both takes five times as long.
+    in_order = firsts[order]
+    differs = np.ones(len(digests), bool)
+    differs[1:] = in_order[1:] != in_order[:-1]
+    equal = np.flatnonzero(~differs)
+    if (seconds[order[equal]] != seconds[order[equal - 1]]).any():
+        order = np.lexsort((seconds, firsts))
+        differs[1:] = (digests[order[1:]] != digests[order[:-1]]).any(axis=1)
     numbers = np.empty(len(digests), np.int64)
-    numbers[order] = np.cumsum(differs)
+    numbers[order] = np.cumsum(differs) - 1
     return numbers
 
 
@@ -277,8 +283,18 @@ def shared(digests: np.ndarray, others: np.ndarray) -> int:
       digests: uint64 array of shape (N, 2).
       others: uint64 array of shape (M, 2).
     """
-    both = np.concatenate([digests, others])
-    contents = _numbers(both)
+    # NumPy's sort takes a hundredth of the time of its functions for sets.
+    firsts = np.sort(np.concatenate([digests[:, 0], others[:, 0]]))
+    repeated = firsts[:-1][firsts[1:] == firsts[:-1]]
+    if not len(repeated):
+        return 0
+
+    def candidates(digests: np.ndarray) -> np.ndarray:
+        places = np.searchsorted(repeated[:-1], digests[:, 0])
+        return digests[repeated[places] == digests[:, 0]]
+
+    digests, others = candidates(digests), candidates(others)
+    contents = _numbers(np.concatenate([digests, others]))
     return int(np.isin(contents[: len(digests)], contents[len(digests) :]).sum())
 
 

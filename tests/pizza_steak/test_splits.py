@@ -125,6 +125,18 @@ def test_digests_are_the_same_if_both_halves_are(values, count):
     assert sum(map(len, sides)) == len(set.union(*sides)) == len({*map(tuple, hashes.tolist())})
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_parts_keep_equal_digests_together_and_no_others(seed):
+    digests = np.random.default_rng(seed).integers(0, 3, (40, 2), np.uint64)
+    found = parts(np.zeros(40, int), digests, 40)
+    for one, part in zip(digests, found, strict=True):
+        together = {tuple(digest) for digest in digests[found == part]}
+        assert together == {tuple(one)}
+    order = sorted(set(map(tuple, digests)))
+    firsts = [found[(digests == digest).all(axis=1)][0] for digest in order]
+    assert firsts == sorted(firsts)
+
+
 def test_bytes_of_two_classes_go_where_the_first_class_puts_them():
     rng = np.random.default_rng(0)
     first, second = digests(rng, 40), digests(rng, 40)
