@@ -423,8 +423,8 @@ def _config_named(dataset: str) -> str:
     if name != Builder.name or config not in Builder.builder_configs:
         known = ", ".join(f"{Builder.name}/{config}" for config in Builder.builder_configs)
         raise UserError(
-            f"dataset {dataset!r}: unknown; expected one of {known}, one that python -m "
-            "pizza_steak.prepared lists, or your own with --archive"
+            f"dataset {dataset!r}: unknown; expected one of {known}, your own with --archive, or a "
+            "name that python -m pizza_steak.prepared lists"
         )
     return config
 
