@@ -138,11 +138,14 @@ def remove(path: pathlib.Path) -> None:
 def output_file(path: str | os.PathLike[str], flag: str | None = None) -> Iterator[pathlib.Path]:
     """Yields the `atomic_path` of a file that the user named by a flag; `~` is the home folder.
 
+    What a killed process left of the file is removed.
+
     Raises:
       UserError: The file cannot be written.
     """
     path = pathlib.Path(path).expanduser()
     try:
+        remove_temporary(path.parent, path.name)
         with atomic_path(path) as temporary:
             yield temporary
     except OSError as error:

@@ -95,3 +95,13 @@ def test_a_file_system_without_locks_still_has_one_process_at_a_time(tmp_path, m
             pytest.raises(filelock.Timeout),
         ):
             atomic.lock(tmp_path / "array").acquire(timeout=0)
+
+
+def test_what_a_killed_process_left_of_a_file_is_removed_when_it_is_written_again(tmp_path):
+    left, other = (tmp_path / f".{'0' * 32}.{name}" for name in ("report.html", "a report.html"))
+    left.write_text("half")
+    other.write_text("of another file")
+    with atomic.output_file(tmp_path / "report.html") as temporary:
+        temporary.write_text("whole")
+    assert (tmp_path / "report.html").read_text() == "whole"
+    assert sorted(tmp_path.iterdir()) == [other, tmp_path / "report.html"]
