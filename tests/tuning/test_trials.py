@@ -364,6 +364,19 @@ def test_a_final_training_with_a_damaged_backup_starts_anew(run_sweep, monkeypat
     assert winner.train(sweep.progress).result["test_loss"] == before
 
 
+def test_what_a_killed_sweep_left_is_removed_but_not_what_workers_write(make_plan):
+    folder = make_plan("--max_trials=1", "--max_epochs=1").folder
+    folder.start()
+    names = ("trials.csv", "oracle/oracle.json", "oracle/trial_0000/trial.json", "trials/0000/x")
+    left = []
+    for path in map(folder.path.joinpath, names):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        left.append(path.with_name(f".{'0' * 32}.{path.name}"))
+        left[-1].write_text("half")
+    folder.start()
+    assert [path.exists() for path in left] == [False, False, False, True]
+
+
 # Pruning.
 
 

@@ -119,6 +119,7 @@ class Execution:
     def end(self, outcome: Mapping[str, Any]) -> None:
         """Writes down the outcome, so that the execution is not tried again."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
+        atomic.remove_temporary(self._file.parent, self._file.name)
         with atomic.atomic_path(self._file) as temporary:
             temporary.write_text(json.dumps(outcome, indent=2) + "\n", encoding="utf-8")
 

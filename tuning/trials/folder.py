@@ -107,6 +107,9 @@ class Folder:
                 there = False
         if there:
             self.check_same()
+            # Workers may still write in trials/. In the other folders only this process does.
+            for folder in (self.path, *self.path.glob("oracle"), *self.path.glob("oracle/trial_*")):
+                atomic.remove_temporary(folder)
             return
         if not atomic.holds_only(self.path, _PARTS):
             raise UserError(

@@ -245,6 +245,7 @@ def _starts_without_an_epoch(run: run_directory.Run) -> int:
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
     starts = before[1] + 1 if before[0] == epochs else 1
+    atomic.remove_temporary(path.parent, path.name)
     with atomic.atomic_path(path) as temporary:
         temporary.write_text(json.dumps([epochs, starts]), encoding="utf-8")
     return starts
