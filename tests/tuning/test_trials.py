@@ -377,6 +377,16 @@ def test_what_a_killed_sweep_left_is_removed_but_not_what_workers_write(make_pla
     assert [path.exists() for path in left] == [False, False, False, True]
 
 
+def test_a_backup_that_a_kill_left_after_the_last_trial_is_removed(run_sweep):
+    sweep = run_sweep("--max_trials=1", "--max_epochs=1")
+    backup = sweep.folder / "trials" / "0000" / "backup"
+    assert not backup.exists()
+    backup.mkdir()
+    sweep.progress.write()
+    assert not backup.exists()
+    assert (sweep.folder / "trials" / "0000" / "result.json").exists()
+
+
 # Pruning.
 
 

@@ -173,7 +173,8 @@ class Progress:
             )
 
     def write(self, winner: page.Winner | None = None) -> None:
-        """Writes the table and the page."""
+        """Writes the table and the page, and removes what is not kept."""
+        self._remove_what_is_not_kept()  # A kill may have come before it, after the last trial.
         self._write_table()
         self._write_page(winner, running=False)
 
