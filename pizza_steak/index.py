@@ -7,6 +7,7 @@ takes the same time for any number of images.
 import collections
 import contextlib
 import hashlib
+import inspect
 import itertools
 import os
 import pathlib
@@ -86,21 +87,21 @@ def columns(
     return found | {"filenames": _filenames(path), "fingerprint": fingerprint}
 
 
-def in_graph(column: np.ndarray) -> tf.Tensor:
-    """Returns a column of numbers for a graph that other processes run.
+def gather(column: np.ndarray | tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+    """Returns the numbers at int64 `rows` of a column, in a graph that other processes may run.
 
-    The graph has the path of the file alone. It must be the same there.
+    Of a mapped column, the graph has the path of the file alone. It must be the same there.
     """
-    stored = column.base
+    stored = getattr(column, "base", None)
     if not isinstance(stored, np.memmap) or not stored.filename or stored.shape != column.shape:
-        return tf.constant(column)
-    head = stored.offset // column.itemsize
+        return tf.gather(column, rows)
+    head = stored.offset // stored.itemsize
     numbers = tf.raw_ops.ImmutableConst(
-        dtype=column.dtype,
-        shape=[head + len(column)],
+        dtype=stored.dtype,
+        shape=[head + len(stored)],
         memory_region_name=os.path.abspath(stored.filename),
     )
-    return numbers[head:]
+    return tf.gather(numbers, rows + head)
 
 
 def check(files: Mapping[str, int]) -> None:
@@ -208,7 +209,8 @@ def _frames(path: str) -> Iterator[tuple[int, bytes]]:
       tf.errors.DataLossError: A checksum is wrong, or the file was cut.
     """
     offset = _FRAME_HEAD
-    # A tf.data.Dataset takes twenty times as long for each record, or holds many in memory.
-    for record in tf.compat.v1.io.tf_record_iterator(path):
+    # A tf.data.Dataset takes twenty times as long for each record, or holds many in memory. The
+    # function within the decorator does not warn that it is old.
+    for record in inspect.unwrap(tf.compat.v1.io.tf_record_iterator)(path):
         yield offset, record
         offset += len(record) + 4 + _FRAME_HEAD

@@ -278,7 +278,7 @@ def batches(
             images = augment(images, example_seeds(seed, step // steps, batch))
         if labels is None:
             return images
-        indices = tf.gather(labels, batch)
+        indices = index.gather(labels, batch)
         if weights is None:
             return images, encode(indices)
         return images, encode(indices), tf.gather(weights, indices)
@@ -292,7 +292,7 @@ def batches(
         local = dataclasses.replace(pictures, in_graph=False)
 
         def load_there(number):
-            return load(pictures, number, tf.constant(rows), *map(index.in_graph, shown))
+            return load(pictures, number, tf.constant(rows), *shown)
 
         def load_here(number):
             return load(local, number, *columns.get_single_element())

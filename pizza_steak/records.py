@@ -104,7 +104,7 @@ class Records:
         where the graph runs.
         """
         paths = tf.constant([os.path.abspath(path) for path in self._paths])
-        places = [tf.gather(index.in_graph(one), rows) for one in (self._shards, self._starts)]
+        places = [index.gather(one, rows) for one in (self._shards, self._starts)]
         feature = {"image": tf.io.FixedLenFeature((), tf.string)}
 
         def read(place: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
