@@ -274,7 +274,7 @@ def open_archive(
     data_dir: str | os.PathLike[str] | None = None,
     reading: ReadingOptions | None = None,
 ) -> Archive:
-    """Returns the listing of an archive; reads no zip that was prepared and has not changed.
+    """Returns the listing of an archive; lists none that was prepared and has not changed.
 
     Raises:
       ArchiveError: The archive is refused.
@@ -365,7 +365,7 @@ def _prepared_builder(
         make_folder(folder.parent)
         kept.make_once(folder, make, is_sound)
     if isinstance(config, ArchiveConfig) and isinstance(config.archive, Archive):
-        # The list of images is not needed any more, and takes 1 kB of memory for each.
+        # The list of images is not needed any more, and takes 0.5 kB of memory for each.
         archive = dataclasses.replace(config.archive, splits={})
         config = dataclasses.replace(config, archive=archive)
     return Builder(data_dir=home.parent, config=config)

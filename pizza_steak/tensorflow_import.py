@@ -35,7 +35,7 @@ def import_tensorflow() -> ModuleType:
     # TensorFlow logs each CUDA library that it does not find; failures still raise.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # Some messages come before that variable is read.
-    with stderr_dropped(), _without_collections():
+    with stderr_dropped(), _left_out_of_collections():
         _import_keras()
         import tensorflow
     # It warns that functions are traced often, which every new model does.
@@ -56,20 +56,29 @@ def _import_keras() -> None:
 
 
 @contextlib.contextmanager
-def _without_collections() -> Iterator[None]:
-    """Collects no garbage, and leaves the objects that are there at the end out of collections.
-
-    TensorFlow's 600,000 objects stay until the process ends: to look through them takes 0.8 s of
-    3 s of its import, and 0.3 s in each full collection after it.
-    """
+def without_collections() -> Iterator[None]:
+    """Collects no garbage: to look through objects that stay takes long."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()
         if was_enabled:
             gc.enable()
+
+
+@contextlib.contextmanager
+def _left_out_of_collections() -> Iterator[None]:
+    """Collects no garbage, and leaves the objects that are there at the end out of collections.
+
+    TensorFlow's 600,000 objects stay until the process ends: to look through them takes 0.8 s of
+    3 s of its import, and 0.3 s in each full collection after it.
+    """
+    with without_collections():
+        try:
+            yield
+        finally:
+            gc.freeze()
 
 
 @contextlib.contextmanager
