@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from small_runs import ROOT, SIZE, layout, start_command, train_and_test, write_backbone
 
-from pizza_steak import control_groups
+from pizza_steak import control_groups, members
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # As every command has it.
 # What is prepared without a --data_dir; TFDS reads this when it is imported.
@@ -233,6 +233,20 @@ def browser(tmp_path_factory):
         pytest.skip("no chromium on the PATH; Debian's package of that name has it")
     with chromium.page(tmp_path_factory.mktemp("profile")) as page:
         yield page
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The zips that were opened. Archives are remembered although they are new."""
+    paths = []
+
+    def open_file(path, original=members.open_file):
+        paths.append(path)
+        return original(path)
+
+    monkeypatch.setattr(members, "open_file", open_file)
+    monkeypatch.setattr(members, "TICK", 0)
+    return paths
 
 
 @pytest.fixture

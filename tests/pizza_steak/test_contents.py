@@ -229,20 +229,6 @@ def test_caches_of_folders_that_are_gone_are_removed(aged, make_archive, fingerp
 
 
 @pytest.fixture
-def opened(monkeypatch):
-    """The zips that were opened. Zips are remembered although they are new."""
-    paths = []
-
-    def open_file(path, original=members.open_file):
-        paths.append(path)
-        return original(path)
-
-    monkeypatch.setattr(members, "open_file", open_file)
-    monkeypatch.setattr(members, "TICK", 0)
-    return paths
-
-
-@pytest.fixture
 def zipped(make_archive):
     """A zip with a file that is left out, and a folder that is warned of."""
     return make_archive([*FOOD, "train/pizza/notes.txt", "train/soup/1.svg"])

@@ -97,20 +97,6 @@ def refusal(path, options=None) -> str:
     return message
 
 
-@pytest.fixture
-def opened(monkeypatch):
-    """The zips that were opened. Archives are remembered although they are new."""
-    paths = []
-
-    def open_file(path, original=members.open_file):
-        paths.append(path)
-        return original(path)
-
-    monkeypatch.setattr(members, "open_file", open_file)
-    monkeypatch.setattr(members, "TICK", 0)
-    return paths
-
-
 @pytest.mark.parametrize("as_zip", [True, False], ids=["zips", "folders"])
 @pytest.mark.parametrize("around", ["{}", "photos/{}", "data/photos/{}"])
 @pytest.mark.parametrize("names", [SPLIT, WHOLE], ids=["split", "whole"])
