@@ -30,8 +30,8 @@ from typing import BinaryIO, NamedTuple, TypeVar
 
 from pizza_steak import members, patterns
 from pizza_steak.errors import ArchiveError
+from pizza_steak.garbage import without_collections
 from pizza_steak.members import Listing, Member, ReadingOptions
-from pizza_steak.tensorflow_import import without_collections
 
 _SPLITS = {
     "train": "train",

@@ -17,7 +17,7 @@ import wrapt
 from absl import app, flags
 from absl import logging as absl_logging
 
-from pizza_steak import flagfile
+from pizza_steak import flagfile, signals
 from pizza_steak.errors import FlagError, UserError, fault_of_the_machine, quoted
 from pizza_steak.flags import define_flags, fields, from_flags
 from pizza_steak.help import help_of, suggestions
@@ -52,6 +52,7 @@ def run(
         to others.
     """
     own_process()
+    signals.wake_main_thread()
     if not gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     define_flags(config)

@@ -1,7 +1,6 @@
 """Imports TensorFlow without its log messages, and with oneDNN."""
 
 import contextlib
-import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -9,6 +8,7 @@ from types import ModuleType
 
 from pizza_steak import cores
 from pizza_steak.errors import UserError, first_line
+from pizza_steak.garbage import left_out_of_collections
 
 
 def import_tensorflow() -> ModuleType:
@@ -35,7 +35,7 @@ def import_tensorflow() -> ModuleType:
     # TensorFlow logs each CUDA library that it does not find; failures still raise.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # Some messages come before that variable is read.
-    with stderr_dropped(), _left_out_of_collections():
+    with stderr_dropped(), left_out_of_collections():
         _import_keras()
         import tensorflow
     # It warns that functions are traced often, which every new model does.
@@ -53,32 +53,6 @@ def _import_keras() -> None:
         raise UserError(
             f"Keras computes with {backend}, and this package with TensorFlow; {advice}"
         )
-
-
-@contextlib.contextmanager
-def without_collections() -> Iterator[None]:
-    """Collects no garbage: to look through objects that stay takes long."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-@contextlib.contextmanager
-def _left_out_of_collections() -> Iterator[None]:
-    """Collects no garbage, and leaves the objects that are there at the end out of collections.
-
-    TensorFlow's 600,000 objects stay until the process ends: to look through them takes 0.8 s of
-    3 s of its import, and 0.3 s in each full collection after it.
-    """
-    with without_collections():
-        try:
-            yield
-        finally:
-            gc.freeze()
 
 
 @contextlib.contextmanager

@@ -17,7 +17,9 @@ from small_runs import ROOT, SIZE, layout, start_command, train_and_test, write_
 
 from pizza_steak import control_groups, members
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # As every command has it.
+# As every command has them. TensorFlow is not imported yet.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 # What is prepared without a --data_dir; TFDS reads this when it is imported.
 _data_dir = tempfile.TemporaryDirectory(prefix="tensorflow_datasets-")
 os.environ["TFDS_DATA_DIR"] = _data_dir.name

@@ -240,6 +240,23 @@ def test_a_validation_loss_that_is_no_number_ends_the_run(make_archive, small_fl
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
+    "wait",
+    ["threading.Event().wait()", "os.read(os.pipe()[0], 1)", "subprocess.call(['sleep', '99'])"],
+)
+def test_ctrl_c_that_another_thread_gets_ends_what_the_command_waits_for(start_python, wait):
+    process = start_python(
+        "import os, signal, subprocess, threading, time; from trainers import command;"
+        "from trainers.configuration import ReportConfig;"
+        "get = lambda: (time.sleep(0.5), signal.raise_signal(signal.SIGINT));"
+        f"main = lambda config: (threading.Thread(target=get).start(), {wait});"
+        "command.run(main, ReportConfig)"
+    )
+    assert process.communicate(timeout=30) == ("", "interrupted\n")
+    assert process.returncode == 128 + signal.SIGINT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
     "main, status, message",
     [
         ("print('a line')", 128 + signal.SIGPIPE, ""),
