@@ -30,6 +30,8 @@ def wake_main_thread() -> None:
 
     def interrupt() -> None:
         nonlocal awake
+        # It gets no signal itself: the main thread may keep some for later (`preemption`).
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         main = threading.main_thread().ident
         assert main
         while received := told.recv(1):
