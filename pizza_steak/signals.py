@@ -35,8 +35,9 @@ def wake_main_thread() -> None:
         main = threading.main_thread().ident
         assert main
         while received := told.recv(1):
-            if received[0] != signal.SIGURG:
-                awake = False
+            if received[0] == signal.SIGURG:
+                continue
+            awake = False
             while not awake:
                 signal.pthread_kill(main, signal.SIGURG)
                 time.sleep(_SECONDS_BETWEEN_CALLS)

@@ -17,7 +17,6 @@ import sys
 import time
 import types
 import warnings
-from collections.abc import Sequence
 from multiprocessing import connection, reduction
 
 import numpy
@@ -41,7 +40,7 @@ class Popen(subprocess.Popen):
         creationflags, shell, p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite,
         restore_signals, gid, gids, uid, umask, start_new_session, *_
     ):  # fmt: skip
-        server = _server(_read_at_import(args, env))
+        server = _server(_read_at_import(env))
         # An orphan becomes a child of its nearest ancestor that is a subreaper.
         _be_subreaper(True)
         try:
@@ -55,11 +54,10 @@ class Popen(subprocess.Popen):
         self._child_created = True
 
 
-def _read_at_import(args: Sequence[str], env: dict[str, str]) -> tuple[tuple[str, str], ...]:
+def _read_at_import(env: dict[str, str]) -> tuple[tuple[str, str], ...]:
     """Returns the variables that are read from the environment until TensorFlow is imported."""
-    defaults = {"TF_ENABLE_ONEDNN_OPTS": "1"} if args[1] == "-m" else {}  # As every command does.
     names = ("LD_PRELOAD", "TF_CPP_MIN_LOG_LEVEL", "TF_ENABLE_ONEDNN_OPTS")
-    return tuple((name, value) for name in names if (value := (defaults | env).get(name)))
+    return tuple((name, value) for name in names if (value := env.get(name)))
 
 
 def _be_subreaper(value: bool) -> None:
